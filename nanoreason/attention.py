@@ -1,0 +1,73 @@
+"""Causal attention behind one call: `attention(q, k, v, doc_start)`.
+
+Training packs many short documents into one row, so attention has to be causal *and* stop at the start of
+the token's own document. `doc_start` says where that is:
+
+    row        A0 A1 A2 B0 B1 C0          three documents, A, B and C, in one row of six tokens
+    doc_start   0  0  0  3  3  5          token 4 (B1) may look at positions 3 and 4 and at no others
+
+Decoding has one new token a row and a cache of uneven length; `cached_attention` serves that case.
+Letters: B batch, T time, H query heads, K key/value heads, D head dim, S cache slots.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def document_mask(doc_start):
+    """Who may look at whom in packed rows.
+
+    doc_start: (B, T) integers, for each token the index at which its document starts.
+    Returns (B, 1, T, T) bool, True where query i (dim 2) may attend to key j (dim 3): doc_start[i] <= j <= i.
+    """
+    T = doc_start.size(1)
+    j = torch.arange(T, device=doc_start.device)
+    causal = j[None, :] <= j[:, None]  # (T, T)
+    return (causal & (j >= doc_start[:, :, None]))[:, None]  # (B, 1, T, T)
+
+
+def attention(q, k, v, doc_start=None):
+    """Causal grouped-query attention, softmax(q k^T / sqrt(D)) v, inside each document.
+
+    q: (B, T, H, D); k, v: (B, T, K, D) with H a multiple of K; doc_start: (B, T) int or None (one document a row).
+    Returns (B, T, H, D) in q's dtype. Query head h reads key/value head h // (H / K) (GQA, Ainslie et al. 2305.13245).
+    """
+    if q.size(2) % k.size(2):
+        raise ValueError(f"{q.size(2)} query heads cannot share {k.size(2)} key/value heads evenly")
+    if q.device.type == "cpu" and q.size(1) <= 256:
+        return short_row_attention(q, k, v, doc_start)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D), (B, K, T, D)
+    mask = None if doc_start is None else document_mask(doc_start)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.size(1) != k.size(1))
+    return out.transpose(1, 2)  # (B, T, H, D)
+
+
+def short_row_attention(q, k, v, doc_start=None):
+    B, T, H, D = q.shape
+    K = k.size(2)
+    G = H // K
+    j = torch.arange(T, device=q.device)
+    hidden = j[None, :] > j[:, None]
+    hidden = hidden[None] if doc_start is None else hidden | (j < doc_start[:, :, None])  # (B or 1, T, T)
+    hidden = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, float("-inf"))
+    q = (q * D**-0.5).view(B, T, K, G, D).transpose(1, 2).reshape(B * K, T * G, D)
+    k, v = (x.transpose(1, 2).reshape(B * K, T, D) for x in (k, v))
+    scores = torch.bmm(q, k.transpose(1, 2)).view(B, K, T, G, T) + hidden[:, None, :, None]
+    out = torch.bmm(scores.softmax(-1, dtype=scores.dtype).view(B * K, T * G, T), v)
+    return out.view(B, K, T, G, D).transpose(1, 2).reshape(B, T, H, D)
+
+
+def cached_attention(q, k, v, visible):
+    """One new token a row against that row's filled cache slots.
+
+    q: (B, H, D), the new token's queries; k, v: (B, K, S, D), cache slots; visible: (B, S), 0 where a slot holds a token
+    of this row and -inf where it does not, in q's dtype. Returns (B, H, D).
+
+    The H / K query heads of a group become rows of one matrix product, so each cached key is read once a group and not
+    once a head: cache traffic, not arithmetic, is what bounds decoding.
+    """
+    B, H, D = q.shape
+    K, S = k.size(1), k.size(2)
+    q = q.view(B * K, H // K, D) * D**-0.5
+    scores = torch.baddbmm(visible.repeat_interleave(K, 0)[:, None], q, k.reshape(B * K, S, D).transpose(1, 2))  # (B*K, H/K, S)
+    return torch.bmm(scores.softmax(-1), v.reshape(B * K, S, D)).view(B, H, D)

@@ -1,0 +1,227 @@
+"""What every script shares: flags from a dataclass, the device, the ranks, seeds, metrics and ways to stop."""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+
+class UserError(Exception):
+    """Something the user can put right. Scripts print it as one line on stderr and exit with status 2."""
+
+
+def flag(default, help, choices=None, low=None, high=None):
+    """A dataclass field that is also a command-line flag, with its sentence of help and its limits."""
+    return dataclasses.field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message)
+
+
+def parse_config(cls, argv=None, presets=None, doc="", positional=None):
+    """Flags -> config. Every field of dataclass `cls` is a --kebab-case flag; `positional` names the one that is not.
+
+    presets: {name: {field: value}}, chosen by --preset; flags on the command line win over the preset.
+    Raises UserError for an unknown flag, a value of the wrong type, outside `choices`, or outside [low, high].
+    """
+    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    if presets:
+        parser.add_argument("--preset", choices=list(presets), help="a set of defaults for a kind of machine; flags win over it")
+    for field in dataclasses.fields(cls):
+        meta, kind = field.metadata, type(field.default)
+        shown = f"{meta['help']} (default: {field.default})".replace("%", "%%")
+        if field.name == positional:
+            parser.add_argument(field.name, nargs="?", default=argparse.SUPPRESS, help=shown)
+        elif kind is bool:
+            parser.add_argument("--" + field.name.replace("_", "-"), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=shown)
+        else:
+            parser.add_argument("--" + field.name.replace("_", "-"), type=kind, choices=meta["choices"], default=argparse.SUPPRESS, help=shown)
+    given = vars(parser.parse_args(argv))
+    preset = given.pop("preset", None)
+    config = cls(**{**(presets[preset] if preset else {}), **given})
+    for field in dataclasses.fields(cls):
+        value, low, high = getattr(config, field.name), field.metadata["low"], field.metadata["high"]
+        if (low is not None and not value >= low) or (high is not None and not value <= high):
+            raise UserError(f"--{field.name.replace('_', '-')} is {value}; it must be {f'at least {low}' if low is not None else ''}"
+                            f"{' and ' if low is not None and high is not None else ''}{f'at most {high}' if high is not None else ''}")
+    return config
+
+
+def run_script(main):
+    """Call main(); a UserError becomes one line on stderr and exit status 2, Ctrl-C ends with 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where this process runs: its device and its place among torchrun's ranks."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self):
+        return self.rank == 0
+
+    def total(self, value):
+        """Sum of a number over all ranks, as a float."""
+        if self.world == 1:
+            return float(value)
+        tensor = torch.tensor([float(value)], dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.item()
+
+    def sum_gradients(self, model):
+        """Sum every gradient over all ranks in one bucket; a parameter without one counts as zero."""
+        if self.world == 1:
+            return
+        for p in model.parameters():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        flat = torch.cat([p.grad.flatten() for p in model.parameters()])
+        dist.all_reduce(flat)
+        for p, g in zip(model.parameters(), flat.split([p.numel() for p in model.parameters()])):
+            p.grad.copy_(g.view_as(p))
+
+
+def start_machine(device="auto"):
+    """Pick the device and, under torchrun, join the other ranks. The one place that reads the rank.
+
+    device: auto, cpu, cuda or mps. Raises UserError when the one asked for is not there.
+    """
+    has_mps = torch.backends.mps.is_available()
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if (device == "cuda" and not torch.cuda.is_available()) or (device == "mps" and not has_mps):
+        raise UserError(f"--device {device}: this machine has none")
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.set_float32_matmul_precision("high")
+        device = f"cuda:{torch.cuda.current_device()}"
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return Machine(torch.device(device), rank, world)
+
+
+def seed_for(seed, *purpose):
+    """A 63-bit seed from (seed, purpose, ...) by hashing: neighbouring seeds share nothing, unlike seed + index."""
+    return int.from_bytes(hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator(seed, *purpose, device="cpu"):
+    """An explicit torch.Generator seeded from (seed, purpose, ...)."""
+    return torch.Generator(device=device).manual_seed(seed_for(seed, *purpose))
+
+
+def bf16_pays(device):
+    """Whether matrix products in bfloat16 beat float32 here. CPUs are timed (a few ms); GPUs are asked."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if device.type != "cpu":
+        return False
+    times = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(1024, 256, dtype=dtype), torch.ones(256, 512, dtype=dtype)
+        for _ in range(6):
+            start = time.perf_counter()
+            a @ b
+            times[dtype] = min(times.get(dtype, 1e9), time.perf_counter() - start)
+    return times[torch.bfloat16] < 0.7 * times[torch.float32]
+
+
+def autocast(device, enabled):
+    """bfloat16 autocast where it is wanted, else nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if enabled else nullcontext()
+
+
+def choose_bf16(precision, device):
+    """--precision auto|fp32|bf16 -> whether to use bfloat16."""
+    return bf16_pays(device) if precision == "auto" else precision == "bf16"
+
+
+class Metrics:
+    """metrics.jsonl: one JSON object a logged step. Resuming at step n drops what a killed run wrote from n on."""
+
+    def __init__(self, path, resume_step=0, write=True):
+        self.path, self.write = Path(path), write
+        if write:
+            kept = [row for row in read_metrics(self.path) if row["step"] < resume_step] if resume_step else []
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def log(self, **row):
+        if self.write:
+            with open(self.path, "a") as f:
+                f.write(json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}) + "\n")
+
+
+def read_metrics(path):
+    """Rows of a metrics.jsonl; [] when there is no such file. A last line cut short by a kill is left out."""
+    rows = []
+    if Path(path).exists():
+        for line in Path(path).read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def write_json(path, value):
+    """Write JSON so that a reader never sees half a file."""
+    path = Path(path)
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(scratch, path)
+
+
+def progress(total, desc, machine=None, initial=0):
+    """tqdm on a terminal; elsewhere, and on ranks above 0, a silent one. Long silent runs print lines through `say` instead."""
+    from tqdm import tqdm
+
+    quiet = (machine is not None and not machine.main) or not sys.stderr.isatty()
+    return tqdm(total=total, desc=desc, initial=initial, disable=quiet, dynamic_ncols=True, leave=False)
+
+
+def say(text, machine=None):
+    """Print a line at once, on rank 0 only, without tearing a progress bar."""
+    if machine is None or machine.main:
+        from tqdm import tqdm
+
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def prepare_out(out, config, resume, machine=None):
+    """Make --out and write config.json. An existing run is only continued on purpose: else UserError, and nothing is touched."""
+    out = Path(out)
+    if (out / "ckpt.pt").exists() and not resume:
+        raise UserError(f"--out {out} already holds a run; continue it with --resume or choose another folder")
+    if machine is None or machine.main:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / "config.json", dataclasses.asdict(config))
+        except OSError as error:
+            raise UserError(f"cannot write to --out {out}: {error.strerror}") from None
+    return out

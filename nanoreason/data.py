@@ -1,0 +1,99 @@
+"""Token rows from documents: packing without padding waste, targets, loss masks, batches by rank.
+
+Packing puts whole documents side by side into rows of T tokens; `doc_start` keeps attention inside each. Worked example,
+T = 6, one document of three ids whose first is its prompt (prompt_len 1) and one of two ids with no prompt:
+
+    examples    [7 8 9] prompt_len 1      [5 6] prompt_len 0
+    tokens       7  8  9  5  6  PAD
+    targets      8  9  .  6  .  .         the next token of the same document; '.' is IGNORE
+    doc_start    0  0  0  3  3  5
+
+Token 7 is the prompt's last, so it predicts 8, the first token of the response; the last token of a response (the stop
+token) is a target like any other, or the model would never learn to stop.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nanoreason.tokenizer import PAD
+
+IGNORE = -100  # torch's own ignore_index
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed rows: tokens (N, T) int16, targets (N, T) int16 with IGNORE, doc_start (N, T) int32, owner (N, T) int32 the index of
+    the example that a place belongs to, -1 for padding. `skipped`: documents longer than T, left out."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    doc_start: np.ndarray
+    owner: np.ndarray
+    skipped: int
+
+    def __len__(self):
+        return len(self.tokens)
+
+    @property
+    def real_share(self):
+        """Share of the N*T places that hold a real token."""
+        return float((self.tokens != PAD).mean())
+
+    def batch(self, index, device):
+        """Tensors of the rows in `index`: tokens and targets (B, T) int64, doc_start (B, T) int32."""
+        pick = lambda array, dtype: torch.from_numpy(array[index]).to(device, dtype)
+        return pick(self.tokens, torch.long), pick(self.targets, torch.long), pick(self.doc_start, torch.int32)
+
+
+def pack(examples, T, learn_prompt=False, window=256):
+    """Pack Examples into rows of T tokens, each document whole, in the fullest open row that still has room for it.
+
+    learn_prompt: prompt tokens are targets too (pretraining). window: rows kept open; more fills better and takes longer.
+    Documents longer than T are left out and counted in `skipped`.
+    """
+    rows, open_rows, skipped = [], [], 0  # a row is [free places, indices of its examples]
+    for index, example in enumerate(examples):
+        n = len(example.ids)
+        if n > T:
+            skipped += 1
+            continue
+        best = min((row for row in open_rows if row[0] >= n), key=lambda row: row[0], default=None)
+        if best is None:
+            best = [T, []]
+            rows.append(best)
+            open_rows.append(best)
+            if len(open_rows) > window:
+                open_rows.remove(min(open_rows, key=lambda row: row[0]))
+        best[0] -= n
+        best[1].append(index)
+        if best[0] < 3:
+            open_rows.remove(best)
+    tokens = np.full((len(rows), T), PAD, dtype=np.int16)
+    targets = np.full((len(rows), T), IGNORE, dtype=np.int16)
+    doc_start = np.tile(np.arange(T, dtype=np.int32), (len(rows), 1))  # padding sees only itself
+    owner = np.full((len(rows), T), -1, dtype=np.int32)
+    for r, (_, indices) in enumerate(rows):
+        at = 0
+        for index in indices:
+            e = examples[index]
+            end = at + len(e.ids)
+            owner[r, at:end] = index
+            tokens[r, at:end] = e.ids
+            learned = at if learn_prompt else at + max(e.prompt_len - 1, 0)
+            targets[r, learned : end - 1] = tokens[r, learned + 1 : end]
+            doc_start[r, at:end] = at
+            at = end
+    return Rows(tokens, targets, doc_start, owner, skipped)
+
+
+def batches(n_rows, rows_per_batch, epochs, seed, rank=0, world=1):
+    """Row indices of each batch, this rank's share of it: every epoch is a fresh permutation of all rows.
+
+    Yields arrays; rank r of w takes every w-th row of the batch, so that all ranks together see what one would.
+    The rows left over at the end of an epoch open the next one.
+    """
+    order = np.concatenate([np.random.default_rng((seed, epoch)).permutation(n_rows) for epoch in range(epochs)])
+    for at in range(0, len(order) - rows_per_batch + 1, rows_per_batch):
+        yield order[at : at + rows_per_batch][rank::world]

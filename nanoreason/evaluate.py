@@ -1,0 +1,133 @@
+"""Measuring: accuracy with its interval by family and level, coverage and vote over N samples, tokens spent, behaviours."""
+
+import random
+from dataclasses import dataclass
+from math import comb, sqrt
+
+import numpy as np
+
+from nanoreason.common import generator
+from nanoreason.generate import generate
+from nanoreason.rewards import outcome_reward
+from nanoreason.search import vote_scores
+from nanoreason.tasks import problem_set
+from nanoreason.tokenizer import parse_response, render_prompt
+
+CUES = {"verification": "Check: ", "self_correction": "Wait, ", "another_way": "Another way: "}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One judged response."""
+
+    response: object
+    tokens: int
+    correct: bool
+
+
+def wilson(right, n, z=1.96):
+    """95% score interval of a proportion (Wilson 1927): (low, high). right may be a fractional count. (0, 1) when n is 0."""
+    if n == 0:
+        return 0.0, 1.0
+    p = right / n
+    middle, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+
+def pass_at_k(n, c, k):
+    """Chance that at least one of k samples, drawn without replacement from n of which c are right, is right.
+
+    1 - C(n - c, k) / C(n, k), the unbiased estimator of Chen et al. 2107.03374, equation 1. Raises ValueError when k > n.
+    """
+    if k > n:
+        raise ValueError(f"coverage of {k} samples cannot be estimated from {n}")
+    return 1.0 - comb(n - c, k) / comb(n, k)
+
+
+def behaviours(responses):
+    """Share of responses that think at all, and that show each cue of CUES at the start of a line."""
+    n = max(1, len(responses))
+    shares = {"thinks": sum(bool(r.thinking.strip()) for r in responses) / n}
+    for name, cue in CUES.items():
+        shares[name] = sum(any(line.startswith(cue) for line in r.steps) for r in responses) / n
+    return shares
+
+
+def collect(model, problems, samples, temperature, max_new_tokens, seed, max_rows=512, on_progress=None):
+    """Judge `samples` responses to each problem: a list of lists of Sample, in the problems' order."""
+    prompts = [render_prompt(p.question) for p in problems]
+    device = next(model.parameters()).device
+    rollout = generate(model, prompts, samples, max_new_tokens, temperature, generator(seed, "evaluate", device=device), max_rows, on_progress)
+    rollout.ids, rollout.mask = rollout.ids.cpu(), rollout.mask.cpu()
+    judged = []
+    for p, problem in enumerate(problems):
+        rows = range(p * samples, (p + 1) * samples)
+        responses = [rollout.response(row) for row in rows]
+        parsed = [parse_response(ids) for ids in responses]
+        judged.append([Sample(r, len(ids), bool(outcome_reward(problem, r))) for r, ids in zip(parsed, responses)])
+    return judged
+
+
+def test_problems(families, levels, count, split="test", seed=0):
+    """`count` problems of each family, shared out evenly over the levels; different ones, fewer where a split holds fewer."""
+    problems = []
+    for family in families:
+        found, short = [], 0
+        for i, level in enumerate(levels):
+            want = count // len(levels) + (i < count % len(levels))
+            found += problem_set(family, level, split, want + short, seed)
+            short = max(0, sum(count // len(levels) + (j < count % len(levels)) for j in range(i + 1)) - len(found))
+        problems += found
+    return problems
+
+
+def accuracy(right, n):
+    """{'acc', 'n', 'ci'} with a Wilson interval, rounded for reports."""
+    low, high = wilson(right, n)
+    return {"acc": round(right / max(1, n), 4), "n": n, "ci": [round(low, 4), round(high, 4)]}
+
+
+def by_family(problems, judged):
+    """Accuracy of the first sample of each problem: {family: {'acc', 'n', 'ci', 'levels': {level: {...}}}}."""
+    table = {}
+    for family in dict.fromkeys(p.family for p in problems):
+        of = [(p.level, s[0].correct) for p, s in zip(problems, judged) if p.family == family]
+        table[family] = accuracy(sum(c for _, c in of), len(of))
+        table[family]["levels"] = {str(level): accuracy(sum(c for l, c in of if l == level), sum(l == level for l, _ in of))
+                                   for level in sorted({l for l, _ in of})}
+    return table
+
+
+def interval_of_mean(values, seed=0, draws=1000):
+    """95% bootstrap interval of the mean over problems (percentile method, Efron 1979)."""
+    values = np.asarray(values, dtype=float)
+    picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    return [round(float(q), 4) for q in np.quantile(values[picks].mean(1), (0.025, 0.975))]
+
+
+def vote_at(samples, k, rng, draws=20):
+    """Expected accuracy of voting over k of these Samples, over random subsets; ties go to the first drawn."""
+    right = 0
+    for _ in range(draws if k < len(samples) else 1):
+        some = rng.sample(samples, k)
+        scores = vote_scores([s.response.answer for s in some])
+        right += some[scores.index(max(scores))].correct
+    return right / (draws if k < len(samples) else 1)
+
+
+def scaling(judged, ns, seed=0):
+    """Coverage and vote for every n in ns from one set of samples a problem, with intervals over problems, and tokens spent.
+
+    Coverage is exact (pass_at_k); vote is a mean over random subsets. Returns lists in the order of `ns`.
+    """
+    rng = random.Random(f"vote/{seed}")
+    out = {"ns": list(ns), "problems": len(judged), "coverage": [], "coverage_ci": [], "vote": [], "vote_ci": [], "tokens": []}
+    mean_tokens = float(np.mean([s.tokens for samples in judged for s in samples]))
+    for n in ns:
+        coverage = [pass_at_k(len(s), sum(x.correct for x in s), n) for s in judged]
+        votes = [vote_at(s, n, rng) if n > 1 else sum(x.correct for x in s) / len(s) for s in judged]
+        for name, values in (("coverage", coverage), ("vote", votes)):
+            out[name].append(round(float(np.mean(values)), 4))
+            out[name + "_ci"].append(interval_of_mean(values, seed))
+        out["tokens"].append(round(n * mean_tokens, 1))
+    return out

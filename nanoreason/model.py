@@ -1,0 +1,254 @@
+"""The whole language model in one file: a GPT shaped like Qwen3, and its key/value cache.
+
+    token embedding -> n_layer x [x + attention(norm(x)), x + swiglu(norm(x))] -> norm -> logits
+
+Pre-norm RMSNorm, rotary positions, grouped-query attention with normalised queries and keys (QK-norm), SwiGLU and no
+bias anywhere, at every size from 0.2M parameters to 350M and beyond; only the numbers in GPTConfig change.
+
+Letters: B batch, T time, C channels, H query heads, K key/value heads, D head dim, V vocabulary, S cache slots.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nanoreason.attention import attention, cached_attention
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape of the network. `max_len` bounds prompt plus response, in tokens."""
+
+    n_layer: int = 4
+    n_head: int = 4
+    n_kv_head: int = 1
+    n_embd: int = 128
+    head_dim: int = 32
+    d_ff: int = 384
+    vocab_size: int = 512
+    max_len: int = 512
+    rope_theta: float = 10_000.0
+    tie_embeddings: bool = True
+
+    def __post_init__(self):
+        if self.n_head % self.n_kv_head:
+            raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} must be even: rotary embedding turns pairs of channels")
+
+
+PRESETS = {  # parameters at the shipped vocabulary of 512
+    "nano": GPTConfig(n_layer=3, n_head=2, n_kv_head=1, n_embd=64, d_ff=192),  # 0.2M
+    "micro": GPTConfig(n_layer=5, n_head=4, n_kv_head=1, n_embd=128, d_ff=384),  # 1.0M
+    "mini": GPTConfig(n_layer=6, n_head=6, n_kv_head=2, n_embd=192, d_ff=576),  # 2.9M
+    "small": GPTConfig(n_layer=8, n_head=5, n_kv_head=1, n_embd=320, head_dim=64, d_ff=960),  # 9.5M
+    "base": GPTConfig(n_layer=15, n_head=12, n_kv_head=4, n_embd=768, head_dim=64, d_ff=2880, max_len=2048),  # 124M
+    "large": GPTConfig(n_layer=24, n_head=16, n_kv_head=4, n_embd=1024, head_dim=64, d_ff=4096, max_len=4096, rope_theta=1e6),  # 366M
+}
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dim (Zhang & Sennrich 1910.07467)."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x):
+        return F.rms_norm(x, (x.size(-1),), self.weight.to(x.dtype), eps=1e-6)
+
+
+def rope_tables(config, positions):
+    """Cosines and sines of the rotary embedding (Su et al. 2104.09864).
+
+    positions: integer tensor of any shape (...). Returns cos, sin: (..., 1, D/2) float32, the 1 standing for the head dim.
+    Attention sees only differences of positions, so a document may start anywhere in a packed row.
+    """
+    D = config.head_dim
+    frequency = config.rope_theta ** (-torch.arange(0, D, 2, device=positions.device, dtype=torch.float32) / D)
+    angle = (positions[..., None].float() * frequency)[..., None, :]
+    return angle.cos(), angle.sin()
+
+
+def apply_rope(x, cos, sin):
+    """Turn channel pairs (i, i + D/2) of x (..., H, D) by the angles in cos, sin (..., 1, D/2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+class KVCache:
+    """Keys and values of every layer for rows of uneven length.
+
+    keys[l], values[l]: (B, K, S, D); lengths: (B,) tokens held by each row. Slots past a row's length hold leftovers
+    that `visible` hides. Rows can be repeated (one prompt, G samples) and dropped (finished responses).
+    """
+
+    def __init__(self, config, batch, slots, device=None, dtype=torch.float32):
+        shape = (batch, config.n_kv_head, slots, config.head_dim)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
+
+    @property
+    def slots(self):
+        return self.keys[0].size(2)
+
+    def select(self, rows):
+        """Keep, repeat or reorder rows in place; rows: (B',) long indices into the batch."""
+        for tensors in (self.keys, self.values):
+            for i, x in enumerate(tensors):
+                tensors[i] = x.index_select(0, rows)
+        self.lengths = self.lengths[rows]
+
+    def grow(self, slots):
+        """Make room for at least `slots` tokens a row; what is held stays."""
+        extra = slots - self.slots
+        if extra > 0:
+            for tensors in (self.keys, self.values):
+                for i, x in enumerate(tensors):
+                    tensors[i] = F.pad(x, (0, 0, 0, extra))
+
+    def visible(self, slots, dtype):
+        """(B, slots) additive mask: 0 for slots 0..length of a row (the token being written included), else -inf."""
+        hidden = torch.arange(slots, device=self.lengths.device) > self.lengths[:, None]
+        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.c = config
+        H, K, D, C = config.n_head, config.n_kv_head, config.head_dim, config.n_embd
+        self.qkv = nn.Linear(C, (H + 2 * K) * D, bias=False)
+        self.q_norm, self.k_norm = RMSNorm(D), RMSNorm(D)
+        self.out = nn.Linear(H * D, C, bias=False)
+
+    def heads(self, x, rope):
+        """x (..., C) -> q (..., H, D), k and v (..., K, D), with queries and keys normalised, then rotated."""
+        c = self.c
+        qk, v = self.qkv(x).unflatten(-1, (-1, c.head_dim)).split((c.n_head + c.n_kv_head, c.n_kv_head), dim=-2)
+        weight = torch.cat((self.q_norm.weight.expand(c.n_head, -1), self.k_norm.weight.expand(c.n_kv_head, -1))).to(qk.dtype)
+        qk = apply_rope(F.rms_norm(qk, (c.head_dim,), eps=1e-6) * weight, *rope)
+        q, k = qk.split((c.n_head, c.n_kv_head), dim=-2)
+        return q, k, v
+
+    def forward(self, x, rope, doc_start=None, cache=None, layer=None, visible=None):
+        q, k, v = self.heads(x, rope)
+        if visible is not None:  # one new token a row, x (B, C): write it to the cache, then read the cache
+            rows = torch.arange(x.size(0), device=x.device)
+            cache.keys[layer][rows, :, cache.lengths] = k.to(cache.keys[layer].dtype)
+            cache.values[layer][rows, :, cache.lengths] = v.to(cache.values[layer].dtype)
+            slots = visible.size(1)
+            y = cached_attention(q, cache.keys[layer][:, :, :slots], cache.values[layer][:, :, :slots], visible)
+        else:
+            y = attention(q, k, v, doc_start)
+            if cache is not None:
+                cache.keys[layer][:, :, : x.size(1)] = k.transpose(1, 2)
+                cache.values[layer][:, :, : x.size(1)] = v.transpose(1, 2)
+        return self.out(y.flatten(-2))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2002.05202); gate and up are one matrix."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate_up = nn.Linear(config.n_embd, 2 * config.d_ff, bias=False)
+        self.down = nn.Linear(config.d_ff, config.n_embd, bias=False)
+
+    def forward(self, x):
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.attn_norm, self.attn = RMSNorm(config.n_embd), Attention(config)
+        self.mlp_norm, self.mlp = RMSNorm(config.n_embd), SwiGLU(config)
+
+    def forward(self, x, rope, **kwargs):
+        x = x + self.attn(self.attn_norm(x), rope, **kwargs)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class GPT(nn.Module):
+    """Logits of the next token at every position, or at the positions asked for."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = RMSNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embed.weight
+
+    def init_weights(self, generator):
+        """Normal(0, 0.02), the projections that write to the residual stream smaller by sqrt(2 n_layer) (GPT-2, section 2.3)."""
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                residual = name.endswith(("attn.out.weight", "mlp.down.weight"))
+                nn.init.normal_(p, 0.0, 0.02 / (2 * self.config.n_layer) ** 0.5 if residual else 0.02, generator=generator)
+            else:
+                nn.init.ones_(p)
+        return self
+
+    @property
+    def num_params(self):
+        return sum(p.numel() for p in self.parameters())
+
+    def flops_per_token(self):
+        """Forward floating-point operations a token: 2 for each weight of a matrix product; attention scores left out."""
+        tied = 0 if self.config.tie_embeddings else self.embed.weight.numel()
+        return 2 * (self.num_params - tied)
+
+    def trunk(self, idx, doc_start=None, cache=None):
+        """Final hidden states (B, T, C) of idx (B, T) int64, before the head. With an empty cache: also fills it."""
+        if idx.size(1) > self.config.max_len:
+            raise ValueError(f"{idx.size(1)} tokens do not fit the context of {self.config.max_len}")
+        rope = rope_tables(self.config, torch.arange(idx.size(1), device=idx.device))
+        x = self.embed(idx)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rope, doc_start=doc_start, cache=cache, layer=layer)
+        return self.norm(x)
+
+    def forward(self, idx, doc_start=None, select=None):
+        """Next-token logits of packed or plain rows.
+
+        idx: (B, T) int64; doc_start: (B, T) int or None; select: (N,) int64 positions in the flattened B*T tokens.
+        Returns (B, T, V), or (N, V) with `select`: the head is the dearest matrix of a small model, so losses that
+        look at few positions should ask for those alone. Raises ValueError when T exceeds max_len.
+        """
+        x = self.trunk(idx, doc_start)
+        return self.head(x if select is None else x.flatten(0, 1)[select])
+
+    def prefill(self, idx, lengths, cache):
+        """Read prompts of uneven length, padded on the right, into an empty cache.
+
+        idx: (B, T) int64; lengths: (B,) real tokens in each row. Padding comes after the real tokens, so causal
+        attention never shows it to them, and decoding overwrites its slots. Returns (B, V) logits after each row's last token.
+        """
+        x = self.trunk(idx, cache=cache)
+        cache.lengths = lengths.clone()
+        return self.head(x[torch.arange(idx.size(0), device=idx.device), lengths - 1])
+
+    def decode(self, idx, cache):
+        """One step: idx (B,) int64, the newest token of each row, goes into the cache. Returns (B, V) logits of the next."""
+        rope = rope_tables(self.config, cache.lengths)
+        x = self.embed(idx)  # (B, C)
+        slots = int(cache.lengths.max()) + 1
+        if slots > cache.slots:
+            raise ValueError(f"cache holds {cache.slots} tokens a row, {slots} are needed")
+        visible = cache.visible(slots, x.dtype)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rope, cache=cache, layer=layer, visible=visible)
+        cache.lengths += 1
+        return self.head(self.norm(x))
+
+    def describe(self):
+        """Config as a plain dict, for checkpoints."""
+        return asdict(self.config)

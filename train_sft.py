@@ -1,0 +1,206 @@
+"""Supervised training: the base model, and the cold start.
+
+What this teaches. A language model learns by predicting the next token. Stage `base` does so on a corpus of generated text,
+question and answer alike, mostly answered at once: our stand-in for the web. Stage `cold-start` continues on a few thousand
+demonstrations that reason before they answer, and only the response counts for the loss: after it the model thinks every time.
+
+Where it departs from DeepSeek-R1 (2501.12948, section 2.3). There the base is a 671B model read from disk and the cold
+start is thousands of long, hand-checked chains; here the base is trained from random weights in minutes, and demonstrations come from
+the task generator. Matrices train with Muon (Jordan et al. 2024; torch.optim.Muon), everything else with AdamW.
+
+    laptop      python train_sft.py --stage base --out runs/base
+                python train_sft.py --stage cold-start --init runs/base --out runs/cold
+    one GPU     python train_sft.py --stage base --preset gpu --out runs/base
+    8 GPUs      torchrun --nproc-per-node 8 train_sft.py --stage base --preset node --out runs/base
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from nanoreason import checkpoint, corpus
+from nanoreason.common import (Metrics, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out, progress,
+                               run_script, say, start_machine, write_json)
+from nanoreason.data import IGNORE, batches, pack
+from nanoreason.model import GPT, PRESETS as MODELS
+
+
+@dataclass
+class Config:
+    stage: str = flag("base", "which data and which loss", choices=("base", "cold-start"))
+    init: str = flag("", "checkpoint or run folder to start from; empty starts from random weights")
+    out: str = flag("runs/sft", "folder for the checkpoint, metrics and report")
+    resume: bool = flag(False, "continue the run in --out")
+    model: str = flag("micro", "size of a model that starts from random weights", choices=tuple(MODELS))
+    data: str = flag("", "JSONL file of prompt and response to train on instead of generated text")
+    tokens: int = flag(6_000_000, "base: tokens of generated text", low=1000)
+    demos: int = flag(5000, "cold-start: demonstrations", low=1)
+    epochs: int = flag(1, "passes over the data", low=1)
+    reasoned: float = flag(0.12, "base: share of questions answered with their reasoning", low=0, high=1)
+    tables: float = flag(0.35, "base: share of documents that are tables of small results", low=0, high=0.8)
+    batch_tokens: int = flag(8192, "tokens in a step, over all ranks", low=64)
+    micro_tokens: int = flag(8192, "tokens in one forward pass of one rank; less saves memory", low=64)
+    row_tokens: int = flag(256, "length of a packed row", low=16)
+    muon_lr: float = flag(0.01, "peak learning rate of the matrices (update RMS matched to AdamW's)", low=0)
+    adamw_lr: float = flag(0.01, "peak learning rate of embeddings and norms", low=0)
+    weight_decay: float = flag(0.01, "decoupled weight decay of the matrices", low=0)
+    warmup: float = flag(0.02, "share of the steps in which the rate climbs", low=0, high=1)
+    cooldown: float = flag(0.6, "share of the steps, at the end, in which the rate falls linearly to zero", low=0, high=1)
+    precision: str = flag("auto", "bf16 autocast where it is faster, or one of them", choices=("auto", "fp32", "bf16"))
+    compile: bool = flag(False, "torch.compile the model: pays on a GPU, and on a CPU only for long runs")
+    device: str = flag("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
+    seed: int = flag(0, "seed of data order and weights", low=0)
+    max_steps: int = flag(0, "stop after this many steps; 0 trains to the end", low=0)
+    log_every: int = flag(10, "steps between lines of metrics.jsonl", low=1)
+    save_every: int = flag(200, "steps between checkpoints", low=1)
+
+
+PRESETS = {
+    "laptop": {},
+    "gpu": dict(model="base", tokens=500_000_000, batch_tokens=262_144, micro_tokens=65_536, row_tokens=1024, muon_lr=0.004, adamw_lr=0.003, compile=True),
+    "node": dict(model="large", tokens=4_000_000_000, batch_tokens=1_048_576, micro_tokens=65_536, row_tokens=1024, muon_lr=0.003, adamw_lr=0.002, compile=True),
+}
+
+
+def sft_loss(logits, targets):
+    """Summed next-token cross-entropy. logits (B, T, V), targets (B, T) with IGNORE where nothing is learned. Scalar, float32."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def learning_rate(step, steps, warmup, cooldown):
+    """Factor on the peak rate: climbs over the first `warmup` share of the steps, holds, falls to zero over the last `cooldown` share."""
+    return min(1.0, (step + 1) / max(1, warmup * steps), (steps - step) / max(1, cooldown * steps))
+
+
+def make_optimizers(model, config):
+    """Muon for the matrices inside the blocks, AdamW for embeddings, head and norm weights."""
+    matrices = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.dim() == 2]
+    others = [p for name, p in model.named_parameters() if not (name.startswith("blocks.") and p.dim() == 2)]
+    return [torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=config.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
+def load_rows(config, machine, max_len):
+    """Packed training rows, and packed rows of the validation split, as the stage asks."""
+    if config.row_tokens > max_len:
+        raise UserError(f"--row-tokens {config.row_tokens} is longer than the model's context of {max_len}")
+    learn_prompt = config.stage == "base"
+    if config.data:
+        examples = corpus.read_examples(config.data)
+        held = max(1, len(examples) // 20)
+        examples, val = examples[held:] or examples, examples[:held]
+    elif config.stage == "base":
+        mix = corpus.BaseMix(tables=config.tables, reasoned=config.reasoned)
+        examples, val = corpus.base_examples(config.tokens, config.seed, mix), corpus.base_chunk(mix, config.seed, 0, split="val")
+    else:
+        examples, val = corpus.demonstrations(config.demos, config.seed), corpus.demonstrations(300, config.seed, split="val")
+    return pack(examples, config.row_tokens, learn_prompt), pack(val, config.row_tokens, learn_prompt)
+
+
+@torch.no_grad()
+def validation_loss(model, rows, config, machine, bf16):
+    """Mean cross-entropy, in nats a learned token, over all validation rows."""
+    loss = count = 0
+    at_once = max(1, config.micro_tokens // config.row_tokens)
+    for at in range(0, len(rows), at_once):
+        tokens, targets, doc_start = rows.batch(slice(at, at + at_once), machine.device)
+        with autocast(machine.device, bf16):
+            loss += sft_loss(model(tokens, doc_start), targets).item()
+        count += (targets != IGNORE).sum().item()
+    return loss / max(1, count)
+
+
+def train_step(model, optimizers, rows, index, config, machine, bf16):
+    """One optimizer step on the rows in `index` (this rank's share). Returns the loss in nats a token over all ranks.
+
+    Every micro-batch is divided by the one token count of the whole batch, all ranks together, so that neither the number
+    of micro-batches nor the number of ranks changes the gradient. DDP averages over ranks; `world` undoes that.
+    """
+    at_once = max(1, config.micro_tokens // config.row_tokens)
+    count = machine.total((rows.targets[index] != IGNORE).sum())
+    total = torch.zeros((), device=machine.device)
+    pieces = [index[at : at + at_once] for at in range(0, len(index), at_once)]
+    for i, piece in enumerate(pieces):
+        tokens, targets, doc_start = rows.batch(piece, machine.device)
+        if machine.world > 1:  # only the last micro-batch needs to wait for the other ranks
+            model.require_backward_grad_sync = i == len(pieces) - 1
+        with autocast(machine.device, bf16):
+            loss = sft_loss(model(tokens, doc_start), targets)
+        (loss * machine.world / count).backward()
+        total += loss.detach()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return machine.total(total) / count
+
+
+def train(config, machine):
+    """Run the whole stage; returns the report that is also written to --out."""
+    out = prepare_out(config.out, config, config.resume, machine)
+    state = checkpoint.load(out, machine.device) if config.resume else checkpoint.load(config.init, machine.device) if config.init else None
+    if state:
+        model = checkpoint.build_model(state, machine.device)
+    else:
+        model = GPT(MODELS[config.model]).init_weights(generator(config.seed, "weights")).to(machine.device)
+    rows, val = load_rows(config, machine, model.config.max_len)
+    batch_rows = max(machine.world, config.batch_tokens // config.row_tokens)
+    plan = list(batches(len(rows), batch_rows, config.epochs, config.seed, machine.rank, machine.world))
+    if not plan:
+        raise UserError(f"{len(rows)} rows of data do not fill one step of {batch_rows}; lower --batch-tokens")
+    steps = min(len(plan), config.max_steps or len(plan))
+    optimizers, first = make_optimizers(model, config), 0
+    if config.resume:
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+        first = state["step"]
+    net = DistributedDataParallel(model) if machine.world > 1 else model
+    net = torch.compile(net) if config.compile else net
+    bf16 = choose_bf16(config.precision, machine.device)
+    say(f"{config.stage}: {model.num_params / 1e6:.2f}M parameters, {len(rows)} rows of {config.row_tokens} tokens ({rows.real_share:.1%} real, "
+        f"{rows.skipped} documents too long), {steps} steps, {'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
+
+    metrics = Metrics(out / "metrics.jsonl", first, machine.main)
+    save = lambda step: machine.main and checkpoint.save(out / "ckpt.pt", model, step=step, optimizers=[o.state_dict() for o in optimizers])
+    bar, start, spoken = progress(steps, config.stage, machine, first), time.time(), time.time()
+    for step in range(first, steps):
+        try:
+            rate = learning_rate(step, steps, config.warmup, config.cooldown)
+            for optimizer, peak in zip(optimizers, (config.muon_lr, config.adamw_lr)):
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * rate
+            loss = train_step(net, optimizers, rows, plan[step], config, machine, bf16)
+        except KeyboardInterrupt:
+            save(step)
+            say(f"stopped at step {step}; continue with --resume", machine)
+            raise
+        bar.update()
+        bar.set_postfix_str(f"loss {loss:.3f}")
+        if step % config.log_every == 0 or step == steps - 1:
+            metrics.log(step=step, loss=loss, rate=rate, tokens=(step + 1) * batch_rows * config.row_tokens)
+            if bar.disable and time.time() - spoken > 10:
+                spoken = time.time()
+                say(f"  step {step:5d}/{steps}  loss {loss:.3f}  {time.time() - start:.0f}s", machine)
+        if (step + 1) % config.save_every == 0:
+            save(step + 1)
+    bar.close()
+    seconds = time.time() - start
+    save(steps)
+    report = dict(stage=config.stage, params=model.num_params, steps=steps, train_loss=loss, val_loss=validation_loss(model, val, config, machine, bf16),
+                  real_share=rows.real_share, seconds=seconds, tokens_per_second=(steps - first) * batch_rows * config.row_tokens / seconds)
+    if machine.main:
+        write_json(out / "report.json", report)
+    say(f"{config.stage}: loss {report['train_loss']:.3f}, validation {report['val_loss']:.3f} nats a token, "
+        f"{report['tokens_per_second']:.0f} tokens/s, {seconds:.0f}s", machine)
+    return report
+
+
+def main():
+    config = parse_config(Config, presets=PRESETS, doc=__doc__)
+    train(config, start_machine(config.device))
+
+
+if __name__ == "__main__":
+    run_script(main)
