@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from nanoreason import checkpoint
-from nanoreason.common import (Metrics, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out, progress, run_script, say,
+from nanoreason.common import (Interrupt, Metrics, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out, progress, run_script, say,
                                seed_for, start_machine, write_json)
 from nanoreason.corpus import Example
 from nanoreason.data import IGNORE, pack
@@ -260,10 +260,10 @@ def train(config, machine):
         if config.resume:
             reference.load_state_dict(state["reference"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    first = 0
+    first, checks = 0, {}  # checks: {steps done: greedy validation accuracy}
     if config.resume:
         optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+        first, checks = state["step"], state["checks"]
     bf16 = choose_bf16(config.precision, machine.device)
     steps = min(config.steps, config.max_steps or config.steps)
     say(f"grpo: {model.num_params / 1e6:.2f}M parameters, {config.prompts} prompts x {config.num_samples_per_prompt} samples a step, "
@@ -272,25 +272,20 @@ def train(config, machine):
     def save(step):
         if machine.main:
             extra = {} if reference is None else {"reference": reference.state_dict()}
-            checkpoint.save(out / "ckpt.pt", model, step=step, optimizer=optimizer.state_dict(), **extra)
+            checkpoint.save(out / "ckpt.pt", model, step=step, optimizer=optimizer.state_dict(), checks=checks, **extra)
 
     metrics = Metrics(out / "metrics.jsonl", first, machine.main)
-    bar, start, checks = progress(steps, "grpo", machine, first), time.time(), {}
+    interrupt, bar, start = Interrupt(), progress(steps, "grpo", machine, first), time.time()
     if config.eval_every and first == 0:
         checks[0] = validate(model, config)
     for step in range(first, steps):
-        try:
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
-            begun = time.time()
-            prompts, rollout, rewards, row = rollout_step(model, config, step, machine)
-            rolled = time.time()
-            advantages = group_advantages(rewards["total"], config.advantage).flatten().numpy()
-            row |= update(model, reference, optimizer, prompts, rollout, advantages, config, machine, bf16)
-        except KeyboardInterrupt:
-            save(step)
-            say(f"stopped at step {step}; continue with --resume", machine)
-            raise
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+        begun = time.time()
+        prompts, rollout, rewards, row = rollout_step(model, config, step, machine)
+        rolled = time.time()
+        advantages = group_advantages(rewards["total"], config.advantage).flatten().numpy()
+        row |= update(model, reference, optimizer, prompts, rollout, advantages, config, machine, bf16)
         row |= dict(rollout_seconds=rolled - begun, update_seconds=time.time() - rolled)
         if config.eval_every and (step + 1) % config.eval_every == 0:
             checks[step + 1] = validate(model, config)
@@ -301,8 +296,11 @@ def train(config, machine):
         if bar.disable and (step % 5 == 0 or step == steps - 1):
             say(f"  step {step:4d}/{steps}  solved {row['solve_rate']:.2f}  length {row['length']:5.1f}  thinks {row['thinks']:.2f}  "
                 f"no signal {row['all_right'] + row['all_wrong']:.2f}  entropy {row['entropy']:.2f}  kl {row['kl']:.3f}  {time.time() - start:.0f}s", machine)
-        if (step + 1) % config.save_every == 0:
+        if (step + 1) % config.save_every == 0 or interrupt.wanted:
             save(step + 1)
+        if interrupt.wanted:
+            say(f"stopped after step {step + 1} and saved; continue with --resume", machine)
+            raise KeyboardInterrupt
     bar.close()
     save(steps)
     report = dict(stage="grpo", params=model.num_params, steps=steps, seconds=time.time() - start, val_greedy=checks)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from nanoreason import checkpoint, corpus
-from nanoreason.common import (Metrics, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out, progress,
+from nanoreason.common import (Interrupt, Metrics, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out, progress,
                                run_script, say, start_machine, write_json)
 from nanoreason.data import IGNORE, batches, pack
 from nanoreason.model import GPT, PRESETS as MODELS
@@ -36,16 +36,17 @@ class Config:
     resume: bool = flag(False, "continue the run in --out")
     model: str = flag("micro", "size of a model that starts from random weights", choices=tuple(MODELS))
     data: str = flag("", "JSONL file of prompt and response to train on instead of generated text")
-    tokens: int = flag(6_000_000, "base: tokens of generated text", low=1000)
+    tokens: int = flag(3_000_000, "base: tokens of generated text", low=1000)
     demos: int = flag(5000, "cold-start: demonstrations", low=1)
     epochs: int = flag(1, "passes over the data", low=1)
-    reasoned: float = flag(0.12, "base: share of questions answered with their reasoning", low=0, high=1)
-    tables: float = flag(0.35, "base: share of documents that are tables of small results", low=0, high=0.8)
-    batch_tokens: int = flag(8192, "tokens in a step, over all ranks", low=64)
+    reasoned: float = flag(0.15, "base: share of questions answered with their reasoning", low=0, high=1)
+    textbook: float = flag(0.42, "base: share of documents that are worked solutions as running text", low=0, high=1)
+    tables: float = flag(0.12, "base: share of documents that are tables of small results", low=0, high=0.8)
+    batch_tokens: int = flag(1024, "tokens in a step, over all ranks", low=64)
     micro_tokens: int = flag(8192, "tokens in one forward pass of one rank; less saves memory", low=64)
     row_tokens: int = flag(256, "length of a packed row", low=16)
-    muon_lr: float = flag(0.01, "peak learning rate of the matrices (update RMS matched to AdamW's)", low=0)
-    adamw_lr: float = flag(0.01, "peak learning rate of embeddings and norms", low=0)
+    muon_lr: float = flag(0.004, "peak learning rate of the matrices (update RMS matched to AdamW's)", low=0)
+    adamw_lr: float = flag(0.003, "peak learning rate of embeddings and norms", low=0)
     weight_decay: float = flag(0.01, "decoupled weight decay of the matrices", low=0)
     warmup: float = flag(0.02, "share of the steps in which the rate climbs", low=0, high=1)
     cooldown: float = flag(0.6, "share of the steps, at the end, in which the rate falls linearly to zero", low=0, high=1)
@@ -87,17 +88,18 @@ def load_rows(config, machine, max_len):
     """Packed training rows, and packed rows of the validation split, as the stage asks."""
     if config.row_tokens > max_len:
         raise UserError(f"--row-tokens {config.row_tokens} is longer than the model's context of {max_len}")
-    learn_prompt = config.stage == "base"
+    if config.textbook + config.tables > corpus.MOST_TEXT:
+        raise UserError(f"--textbook and --tables together are {config.textbook + config.tables:g}; {corpus.MOST_TEXT:g} of the documents is the most they may be")
     if config.data:
         examples = corpus.read_examples(config.data)
         held = max(1, len(examples) // 20)
         examples, val = examples[held:] or examples, examples[:held]
     elif config.stage == "base":
-        mix = corpus.BaseMix(tables=config.tables, reasoned=config.reasoned)
+        mix = corpus.BaseMix(tables=config.tables, textbook=config.textbook, reasoned=config.reasoned)
         examples, val = corpus.base_examples(config.tokens, config.seed, mix), corpus.base_chunk(mix, config.seed, 0, split="val")
     else:
         examples, val = corpus.demonstrations(config.demos, config.seed), corpus.demonstrations(300, config.seed, split="val")
-    return pack(examples, config.row_tokens, learn_prompt), pack(val, config.row_tokens, learn_prompt)
+    return pack(examples, config.row_tokens), pack(val, config.row_tokens)
 
 
 @torch.no_grad()
@@ -164,18 +166,13 @@ def train(config, machine):
 
     metrics = Metrics(out / "metrics.jsonl", first, machine.main)
     save = lambda step: machine.main and checkpoint.save(out / "ckpt.pt", model, step=step, optimizers=[o.state_dict() for o in optimizers])
-    bar, start, spoken = progress(steps, config.stage, machine, first), time.time(), time.time()
+    interrupt, bar, start, spoken = Interrupt(), progress(steps, config.stage, machine, first), time.time(), time.time()
     for step in range(first, steps):
-        try:
-            rate = learning_rate(step, steps, config.warmup, config.cooldown)
-            for optimizer, peak in zip(optimizers, (config.muon_lr, config.adamw_lr)):
-                for group in optimizer.param_groups:
-                    group["lr"] = peak * rate
-            loss = train_step(net, optimizers, rows, plan[step], config, machine, bf16)
-        except KeyboardInterrupt:
-            save(step)
-            say(f"stopped at step {step}; continue with --resume", machine)
-            raise
+        rate = learning_rate(step, steps, config.warmup, config.cooldown)
+        for optimizer, peak in zip(optimizers, (config.muon_lr, config.adamw_lr)):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * rate
+        loss = train_step(net, optimizers, rows, plan[step], config, machine, bf16)
         bar.update()
         bar.set_postfix_str(f"loss {loss:.3f}")
         if step % config.log_every == 0 or step == steps - 1:
@@ -183,8 +180,11 @@ def train(config, machine):
             if bar.disable and time.time() - spoken > 10:
                 spoken = time.time()
                 say(f"  step {step:5d}/{steps}  loss {loss:.3f}  {time.time() - start:.0f}s", machine)
-        if (step + 1) % config.save_every == 0:
+        if (step + 1) % config.save_every == 0 or interrupt.wanted:
             save(step + 1)
+        if interrupt.wanted:
+            say(f"stopped after step {step + 1} and saved; continue with --resume", machine)
+            raise KeyboardInterrupt
     bar.close()
     seconds = time.time() - start
     save(steps)

@@ -31,29 +31,33 @@ def attention(q, k, v, doc_start=None):
 
     q: (B, T, H, D); k, v: (B, T, K, D) with H a multiple of K; doc_start: (B, T) int or None (one document a row).
     Returns (B, T, H, D) in q's dtype. Query head h reads key/value head h // (H / K) (GQA, Ainslie et al. 2305.13245).
+    Raises ValueError when H is no multiple of K.
     """
     if q.size(2) % k.size(2):
         raise ValueError(f"{q.size(2)} query heads cannot share {k.size(2)} key/value heads evenly")
-    if q.device.type == "cpu" and q.size(1) <= 256:
-        return short_row_attention(q, k, v, doc_start)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return matmul_attention(q, k, v, doc_start)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D), (B, K, T, D)
     mask = None if doc_start is None else document_mask(doc_start)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.size(1) != k.size(1))
     return out.transpose(1, 2)  # (B, T, H, D)
 
 
-def short_row_attention(q, k, v, doc_start=None):
+def matmul_attention(q, k, v, doc_start=None):
+    """The same attention from two batched matrix products and a softmax, all scores in memory at once.
+
+    On a CPU with bfloat16 arithmetic this beats scaled_dot_product_attention, whose bfloat16 backward is slow there: forward and
+    backward of 64 packed rows of 128 tokens, 4 heads of 32, took 10 ms against 51 ms, and 31 ms against 46 ms for 32 rows of 256 (2 cores).
+    """
     B, T, H, D = q.shape
-    K = k.size(2)
-    G = H // K
-    j = torch.arange(T, device=q.device)
-    hidden = j[None, :] > j[:, None]
-    hidden = hidden[None] if doc_start is None else hidden | (j < doc_start[:, :, None])  # (B or 1, T, T)
-    hidden = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, float("-inf"))
-    q = (q * D**-0.5).view(B, T, K, G, D).transpose(1, 2).reshape(B * K, T * G, D)
+    K, G = k.size(2), H // k.size(2)
+    if doc_start is None:
+        doc_start = torch.zeros(1, T, dtype=torch.int32, device=q.device)
+    bias = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(~document_mask(doc_start), float("-inf"))  # (B or 1, 1, T, T)
+    q = (q * D**-0.5).reshape(B, T, K, G, D).transpose(1, 2).reshape(B * K, T * G, D)  # a group's heads are rows of one product
     k, v = (x.transpose(1, 2).reshape(B * K, T, D) for x in (k, v))
-    scores = torch.bmm(q, k.transpose(1, 2)).view(B, K, T, G, T) + hidden[:, None, :, None]
-    out = torch.bmm(scores.softmax(-1, dtype=scores.dtype).view(B * K, T * G, T), v)
+    scores = torch.bmm(q, k.transpose(1, 2)).view(B, K, T, G, T) + bias[:, :, :, None]
+    out = torch.bmm(scores.softmax(-1, dtype=q.dtype).view(B * K, T * G, T), v)
     return out.view(B, K, T, G, D).transpose(1, 2).reshape(B, T, H, D)
 
 
@@ -68,6 +72,6 @@ def cached_attention(q, k, v, visible):
     """
     B, H, D = q.shape
     K, S = k.size(1), k.size(2)
-    q = q.view(B * K, H // K, D) * D**-0.5
+    q = q.reshape(B * K, H // K, D) * D**-0.5
     scores = torch.baddbmm(visible.repeat_interleave(K, 0)[:, None], q, k.reshape(B * K, S, D).transpose(1, 2))  # (B*K, H/K, S)
     return torch.bmm(scores.softmax(-1), v.reshape(B * K, S, D)).view(B, H, D)

@@ -1,11 +1,14 @@
 """What every script shares: flags from a dataclass, the device, the ranks, seeds, metrics and ways to stop."""
 
 import argparse
+import ctypes
 import dataclasses
 import hashlib
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -72,6 +75,20 @@ def run_script(main):
             dist.destroy_process_group()
 
 
+class Interrupt:
+    """Ctrl-C as a wish: the running step is finished and saved, so that the continued run gives the same numbers. Twice stops at once."""
+
+    def __init__(self):
+        self.wanted = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._pressed)
+
+    def _pressed(self, *_):
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = True
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where this process runs: its device and its place among torchrun's ranks."""
@@ -105,6 +122,20 @@ class Machine:
             p.grad.copy_(g.view_as(p))
 
 
+def keep_freed_memory():
+    """Ask glibc to keep freed memory instead of handing it back to the kernel after every large tensor.
+
+    Eager training on a CPU frees and takes megabytes thousands of times a second, and each round trip costs page faults:
+    21 thousand tokens/s with this against 16 to 19 thousand without (micro model, 2 cores). Elsewhere it does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # not Linux, or no glibc
+        return
+    for parameter, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 1 << 26)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+        mallopt(parameter, value)
+
+
 def start_machine(device="auto"):
     """Pick the device and, under torchrun, join the other ranks. The one place that reads the rank.
 
@@ -115,6 +146,8 @@ def start_machine(device="auto"):
         device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     if (device == "cuda" and not torch.cuda.is_available()) or (device == "mps" and not has_mps):
         raise UserError(f"--device {device}: this machine has none")
+    if device == "cpu":
+        keep_freed_memory()
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))

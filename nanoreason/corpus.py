@@ -19,7 +19,7 @@ from nanoreason.tasks.recall import COLORS, TABLES, THINGS
 
 CHUNK = 1000  # documents drawn from one seed, so that the corpus is the same whatever number of processes makes it
 STYLE_RATES = {"terse": 0.35, "steps": 0.35, "check": 0.12, "slip": 0.10, "another": 0.08}
-LEVEL_RATES = {1: 0.4, 2: 0.4, 3: 0.1, 4: 0.06, 5: 0.04}
+LEVEL_RATES = {1: 0.42, 2: 0.42, 3: 0.08, 4: 0.05, 5: 0.03}  # of worked solutions; questions answered at once come from all levels alike
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,18 @@ class Example:
     prompt_len: int
 
 
+MOST_TEXT = 0.8  # share of the base corpus that text outside conversations may take
+
+
 @dataclass(frozen=True)
 class BaseMix:
     """What the base corpus is made of, as shares of its documents."""
 
-    tables: float = 0.35  # tables of small sums, products and the like
+    tables: float = 0.12  # tables of small sums, products and the like
+    textbook: float = 0.42  # worked solutions as running text, outside any conversation
     prose: float = 0.04  # plain sentences
-    controls: float = 0.06  # factual recall and simple questions
-    reasoned: float = 0.12  # of the remaining questions: the share answered with reasoning
+    controls: float = 0.1  # factual recall and simple questions
+    reasoned: float = 0.15  # of the remaining questions: the share answered with reasoning
 
 
 def conversation(question, thinking, answer):
@@ -66,21 +70,18 @@ REASONING = [name for name in FAMILIES if name not in CONTROLS]
 
 def table_line(rng):
     """One small true line: the single moves that worked solutions are made of."""
-    kind = rng.randrange(6)
+    kind = rng.randrange(5)
     if kind == 0:
         a, b = rng.randint(1, 9) * 10 ** rng.choice((0, 1, 1, 2)), rng.randint(2, 9) * 10 ** rng.choice((0, 0, 1))
         return f"{a} * {b} = {a * b}"
     if kind == 1:
-        a, b = rng.randint(11, 99), rng.randint(2, 9)
-        return f"{a} * {b} = {a * b}"
-    if kind == 2:
         a, b = rng.choice(((999, 99), (9999, 999), (99, 99)))
         a, b = rng.randint(1, a), rng.randint(1, b)
         return f"{a} + {b} = {a + b}"
-    if kind == 3:
+    if kind == 2:
         b, c = rng.randint(1, 99), rng.randint(1, rng.choice((99, 250)))
         return f"{b + c} - {b} = {c}"
-    if kind == 4:
+    if kind == 3:
         b, c = rng.randint(2, 9), rng.randint(2, 40)
         return f"{b * c} / {b} = {c}"
     n = rng.randint(2, 100) * 10
@@ -99,16 +100,22 @@ def prose(rng):
 
 def base_example(mix, rng, split):
     """One document of the base corpus."""
-    kind = pick({"table": mix.tables, "prose": mix.prose, "control": mix.controls,
-                 "question": 1 - mix.tables - mix.prose - mix.controls}, rng)
+    kind = pick({"table": mix.tables, "textbook": mix.textbook, "prose": mix.prose, "control": mix.controls,
+                 "question": 1 - mix.tables - mix.textbook - mix.prose - mix.controls}, rng)
     if kind == "table":
         return plain("\n".join(table_line(rng) for _ in range(6)))
     if kind == "prose":
         return plain(prose(rng))
+    if kind == "textbook":
+        problem = draw_problem(rng.choice(REASONING), pick(LEVEL_RATES, rng), rng, split)
+        question = tokenizer.encode(problem.question + "\n")
+        solution = "\n".join([*solve(problem, pick(STYLE_RATES, rng), rng), f"Answer: {problem.answer}"])
+        return Example([*question, *tokenizer.encode(solution), tokenizer.END], len(question))
     if kind == "control":
         return worked(rng.choice(CONTROLS), rng, "direct", rng.choice(LEVELS), split)
-    style = pick(STYLE_RATES, rng) if rng.random() < mix.reasoned else "direct"
-    return worked(rng.choice(REASONING), rng, style, pick(LEVEL_RATES, rng), split)
+    if rng.random() < mix.reasoned:
+        return worked(rng.choice(REASONING), rng, pick(STYLE_RATES, rng), pick(LEVEL_RATES, rng), split)
+    return worked(rng.choice(REASONING), rng, "direct", rng.choice(LEVELS), split)
 
 
 def base_chunk(mix, seed, index, split="train"):

@@ -47,11 +47,10 @@ class Rows:
         return pick(self.tokens, torch.long), pick(self.targets, torch.long), pick(self.doc_start, torch.int32)
 
 
-def pack(examples, T, learn_prompt=False, window=256):
+def pack(examples, T, window=256):
     """Pack Examples into rows of T tokens, each document whole, in the fullest open row that still has room for it.
 
-    learn_prompt: prompt tokens are targets too (pretraining). window: rows kept open; more fills better and takes longer.
-    Documents longer than T are left out and counted in `skipped`.
+    window: rows kept open; more fills better and takes longer. Documents longer than T are left out and counted in `skipped`.
     """
     rows, open_rows, skipped = [], [], 0  # a row is [free places, indices of its examples]
     for index, example in enumerate(examples):
@@ -81,7 +80,7 @@ def pack(examples, T, learn_prompt=False, window=256):
             end = at + len(e.ids)
             owner[r, at:end] = index
             tokens[r, at:end] = e.ids
-            learned = at if learn_prompt else at + max(e.prompt_len - 1, 0)
+            learned = at + max(e.prompt_len - 1, 0)
             targets[r, learned : end - 1] = tokens[r, learned + 1 : end]
             doc_start[r, at:end] = at
             at = end

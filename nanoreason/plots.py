@@ -1,0 +1,94 @@
+"""Figures from metrics.jsonl and report.json, always by key. Every function writes one PNG and returns its path."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (the backend has to be chosen first)
+import numpy as np  # noqa: E402
+
+plt.rcParams.update({"figure.dpi": 110, "savefig.bbox": "tight", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25,
+                     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.titlesize": 10})
+
+
+def _save(figure, path):
+    figure.savefig(path)
+    plt.close(figure)
+    return Path(path)
+
+
+def smooth(values, window=5):
+    """Mean over the last `window` values, so that a curve never looks ahead."""
+    return [float(np.mean(values[max(0, i + 1 - window) : i + 1])) for i in range(len(values))]
+
+
+def sft_loss(runs, path):
+    """Training loss against tokens. runs: {name: rows of metrics.jsonl}."""
+    figure, axes = plt.subplots(1, len(runs), figsize=(4.2 * len(runs), 3), squeeze=False)
+    for axis, (name, rows) in zip(axes[0], runs.items()):
+        axis.plot([r["tokens"] / 1e6 for r in rows], [r["loss"] for r in rows], alpha=0.3, color="C0")
+        axis.plot([r["tokens"] / 1e6 for r in rows], smooth([r["loss"] for r in rows], 9), color="C0")
+        axis.set(title=name, xlabel="million tokens", ylabel="loss, nats a token", ylim=(0, None))
+    return _save(figure, path)
+
+
+RL_PANELS = (("solve_rate", "solve rate of the rollouts"), ("length", "response length, tokens"), ("thinks", "share of responses that think"),
+             ("no_signal", "share of groups without signal"), ("entropy", "entropy, nats a token"), ("kl", "KL to the reference (k3), nats a token"))
+
+
+def rl_curves(runs, path):
+    """What RL changes, step by step. runs: {name: rows of metrics.jsonl}; faint: each step, strong: mean of the last 5."""
+    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6))
+    for axis, (key, title) in zip(axes.flat, RL_PANELS):
+        for color, (name, rows) in enumerate(runs.items()):
+            values = [r["all_right"] + r["all_wrong"] if key == "no_signal" else r[key] for r in rows]
+            steps = [r["step"] for r in rows]
+            axis.plot(steps, values, alpha=0.2, color=f"C{color}")
+            axis.plot(steps, smooth(values), color=f"C{color}", label=name)
+        axis.set(title=title, xlabel="step", ylim=(0, 1.02) if key in ("solve_rate", "thinks", "no_signal") else (0, None))
+    axes[0, 0].legend()
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+def behaviours(runs, path):
+    """Verification, self-correction and second ways during RL, as shares of the responses. runs: {name: rows}."""
+    figure, axes = plt.subplots(1, len(runs), figsize=(4.6 * len(runs), 3), squeeze=False, sharey=True)
+    for axis, (name, rows) in zip(axes[0], runs.items()):
+        for key in ("verification", "self_correction", "another_way"):
+            axis.plot([r["step"] for r in rows], smooth([r[key] for r in rows]), label=key.replace("_", " "))
+        axis.set(title=name, xlabel="step", ylabel="share of responses")
+    axes[0, 0].legend()
+    return _save(figure, path)
+
+
+def stage_bars(stages, path):
+    """Greedy accuracy by family and stage with 95% intervals. stages: the report's list."""
+    families = list(stages[0]["accuracy"])
+    figure, axis = plt.subplots(figsize=(11, 3.4))
+    width = 0.8 / len(stages)
+    for i, stage in enumerate(stages):
+        acc = np.array([stage["accuracy"][f]["acc"] for f in families])
+        ci = np.array([stage["accuracy"][f]["ci"] for f in families])
+        axis.bar(np.arange(len(families)) + (i - (len(stages) - 1) / 2) * width, acc, width * 0.92, yerr=np.abs(ci.T - acc), label=stage["name"],
+                 error_kw=dict(lw=0.8, alpha=0.6))
+    axis.set(xticks=range(len(families)), ylabel="greedy accuracy, test split", ylim=(0, 1.02))
+    axis.set_xticklabels(families)
+    axis.legend(ncols=len(stages), loc="upper center", bbox_to_anchor=(0.5, 1.16))
+    return _save(figure, path)
+
+
+def scaling(best_of_n, path):
+    """Accuracy against N on a log axis, with 95% intervals. best_of_n: the report's entry."""
+    figure, axis = plt.subplots(figsize=(5.2, 3.6))
+    ns = best_of_n["ns"]
+    for color, (key, label) in enumerate((("coverage", "coverage: some sample is right (pass@N)"), ("vote", "vote: the most frequent answer is right"))):
+        low, high = np.array(best_of_n[key + "_ci"]).T
+        axis.plot(ns, best_of_n[key], "o-", color=f"C{color}", label=label)
+        axis.fill_between(ns, low, high, color=f"C{color}", alpha=0.15)
+    axis.set_xscale("log", base=2)
+    axis.set(xlabel="samples a problem, N", ylabel="accuracy", xticks=ns, ylim=(0, 1.02))
+    axis.set_xticklabels([f"{n}\n{t:.0f} tokens" for n, t in zip(ns, best_of_n["tokens"])])
+    axis.legend(loc="lower right")
+    return _save(figure, path)

@@ -1,0 +1,228 @@
+"""The whole line as one command: base -> cold start -> GRPO -> best-of-N, with a report of what each stage bought.
+
+    python -m nanoreason.speedrun --out runs/speedrun
+
+Every stage is one of the scripts, called as a user would call it; its command is printed and kept in the report. Killed at any moment, the same
+command picks up where it stopped. Leaves report.json, report.md and figures in --out.
+"""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nanoreason import plots
+from nanoreason.common import UserError, flag, parse_config, read_metrics, run_script, say, write_json
+from nanoreason.evaluate import wilson
+from nanoreason.tasks import FAMILIES, demo_problems, verify
+
+ROOT = Path(__file__).resolve().parent.parent
+RL_FAMILIES = ("multiplication", "chain", "percent", "word", "equation")
+
+
+@dataclass
+class Config:
+    out: str = flag("runs/speedrun", "folder for everything that the run leaves")
+    seed: int = flag(0, "seed of data, weights and samples", low=0)
+    quick: bool = flag(False, "a rehearsal of about a minute: the same stages, far too short to learn much")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """name; script and flags to run; `done`: the file whose presence says that it ended; `note`: a line for the reader."""
+
+    name: str
+    script: str
+    flags: dict
+    done: str
+    note: str
+
+
+def plan(config):
+    """The stages in order. All sizes and rates of the speedrun stand here."""
+    out, q = Path(config.out), config.quick
+    train = lambda name, script, note, **flags: Stage(name, script, dict(flags, out=out / name, seed=config.seed), f"{name}/report.json", note)
+    measure = lambda name, note, done, **flags: Stage(f"{name}: {done}", "sample.py", dict(eval=True, ckpt=out / name, json=out / name / f"{done}.json", seed=config.seed, **flags),
+                                                      f"{name}/{done}.json", note)
+    test = lambda name: measure(name, f"test accuracy of {name}", "test", families=",".join(FAMILIES), level="1,2", problems=20 if q else 200, ns="1")
+    grpo = dict(steps=3, prompts=8, eval_problems=4) if q else dict(steps=60)
+    stages = [
+        train("base", "train_sft.py", "a base model from random weights; most of its text answers at once", stage="base", tokens=60_000 if q else 4_000_000),
+        train("zero", "train_grpo.py", "R1-Zero: reinforcement learning straight on the base", init=out / "base", **grpo),
+        train("cold", "train_sft.py", "the cold start: 5,000 demonstrations that reason", stage="cold-start", init=out / "base", demos=200 if q else 5000),
+        train("rl", "train_grpo.py", "R1: reinforcement learning on the cold start", init=out / "cold", **grpo),
+        *(test(name) for name in ("base", "zero", "cold", "rl")),
+        measure("rl", "best-of-N one level above the training levels", "best_of_n", families=",".join(RL_FAMILIES), level="3", problems=4 if q else 30,
+                ns="1,2,4" if q else "1,4,16,64"),
+    ]
+    for i, problem in enumerate(demo_problems()):
+        stages.append(Stage(f"demo {i + 1}", "sample.py", {"ckpt": out / "rl", "method": "vote", "n": 16, "seed": config.seed, "json": out / f"demo{i}.json",
+                                                           "": problem.question}, f"demo{i}.json", "the brief's own question, by a vote of 16"))
+    return stages
+
+
+def command(stage, resume):
+    """The shell words of a stage, as a user would type them in the repository."""
+    words = [stage.script]
+    for name, value in stage.flags.items():
+        flag_name = "--" + name.replace("_", "-")
+        words += [str(value)] if not name else [flag_name] if value is True else [flag_name, str(value)]
+    return words + (["--resume"] if resume else [])
+
+
+def run_stage(config, stage, number, total, log):
+    """Run one stage unless it is done; its command, seconds and peak memory go to stages.json."""
+    out = Path(config.out)
+    if (out / stage.done).exists() and stage.name in log:
+        return
+    resume = stage.script != "sample.py" and (Path(stage.flags["out"]) / "ckpt.pt").exists()
+    words = command(stage, resume)
+    say(f"\n[{number}/{total}] {stage.name}: {stage.note}\n    python {' '.join(w if w and ' ' not in w else repr(w) for w in words)}")
+    start = time.time()
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
+    code = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], env=environment).returncode
+    if code:
+        raise UserError(f"stage {stage.name} ended with status {code}; run the same command again to continue from there")
+    log[stage.name] = dict(command="python " + " ".join(command(stage, False)), seconds=round(time.time() - start, 1),
+                           peak_memory_gib=round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1 << (30 if sys.platform == "darwin" else 20)), 2))
+    write_json(out / "stages.json", log)
+
+
+def hardware():
+    """What the run ran on, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}"
+
+
+def log_fit(ns, values):
+    """Least squares of values = a + b ln N: {'a', 'b', 'r2'}."""
+    x, y = np.log(ns), np.asarray(values)
+    b, a = np.polyfit(x, y, 1)
+    residual, spread = ((y - a - b * x) ** 2).sum(), ((y - y.mean()) ** 2).sum()
+    return {"a": round(float(a), 4), "b": round(float(b), 4), "r2": round(float(1 - residual / spread), 4) if spread else 1.0}
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+def stage_figures(out, name, log):
+    """One entry of the report's stages: parameters, seconds, greedy and sampled accuracy, tokens, behaviours."""
+    report, test = read(out / name / "report.json"), read(out / name / "test.json")
+    rl = [test["families"][f] for f in RL_FAMILIES]
+    right, n = sum(f["acc"] * f["n"] for f in rl), sum(f["n"] for f in rl)
+    low, high = wilson(right, n)
+    sampled = [test["sampled"]["families"][f] for f in RL_FAMILIES]
+    low_s, high_s = wilson(sum(s * f["n"] for s, f in zip(sampled, rl)), n)
+    return dict(name=name, params=report["params"], seconds=log[name]["seconds"], accuracy=test["families"],
+                greedy_accuracy=dict(acc=round(float(np.mean([f["acc"] for f in rl])), 4), n=n, ci=[round(low, 4), round(high, 4)]),
+                sampled_accuracy=dict(acc=round(float(np.mean(sampled)), 4), n=n, ci=[round(low_s, 4), round(high_s, 4)], families=test["sampled"]["families"]),
+                mean_tokens=test["sampled"]["mean_tokens"], behaviours=test["sampled"]["behaviours"])
+
+
+def ends(rows, key, k=5):
+    """Mean of a metric over the first k and the last k steps."""
+    values = [r[key] for r in rows]
+    return [round(float(np.mean(values[:k])), 3), round(float(np.mean(values[-k:])), 3)]
+
+
+def build_report(config, log):
+    """report.json from what the stages left."""
+    out = Path(config.out)
+    best = read(out / "rl" / "best_of_n.json")["scaling"]
+    best["log_fit"] = {key: log_fit(best["ns"], best[key]) for key in ("coverage", "vote")}
+    demo = []
+    for i, problem in enumerate(demo_problems()):
+        d = read(out / f"demo{i}.json")
+        demo.append(dict(question=problem.question, response=f"{d['thinking']}\nAnswer: {d['answer']}".strip(), correct=bool(d["answer"] and verify(problem, d["answer"]))))
+    rl = {name: {key: ends(read_metrics(out / name / "metrics.jsonl"), key) for key in
+                 ("solve_rate", "length", "thinks", "verification", "self_correction", "another_way", "entropy", "kl")} for name in ("zero", "rl")}
+    return dict(seed=config.seed, hardware=hardware(), torch=torch.__version__, seconds=round(sum(s["seconds"] for s in log.values()), 1),
+                peak_memory_gib=max(s["peak_memory_gib"] for s in log.values()), quick=config.quick,
+                stages=[stage_figures(out, name, log) for name in ("base", "zero", "cold", "rl")], rl_first_and_last_steps=rl, best_of_n=best,
+                distillation=[], demo=demo, commands={name: s["command"] for name, s in log.items()}, stage_seconds={name: s["seconds"] for name, s in log.items()})
+
+
+def draw_figures(out, report):
+    """The figures beside the report."""
+    metrics = {name: read_metrics(out / name / "metrics.jsonl") for name in ("base", "cold", "zero", "rl")}
+    plots.sft_loss({"base model": metrics["base"], "cold start": metrics["cold"]}, out / "loss.png")
+    rl = {"R1-Zero: from the base": metrics["zero"], "R1: from the cold start": metrics["rl"]}
+    plots.rl_curves(rl, out / "rl.png")
+    plots.behaviours(rl, out / "behaviours.png")
+    plots.stage_bars(report["stages"], out / "stages.png")
+    plots.scaling(report["best_of_n"], out / "best_of_n.png")
+
+
+def percent(a):
+    return f"{100 * a['acc']:.1f} [{100 * a['ci'][0]:.1f}, {100 * a['ci'][1]:.1f}]"
+
+
+def markdown(report):
+    """report.md: the same figures, for reading."""
+    stages = {s["name"]: s for s in report["stages"]}
+    base, zero, cold, rl = (stages[name] for name in ("base", "zero", "cold", "rl"))
+    steps, best = report["rl_first_and_last_steps"], report["best_of_n"]
+    ratio = zero["sampled_accuracy"]["acc"] / max(base["sampled_accuracy"]["acc"], 1e-9)
+    lines = [f"# A reasoning model from nothing, in {report['seconds'] / 60:.1f} minutes", "",
+             f"{base['params']:,} parameters, seed {report['seed']}, {report['hardware']}, torch {report['torch']}, peak memory {report['peak_memory_gib']} GiB. "
+             "Test problems were never trained on. Accuracy in percent with 95% Wilson intervals.", "",
+             f"RL families ({', '.join(RL_FAMILIES)}), levels 1 and 2, mean over families, n = {base['greedy_accuracy']['n']}:", "",
+             "| stage | greedy | sampled at temperature 1 | tokens a response, all families | thinks | seconds |", "| --- | --- | --- | --- | --- | --- |"]
+    for s in report["stages"]:
+        lines.append(f"| {s['name']} | {percent(s['greedy_accuracy'])} | {percent(s['sampled_accuracy'])} | {s['mean_tokens']:.1f} | {s['behaviours']['thinks']:.2f} | {s['seconds']:.0f} |")
+    lines += ["", "Greedy accuracy by family:", "", "| family | n | " + " | ".join(s["name"] for s in report["stages"]) + " |", "| --- " * (len(stages) + 2) + "|"]
+    for family in base["accuracy"]:
+        lines.append(f"| {family} | {base['accuracy'][family]['n']} | " + " | ".join(percent(s["accuracy"][family]) for s in report["stages"]) + " |")
+    lines += ["", "![accuracy by stage](stages.png)", "", "## What reinforcement learning did", "",
+              f"R1-Zero: sampled accuracy {100 * base['sampled_accuracy']['acc']:.1f} -> {100 * zero['sampled_accuracy']['acc']:.1f}, {ratio:.1f} times the base's. "
+              f"Over the run (first 5 steps -> last 5): response length {steps['zero']['length'][0]:.1f} -> {steps['zero']['length'][1]:.1f} tokens, "
+              f"share that thinks {steps['zero']['thinks'][0]:.2f} -> {steps['zero']['thinks'][1]:.2f}.", "",
+              f"R1: sampled accuracy {100 * cold['sampled_accuracy']['acc']:.1f} -> {100 * rl['sampled_accuracy']['acc']:.1f} "
+              f"({100 * (rl['sampled_accuracy']['acc'] - cold['sampled_accuracy']['acc']):+.1f} points over the cold start), greedy "
+              f"{100 * cold['greedy_accuracy']['acc']:.1f} -> {100 * rl['greedy_accuracy']['acc']:.1f}.", "", "![reinforcement learning](rl.png)", "", "![behaviours](behaviours.png)", "",
+              "## Best of N", "", f"The final model, one level above its training levels, {best['problems']} problems. Coverage: unbiased pass@N. Intervals: bootstrap over problems.", "",
+              "| N | coverage | vote | tokens a problem |", "| --- | --- | --- | --- |"]
+    for n, c, cc, v, vc, t in zip(best["ns"], best["coverage"], best["coverage_ci"], best["vote"], best["vote_ci"], best["tokens"]):
+        lines.append(f"| {n} | {percent(dict(acc=c, ci=cc))} | {percent(dict(acc=v, ci=vc))} | {t:.0f} |")
+    fit = best["log_fit"]
+    lines += ["", f"Fit a + b ln N: coverage b = {fit['coverage']['b']:.3f} (R2 {fit['coverage']['r2']:.2f}), vote b = {fit['vote']['b']:.3f} (R2 {fit['vote']['r2']:.2f}).", "",
+              "![best of N](best_of_n.png)", "", "## The brief's own questions, by a vote of 16", ""]
+    for d in report["demo"]:
+        lines += [f"**{d['question']}** {'right' if d['correct'] else 'wrong'}", "", "```", d["response"], "```", ""]
+    return "\n".join([*lines, "## Seconds and commands", "", *(f"- {report['stage_seconds'][name]:.0f} s: `{text}`" for name, text in report["commands"].items()), ""])
+
+
+def main():
+    config = parse_config(Config, doc=__doc__)
+    out = Path(config.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to --out {out}: {error.strerror}") from None
+    wanted = dict(seed=config.seed, quick=config.quick)
+    if (out / "config.json").exists() and read(out / "config.json") != wanted:
+        raise UserError(f"--out {out} holds a run with {read(out / 'config.json')}; choose another folder")
+    write_json(out / "config.json", wanted)
+    log = read(out / "stages.json") if (out / "stages.json").exists() else {}
+    stages = plan(config)
+    for number, stage in enumerate(stages, 1):
+        run_stage(config, stage, number, len(stages), log)
+    report = build_report(config, log)
+    write_json(out / "report.json", report)
+    draw_figures(out, report)
+    (out / "report.md").write_text(markdown(report))
+    say("\n" + markdown(report).split("Greedy accuracy by family:")[0].strip() + f"\n\nThe whole report: {out / 'report.md'}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,256 @@
+"""Attention against a float64 loop; the network against itself: packed, selected, cached."""
+
+import math
+
+import pytest
+import torch
+from conftest import make_tiny
+
+from nanoreason.attention import attention, cached_attention, document_mask, matmul_attention
+from nanoreason.common import generator
+from nanoreason.data import pack
+from nanoreason.corpus import Example
+from nanoreason.model import GPT, PRESETS, GPTConfig, KVCache, apply_rope, rope_tables
+
+
+def naive_attention(q, k, v, doc_start):
+    """softmax(q k / sqrt(D)) v in float64, one query at a time."""
+    q, k, v = q.double(), k.double(), v.double()
+    B, T, H, D = q.shape
+    share = H // k.size(2)
+    out = torch.zeros_like(q)
+    for b in range(B):
+        for t in range(T):
+            first = 0 if doc_start is None else int(doc_start[b, t])
+            for h in range(H):
+                keys, values = k[b, first : t + 1, h // share], v[b, first : t + 1, h // share]  # (n, D)
+                out[b, t, h] = torch.softmax(keys @ q[b, t, h] / math.sqrt(D), 0) @ values
+    return out
+
+
+def random_qkv(T, K, H=4, D=8, B=2, seed=0):
+    noise = generator(seed, "qkv")
+    return [torch.randn(B, T, heads, D, generator=noise) * 2 for heads in (H, K, K)]
+
+
+def random_doc_start(B, T, seed=0):
+    starts = torch.rand(B, T, generator=generator(seed, "documents")) < 0.15
+    starts[:, 0] = True
+    return torch.where(starts, torch.arange(T), 0).cummax(1).values.int()
+
+
+@pytest.mark.parametrize("path", [attention, matmul_attention])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("K", [1, 2, 4])
+def test_attention_matches_a_float64_loop(path, packed, K):
+    for T in (1, 2, 37):
+        q, k, v = random_qkv(T, K)
+        doc_start = random_doc_start(2, T) if packed else None
+        assert torch.allclose(path(q, k, v, doc_start).double(), naive_attention(q, k, v, doc_start), atol=2e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("T", [256, 257, 300])
+def test_long_and_short_rows_agree_between_both_paths(T, packed):
+    q, k, v = random_qkv(T, K=2, B=1)
+    doc_start = random_doc_start(1, T) if packed else None
+    a, b = attention(q, k, v, doc_start), matmul_attention(q, k, v, doc_start)
+    assert torch.allclose(a, b, atol=1e-5)
+    some = [0, 1, 100, 255, T - 1]
+    first = [0 if doc_start is None else int(doc_start[0, t]) for t in some]
+    for t, at in zip(some, first):  # the naive loop on a few queries only
+        exact = naive_attention(q[:, at : t + 1], k[:, at : t + 1], v[:, at : t + 1], None)[:, -1] if t - at < 60 else None
+        if exact is not None:
+            assert torch.allclose(a[:, t].double(), exact, atol=2e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_bfloat16_attention_is_close_and_its_gradients_match_float32(packed):
+    q, k, v = (x.requires_grad_() for x in random_qkv(40, K=2))
+    doc_start = random_doc_start(2, 40) if packed else None
+    weight = torch.randn(2, 40, 4, 8, generator=generator(0, "weight"))
+    exact = attention(q, k, v, doc_start)
+    wanted = torch.autograd.grad((exact * weight).sum(), (q, k, v))
+    out = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), doc_start)
+    assert out.dtype == torch.bfloat16 and (out.float() - exact).norm() < 0.02 * exact.norm()
+    for got, want in zip(torch.autograd.grad((out.float() * weight).sum(), (q, k, v)), wanted):
+        assert (got - want).norm() < 0.03 * want.norm()
+
+
+def test_attention_gradients_match_finite_differences():
+    q, k, v = (x.double().requires_grad_() for x in random_qkv(5, K=1, H=2, D=4, B=1))
+    doc_start = torch.tensor([[0, 0, 2, 2, 2]], dtype=torch.int32)
+    for path in (attention, matmul_attention):
+        assert torch.autograd.gradcheck(lambda q, k, v: path(q, k, v, doc_start), (q, k, v))
+
+
+def test_the_document_mask_of_the_worked_example():
+    mask = document_mask(torch.tensor([[0, 0, 0, 3, 3, 5]]))[0, 0]
+    assert mask.int().tolist() == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("K", [1, 2, 4])
+def test_cached_attention_is_the_last_row_of_attention_over_what_is_visible(K):
+    q, k, v = random_qkv(20, K, B=3)
+    lengths = [20, 7, 1]
+    visible = torch.full((3, 20), float("-inf"))
+    for b, n in enumerate(lengths):
+        visible[b, :n] = 0
+    last = torch.stack([q[b, n - 1] for b, n in enumerate(lengths)])
+    out = cached_attention(last, k.transpose(1, 2), v.transpose(1, 2), visible)
+    for b, n in enumerate(lengths):
+        assert torch.allclose(out[b].double(), naive_attention(q[b : b + 1, :n], k[b : b + 1, :n], v[b : b + 1, :n], None)[0, -1], atol=2e-6)
+
+
+def test_heads_that_do_not_divide_are_an_error():
+    with pytest.raises(ValueError):
+        attention(*random_qkv(4, K=3))
+    for wrong in (dict(n_head=4, n_kv_head=3), dict(head_dim=7)):
+        with pytest.raises(ValueError):
+            GPTConfig(**wrong)
+
+
+# The network
+
+
+def random_ids(B, T, seed=0):
+    return torch.randint(0, 506, (B, T), generator=generator(seed, "ids"))
+
+
+def test_the_future_does_not_change_the_past(tiny):
+    ids = random_ids(1, 20)
+    changed = ids.clone()
+    changed[0, 12:] = random_ids(1, 8, seed=1)
+    a, b = tiny(ids), tiny(changed)
+    assert torch.allclose(a[:, :12], b[:, :12], atol=1e-5) and (a[:, 12] - b[:, 12]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("K", [1, 2, 4])
+def test_a_packed_row_equals_its_documents_in_rows_of_their_own(K):
+    model = make_tiny(n_kv_head=K)
+    examples = [Example(random_ids(1, n, seed=n)[0].tolist(), 0) for n in (5, 17, 1, 30, 9, 24, 2, 11)]
+    rows = pack(examples, 64)
+    tokens, _, doc_start = rows.batch(slice(None), "cpu")
+    logits = model(tokens, doc_start)
+    for index, example in enumerate(examples):
+        alone = model(torch.tensor([example.ids]))[0]
+        assert torch.allclose(logits[torch.from_numpy(rows.owner == index)], alone, atol=1e-5)
+
+
+def test_forward_with_select_is_indexing(tiny):
+    ids = random_ids(3, 10)
+    select = torch.tensor([29, 0, 10, 11, 11])
+    assert torch.allclose(tiny(ids, select=select), tiny(ids).flatten(0, 1)[select], atol=1e-6)
+
+
+def test_more_tokens_than_the_context_are_an_error(tiny):
+    tiny(random_ids(1, tiny.config.max_len))
+    with pytest.raises(ValueError):
+        tiny(random_ids(1, tiny.config.max_len + 1))
+
+
+def test_rope_sees_only_differences_of_positions():
+    config = GPTConfig(head_dim=16)
+    q, k = torch.randn(2, 1, 16, generator=generator(0, "rope"), dtype=torch.float64)
+
+    def score(i, j):
+        return (apply_rope(q, *rope_tables(config, torch.tensor(i))) * apply_rope(k, *rope_tables(config, torch.tensor(j)))).sum().item()
+
+    for i, j in ((5, 2), (9, 0), (3, 3)):
+        for shift in (1, 17, 300):
+            assert score(i, j) == pytest.approx(score(i + shift, j + shift), abs=1e-4)
+    assert abs(score(5, 2) - score(5, 4)) > 1e-2 and score(3, 3) == pytest.approx((q * k).sum().item(), abs=1e-6)
+
+
+def test_rope_rotates_by_position_times_frequency():
+    """The pair (i, i + D/2) at position p turns by p theta^(-2i/D): complex multiplication says the same."""
+    config = GPTConfig(head_dim=8, rope_theta=50.0)
+    x = torch.randn(3, 1, 8, generator=generator(0, "x"), dtype=torch.float64)
+    out = apply_rope(x, *rope_tables(config, torch.tensor([0, 1, 7])))
+    z = torch.complex(x[..., :4], x[..., 4:])
+    for row, position in enumerate((0, 1, 7)):
+        turned = z[row, 0] * torch.tensor([complex(math.cos(a), math.sin(a)) for a in (position * 50.0 ** (-2 * i / 8) for i in range(4))])
+        assert torch.allclose(torch.complex(out[row, 0, :4], out[row, 0, 4:]), turned.to(torch.complex128), atol=1e-5)
+
+
+def test_presets_have_the_parameters_they_are_known_by():
+    for name, millions in dict(nano=0.2, micro=1.0, mini=2.7, small=9.5, base=124, large=365).items():
+        c = PRESETS[name]
+        with torch.device("meta"):
+            model = GPT(c)
+        matrices = c.n_embd * (c.n_head + 2 * c.n_kv_head) * c.head_dim + c.n_head * c.head_dim * c.n_embd + 3 * c.n_embd * c.d_ff
+        count = c.vocab_size * c.n_embd + c.n_layer * (matrices + 2 * c.n_embd + 2 * c.head_dim) + c.n_embd
+        assert model.num_params == count and count / 1e6 == pytest.approx(millions, rel=0.1 if millions < 1 else 0.06)
+        assert model.flops_per_token() == 2 * count
+
+
+def test_an_untied_head_counts_once_more_and_its_embedding_costs_no_flops():
+    tied, untied = make_tiny(), make_tiny(tie_embeddings=False)
+    assert untied.num_params == tied.num_params + 512 * 32 and untied.flops_per_token() == tied.flops_per_token()
+
+
+def test_initial_weights_are_seeded_and_start_near_the_uniform_loss():
+    a, b, c = (GPT(PRESETS["nano"]).init_weights(generator(seed, "weights")) for seed in (0, 0, 1))
+    assert torch.equal(a.embed.weight, b.embed.weight) and not torch.equal(a.embed.weight, c.embed.weight)
+    ids = random_ids(4, 64)
+    loss = torch.nn.functional.cross_entropy(a(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+    assert loss.item() == pytest.approx(math.log(512), abs=0.1)
+
+
+# The cache
+
+
+def ragged(lengths, total):
+    """Rows of `total` ids each, and their first lengths[i] ids as right-padded prompts whose padding is nonsense, not zeros."""
+    ids = random_ids(len(lengths), total, seed=3)
+    prompts = random_ids(len(lengths), max(lengths), seed=4)
+    for row, n in enumerate(lengths):
+        prompts[row, :n] = ids[row, :n]
+    return ids, prompts
+
+
+@pytest.mark.parametrize("K", [1, 2, 4])
+@torch.inference_mode()
+def test_prefill_and_decode_equal_the_full_forward_for_ragged_prompts(K):
+    model, lengths = make_tiny(n_kv_head=K), [3, 11, 1, 7]
+    ids, prompts = ragged(lengths, 40)
+    full = model(ids)  # (4, 40, V)
+    cache = KVCache(model.config, 4, 40)
+    logits = model.prefill(prompts, torch.tensor(lengths), cache)
+    for step in range(25):
+        for row, n in enumerate(lengths):
+            assert torch.allclose(logits[row], full[row, n + step - 1], atol=1e-5)
+        logits = model.decode(torch.stack([ids[row, n + step] for row, n in enumerate(lengths)]), cache)
+    assert cache.lengths.tolist() == [n + 25 for n in lengths]
+
+
+@torch.inference_mode()
+def test_the_cache_stays_right_when_it_grows_and_rows_repeat_leave_and_swap(tiny):
+    lengths = [3, 11, 1, 7]
+    ids, prompts = ragged(lengths, 60)
+    full, who = tiny(ids), [0, 1, 2, 3]
+    cache = KVCache(tiny.config, 4, 11)
+    logits, at = tiny.prefill(prompts, torch.tensor(lengths), cache), list(lengths)
+    for step in range(30):
+        for b, row in enumerate(who):
+            assert torch.allclose(logits[b], full[row, at[b] - 1], atol=1e-5), (step, row)
+        keep = {4: [3, 0, 0, 2, 1], 9: [4, 1, 3], 15: [2, 0], 22: [0]}.get(step)
+        if keep:
+            cache.select(torch.tensor(keep))
+            who, at = [who[b] for b in keep], [at[b] for b in keep]
+        if max(at) + 1 > cache.slots:
+            before = cache.keys[1][:, :, : cache.slots].clone()
+            cache.grow(cache.slots + 3)
+            assert torch.equal(cache.keys[1][:, :, : before.size(2)], before)
+        logits = tiny.decode(torch.tensor([int(ids[row, n]) for row, n in zip(who, at)]), cache)
+        at = [n + 1 for n in at]
+
+
+@torch.inference_mode()
+def test_a_full_cache_is_an_error_and_not_an_overwrite(tiny):
+    cache = KVCache(tiny.config, 1, 4)
+    tiny.prefill(random_ids(1, 4), torch.tensor([4]), cache)
+    with pytest.raises(ValueError):
+        tiny.decode(torch.tensor([1]), cache)
+    cache.grow(2)
+    assert cache.slots == 4  # growing never shrinks

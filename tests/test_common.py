@@ -1,0 +1,283 @@
+"""Flags, seeds, metrics, checkpoints: what users touch, and what a kill must not break."""
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+
+import pytest
+import torch
+from conftest import make_tiny
+from torch import nn
+
+import sample
+import train_grpo
+import train_sft
+from nanoreason import checkpoint
+from nanoreason.common import (Machine, Metrics, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out, read_metrics, run_script, seed_for,
+                               start_machine, write_json)
+
+
+@dataclass
+class Config:
+    question: str = flag("", "a question of 100% sense")
+    num_steps: int = flag(10, "steps", low=1, high=1000)
+    clip_ratio: float = flag(0.2, "epsilon", low=0, high=1)
+    kind: str = flag("a", "kind", choices=("a", "b"))
+    quick: bool = flag(False, "be quick")
+
+
+PRESETS = {"laptop": {}, "gpu": dict(num_steps=500, kind="b", quick=True)}
+
+
+def parsed(text, **kwargs):
+    return parse_config(Config, text.split(), **kwargs)
+
+
+def test_fields_become_kebab_case_flags_of_their_type():
+    config = parsed("--num-steps 7 --clip-ratio 0.5 --kind b --quick")
+    assert config == Config(num_steps=7, clip_ratio=0.5, kind="b", quick=True) and type(config.num_steps) is int
+    assert parsed("") == Config() and parsed("--no-quick") == Config() and parsed("--clip-ratio=1") == Config(clip_ratio=1.0)
+    assert parse_config(Config, ["What is 1 + 1?", "--quick"], positional="question") == Config(question="What is 1 + 1?", quick=True)
+
+
+@pytest.mark.parametrize("text", ["--steps 3", "--num_steps 3", "--num-step 3", "--num-steps", "--num-steps x", "--num-steps 1.5", "--num-steps 0", "--num-steps 1001",
+                                  "--clip-ratio 1.1", "--clip-ratio -0.1", "--clip-ratio nan", "--clip-ratio inf", "--kind c", "stray", "--quick yes", "--preset gpu"])
+def test_what_cannot_be_right_is_a_user_error(text):
+    with pytest.raises(UserError):
+        parsed(text)
+
+
+def test_errors_name_the_flag_and_its_limits():
+    with pytest.raises(UserError, match="--num-steps is 0; it must be at least 1 and at most 1000"):
+        parsed("--num-steps 0")
+    with pytest.raises(UserError, match="--kind"):
+        parsed("--kind c")
+
+
+def test_flags_win_over_the_preset_wherever_they_stand():
+    assert parsed("--preset gpu", presets=PRESETS) == Config(num_steps=500, kind="b", quick=True)
+    assert parsed("--num-steps 3 --preset gpu --no-quick", presets=PRESETS) == Config(num_steps=3, kind="b", quick=False)
+    assert parsed("--preset gpu --num-steps 10", presets=PRESETS).num_steps == 10  # the default's own value, given on purpose
+    with pytest.raises(UserError):
+        parsed("--preset moon", presets=PRESETS)
+
+
+@pytest.mark.parametrize("script", [train_sft, train_grpo, sample])
+def test_every_script_has_help_and_defaults_and_presets_that_pass_their_own_limits(script, capsys):
+    presets = getattr(script, "PRESETS", None)
+    for name in presets or ():
+        parse_config(script.Config, ["--preset", name], presets=presets)
+        assert set(presets[name]) <= set(script.Config.__dataclass_fields__)
+    parse_config(script.Config, [])
+    with pytest.raises(SystemExit) as stop:
+        parse_config(script.Config, ["--help"], presets=presets, doc=script.__doc__)
+    assert stop.value.code == 0 and "--device" in capsys.readouterr().out
+
+
+def test_a_user_error_is_one_line_and_status_2_and_a_bug_is_not_hidden(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/train.py"])
+
+    def fail(error):
+        raise error
+
+    for error, status in ((UserError("no\nsuch  thing"), 2), (KeyboardInterrupt(), 130)):
+        with pytest.raises(SystemExit) as stop:
+            run_script(lambda error=error: fail(error))
+        assert stop.value.code == status
+    assert capsys.readouterr().err == "train.py: no such thing\n"
+    with pytest.raises(ZeroDivisionError):
+        run_script(lambda: fail(ZeroDivisionError()))
+
+
+def test_one_ctrl_c_is_a_wish_and_two_stop_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        interrupt = Interrupt()
+        assert not interrupt.wanted
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.wanted
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# Seeds
+
+
+def test_neighbouring_seeds_and_purposes_share_nothing():
+    seeds = {seed_for(seed, purpose, step, rank) for seed in range(12) for purpose in ("rollout", "questions") for step in range(12) for rank in range(8)}
+    assert len(seeds) == 12 * 2 * 12 * 8 and all(0 <= s < 2**63 for s in seeds)
+    differing = [bin(seed_for(s, "a") ^ seed_for(s + 1, "a")).count("1") for s in range(200)]
+    assert 28 < sum(differing) / 200 < 35  # of 63 bits, half
+    assert seed_for(1, "a", 23) != seed_for(1, "a", 2, 3) != seed_for(12, "a", 3) and seed_for(1, "2") != seed_for(1, 2)
+    assert seed_for(0, "weights") == SEED_OF_WEIGHTS  # the same in every process, for ever
+
+
+SEED_OF_WEIGHTS = 5087778715007104936
+
+
+def test_generators_of_neighbours_are_uncorrelated_and_repeatable():
+    a, b, again = (torch.randn(4000, generator=generator(seed, "x")) for seed in (0, 1, 0))
+    assert torch.equal(a, again) and abs((a * b).mean()) < 0.06 and abs((a[1:] * b[:-1]).mean()) < 0.06
+
+
+# Machine
+
+
+def test_one_machine_sums_nothing_and_unknown_devices_are_user_errors(monkeypatch):
+    machine = start_machine("cpu")
+    assert machine == Machine(torch.device("cpu"), 0, 1) and machine.main and machine.total(torch.tensor(3)) == 3.0
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError):
+            start_machine("cuda")
+    assert choose_bf16("fp32", torch.device("cpu")) is False and choose_bf16("bf16", torch.device("cpu")) is True
+    a = torch.ones(2, 2)
+    with autocast(torch.device("cpu"), True):
+        assert (a @ a).dtype == torch.bfloat16
+    with autocast(torch.device("cpu"), False):
+        assert (a @ a).dtype == torch.float32
+
+
+# Metrics and other files
+
+
+def test_metrics_drop_what_a_killed_run_wrote_after_its_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    metrics = Metrics(path)
+    for step in range(6):
+        metrics.log(step=step, loss=step / 3)
+    with open(path, "a") as f:
+        f.write('{"step": 6, "lo')  # cut by a kill
+    assert [row["step"] for row in read_metrics(path)] == list(range(6))
+    resumed = Metrics(path, resume_step=4)
+    resumed.log(step=4, loss=9.0)
+    assert [(row["step"], row["loss"]) for row in read_metrics(path)] == [(0, 0.0), (1, pytest.approx(1 / 3, rel=1e-5)), (2, pytest.approx(2 / 3, rel=1e-5)), (3, 1.0), (4, 9.0)]
+    Metrics(path)
+    assert read_metrics(path) == [] and read_metrics(tmp_path / "none") == []
+
+
+def test_ranks_above_zero_write_no_metrics(tmp_path):
+    Metrics(tmp_path / "m.jsonl", write=False).log(step=0, loss=1.0)
+    assert not (tmp_path / "m.jsonl").exists()
+
+
+def test_write_json_replaces_whole_files_only(tmp_path):
+    path = tmp_path / "report.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_an_existing_run_is_continued_only_on_purpose(tmp_path):
+    out = prepare_out(tmp_path / "deep" / "run", Config(num_steps=3), resume=False)
+    assert json.loads((out / "config.json").read_text())["num_steps"] == 3
+    prepare_out(out, Config(num_steps=4), resume=False)  # no checkpoint yet: nothing to lose
+    (out / "ckpt.pt").write_bytes(b"weights")
+    with pytest.raises(UserError):
+        prepare_out(out, Config(num_steps=5), resume=False)
+    assert (out / "ckpt.pt").read_bytes() == b"weights" and json.loads((out / "config.json").read_text())["num_steps"] == 4
+    prepare_out(out, Config(num_steps=6), resume=True)
+    assert json.loads((out / "config.json").read_text())["num_steps"] == 6
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError):
+        prepare_out(tmp_path / "file", Config(), resume=False)
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_brings_back_model_optimizer_and_numbers(tmp_path):
+    model = make_tiny()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    model(torch.tensor([[1, 2, 3]])).sum().backward()
+    optimizer.step()
+    checkpoint.save(tmp_path / "ckpt.pt", model, step=7, optimizer=optimizer.state_dict())
+    state = checkpoint.load(tmp_path)  # a run folder stands for its ckpt.pt
+    loaded = checkpoint.load_model(tmp_path / "ckpt.pt")
+    assert state["step"] == 7 and loaded.config == model.config and not loaded.training
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True))
+    assert loaded.head.weight is loaded.embed.weight  # still tied
+    other = torch.optim.AdamW(loaded.parameters(), 1e-3)
+    other.load_state_dict(state["optimizer"])
+    assert torch.equal(other.state[next(loaded.parameters())]["exp_avg"], optimizer.state[next(model.parameters())]["exp_avg"])
+
+
+def test_wrappers_leave_no_trace_in_the_file(tmp_path):
+    class DDP(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    class Compiled(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self._orig_mod = module
+
+        def __getattr__(self, name):  # as torch.compile's wrapper does
+            return self._modules["_orig_mod"] if name == "_orig_mod" else getattr(self._modules["_orig_mod"], name)
+
+    model = make_tiny()
+    for wrapped in (model, DDP(model), Compiled(model), Compiled(DDP(model)), DDP(Compiled(model))):
+        checkpoint.save(tmp_path / "ckpt.pt", wrapped)
+        assert set(checkpoint.load(tmp_path)["weights"]) == set(model.state_dict())
+
+
+def foreign_files(good):
+    yield "empty", b""
+    yield "text", b"not a checkpoint\n"
+    yield "json", b'{"format": "nanoreason-1"}'
+    yield "cut", good[: len(good) // 2]
+    yield "almost whole", good[:-30]
+    yield "headless", good[100:]
+    yield "zip of nothing", b"PK\x05\x06" + b"\0" * 18
+    yield "stop of an empty pickle", b"."
+    yield "pickle that runs code", b"cos\nsystem\n(S'exit 3'\ntR."
+    yield "pickle that pops nothing", b"\x80\x02\x85."
+
+
+@pytest.mark.parametrize("name", [name for name, _ in foreign_files(b"")])
+def test_a_damaged_or_foreign_file_is_a_user_error(tmp_path, name):
+    checkpoint.save(tmp_path / "good.pt", make_tiny())
+    path = tmp_path / "ckpt.pt"
+    path.write_bytes(dict(foreign_files((tmp_path / "good.pt").read_bytes()))[name])
+    with pytest.raises(UserError, match="ckpt.pt"):
+        checkpoint.load(path)
+
+
+def test_torch_files_that_are_no_checkpoints_and_missing_ones_are_user_errors(tmp_path):
+    good = checkpoint.load(_saved(tmp_path / "good.pt"))
+    foreign = [{"weights": good["weights"]}, [1, 2], torch.zeros(3), make_tiny(), good | {"format": "nanoreason-0"}, good | {"vocabulary": "another"},
+               {k: v for k, v in good.items() if k != "vocabulary"}]
+    for value in foreign:
+        torch.save(value, tmp_path / "ckpt.pt")
+        with pytest.raises(UserError):
+            checkpoint.load(tmp_path)
+    for path in (tmp_path / "none.pt", tmp_path / "none" / "deeper", tmp_path.parent):
+        with pytest.raises(UserError, match="no checkpoint at"):
+            checkpoint.load(path)
+
+
+def _saved(path):
+    checkpoint.save(path, make_tiny(), step=1)
+    return path
+
+
+def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = _saved(tmp_path / "ckpt.pt")
+    before = path.read_bytes()
+
+    def killed(value, target):
+        with open(target, "wb") as f:
+            f.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(path, make_tiny(seed=1), step=2)
+    assert path.read_bytes() == before and checkpoint.load(path)["step"] == 1
+    monkeypatch.undo()
+    checkpoint.save(path, make_tiny(seed=1), step=2)  # the scratch file of the killed save is no obstacle
+    assert checkpoint.load(path)["step"] == 2 and os.listdir(tmp_path) == ["ckpt.pt"]

@@ -1,0 +1,219 @@
+"""Figures and their intervals against tables, enumeration and scripted samples; votes; rewards."""
+
+import random
+from fractions import Fraction
+from itertools import combinations
+from math import comb
+
+import pytest
+import torch
+from conftest import make_stopping
+
+from nanoreason import evaluate
+from nanoreason.common import generator
+from nanoreason.evaluate import Sample, accuracy, behaviours, by_family, collect, interval_of_mean, pass_at_k, scaling, vote_at, wilson
+from nanoreason.generate import Rollout
+from nanoreason.rewards import format_reward, outcome_reward, reward
+from nanoreason.search import METHODS, canonical, vote_scores
+from nanoreason.tasks import FAMILIES, demo_problems, split_of
+from nanoreason.tokenizer import END, END_THINK, PAD, THINK, Response, encode, parse_response, render_prompt, render_response
+
+
+@pytest.mark.parametrize("right, n, low, high", [(5, 10, 0.2366, 0.7634), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (1, 20, 0.0089, 0.2361), (81, 263, 0.2553, 0.3662)])
+def test_wilson_gives_the_published_intervals(right, n, low, high):
+    """R's prop.test(correct=FALSE) and Newcombe 1998, table I (81 of 263: 0.2553 to 0.3662)."""
+    assert wilson(right, n) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_wilson_ends_solve_the_score_equation_and_nothing_measured_says_nothing():
+    for right, n in ((3, 17), (40, 41), (250, 1000)):
+        for end in wilson(right, n):
+            assert abs(right / n - end) == pytest.approx(1.96 * (end * (1 - end) / n) ** 0.5, abs=1e-9)
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert accuracy(5, 10) == {"acc": 0.5, "n": 10, "ci": [0.2366, 0.7634]} and accuracy(0, 0)["n"] == 0
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
+    for n in range(1, 8):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                subsets = list(combinations([True] * c + [False] * (n - c), k))
+                assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
+    with pytest.raises(ValueError):
+        pass_at_k(4, 2, 5)
+
+
+# Votes
+
+
+def test_votes_of_the_worked_example():
+    assert vote_scores(["12", "12.0", None, "15"]) == [2, 2, 0, 1]
+    assert vote_scores([]) == [] and vote_scores([None, None]) == [0, 0]
+
+
+def test_canonical_answers_are_equal_exactly_when_they_mean_the_same():
+    same = [("1692", "1,692", "1692.0", "x = 1692", " 1692. ", "3384/2", "01692"), ("-0.5", "-1/2", "-.5".replace("-.", "-0.")), ("Yes", "yes", "YES."), ("Paris", "paris.")]
+    for group in same:
+        assert len({canonical(text) for text in group}) == 1
+    assert len({canonical(group[0]) for group in same} | {canonical(t) for t in ("1693", "-1692", "1692 or 1693", "no", "12 13", "0.5")}) == 10
+    assert canonical(None) is None
+
+
+# Samples
+
+
+def response(answer, thinking="1 + 1 = 2"):
+    return Response(thinking, answer, answer is not None)
+
+
+def samples(answers, right):
+    return [Sample(response(a), 10, a == right) for a in answers]
+
+
+def test_vote_at_all_samples_is_the_vote_and_ties_go_to_the_first():
+    rng = random.Random(0)
+    assert vote_at(samples(["1", "2", "2"], "2"), 3, rng) == 1 and vote_at(samples(["1", "2", "2"], "1"), 3, rng) == 0
+    assert vote_at(samples([None, None, "3"], "3"), 3, rng) == 1
+    assert vote_at(samples([None, None], "3"), 2, rng) == 0
+
+
+def test_vote_at_a_subset_is_the_mean_over_subsets():
+    """Three votes of 5 samples, 3 of them right: the vote is right when 2 or 3 right ones are drawn, (3 * 2 + 1) / 10."""
+    drawn = vote_at(samples(["7", "7", "7", "8", "8"], "7"), 3, random.Random(0), draws=4000)
+    assert drawn == pytest.approx(0.7, abs=0.03)
+
+
+def test_scaling_on_scripted_samples():
+    judged = [samples(["4"] * 4, "4"), samples(["4", "5", "5", "5"], "4"), samples(["6", "7", "8", None], "9"), samples(["1", "1", "2", "3"], "1")]
+    for i, s in enumerate(judged):
+        judged[i] = [Sample(x.response, 10 * (i + 1), x.correct) for x in s]
+    figures = scaling(judged, [1, 2, 4])
+    shares = [Fraction(4, 4), Fraction(1, 4), 0, Fraction(2, 4)]
+    assert figures["coverage"] == [round(float(sum(1 - Fraction(comb(4 - int(4 * p), k), comb(4, k)) for p in shares)) / 4, 4) for k in (1, 2, 4)]
+    assert figures["vote"][0] == figures["coverage"][0] == round(float(sum(shares)) / 4, 4)
+    assert figures["vote"][2] == 0.5  # problems 1 and 4; in problem 2 the wrong answer wins
+    assert figures["tokens"] == [25.0, 50.0, 100.0] and figures["ns"] == [1, 2, 4] and figures["problems"] == 4
+    assert all(low <= mean <= high for name in ("coverage", "vote") for mean, (low, high) in zip(figures[name], figures[name + "_ci"]))
+    assert scaling(judged, [1, 2, 4]) == figures
+    with pytest.raises(ValueError):
+        scaling(judged, [8])
+
+
+def test_the_bootstrap_interval_has_the_width_of_the_normal_one():
+    values = [0.0] * 300 + [1.0] * 100
+    low, high = interval_of_mean(values)
+    half = 1.96 * (0.25 * 0.75 / 400) ** 0.5
+    assert low == pytest.approx(0.25 - half, abs=0.008) and high == pytest.approx(0.25 + half, abs=0.008)
+    assert interval_of_mean([1.0] * 5) == [1.0, 1.0]
+
+
+def test_behaviours_are_shares_of_responses_with_a_cue_at_the_start_of_a_line():
+    shown = behaviours([response("1", ""), response("1", " \n "), response("1", "1 + 1 = 3\nWait, 1 + 1 = 2\nWait, 2"), response(None, "Check: 2 = 2\nAnother way: 2"),
+                        response("1", "so Wait, no Check: 3")])
+    assert shown == pytest.approx({"thinks": 0.6, "verification": 0.2, "self_correction": 0.2, "another_way": 0.2})
+    assert behaviours([])["thinks"] == 0
+
+
+def test_by_family_takes_the_first_sample_and_counts_by_level():
+    problems = evaluate.test_problems(["chain", "percent"], [1, 2], 6)
+    judged = [[Sample(response("1"), 5, i % 3 == 0), Sample(response("1"), 5, True)] for i in range(len(problems))]
+    table = by_family(problems, judged)
+    assert {f: (t["n"], t["acc"]) for f, t in table.items()} == {"chain": (6, 0.3333), "percent": (6, 0.3333)}
+    assert {level: t["n"] for level, t in table["chain"]["levels"].items()} == {"1": 3, "2": 3}
+    assert sum(t["acc"] * t["n"] for t in table["percent"]["levels"].values()) == pytest.approx(2, abs=0.01)
+
+
+def test_collect_judges_every_response_with_its_own_problem(monkeypatch):
+    problems = evaluate.test_problems(["multiplication", "chain", "primality"], [1], 4)
+    script = []
+    for p, problem in enumerate(problems):  # sample 0 right, sample 1 the answer of the next problem, sample 2 cut off
+        for g, ids in enumerate((render_response("so", problem.answer), render_response("", problems[(p + 1) % len(problems)].answer), render_response("", problem.answer)[:-1])):
+            script.append(ids)
+    longest = max(map(len, script))
+    ids = torch.tensor([s + [PAD] * (longest - len(s)) for s in script])
+    mask = torch.tensor([[i < len(s) for i in range(longest)] for s in script])
+
+    def scripted(model, prompts, count, *rest):
+        assert prompts == [render_prompt(p.question) for p in problems] and count == 3
+        return Rollout(ids, mask, torch.zeros(ids.shape), (ids == END).any(1))
+
+    monkeypatch.setattr(evaluate, "generate", scripted)
+    judged = collect(make_stopping(), problems, 3, 1.0, 50, 0)
+    assert len(judged) == len(problems) and all(len(s) == 3 for s in judged)
+    for p, (problem, (a, b, c)) in enumerate(zip(problems, judged)):
+        same = problems[(p + 1) % len(problems)].answer == problem.answer
+        assert (a.correct, b.correct, c.correct) == (True, same, False)
+        assert [s.tokens for s in (a, b, c)] == [len(s) for s in script[3 * p : 3 * p + 3]] and a.response.answer == problem.answer
+
+
+@pytest.mark.parametrize("families, levels, count", [(["chain", "word"], [1, 2, 3], 10), (["multiplication"], [1], 30), (["percent"], [1, 2, 3, 4, 5], 7)])
+def test_problems_to_measure_on_are_counted_distinct_and_held_out(families, levels, count):
+    for split in ("test", "val"):
+        problems = evaluate.test_problems(families, levels, count, split)
+        assert [sum(p.family == f for p in problems) for f in families] == [count] * len(families)
+        assert len({p.key for p in problems}) == len(problems) and {split_of(p.key) for p in problems} == {split}
+        per_level = [sum(p.level == level for p in problems) for level in levels]
+        assert max(per_level) - min(per_level) <= len(families)
+        assert problems == evaluate.test_problems(families, levels, count, split)
+
+
+def test_levels_that_run_dry_are_made_up_by_the_next_and_never_exceed_the_count():
+    problems = evaluate.test_problems(["primality"], [1, 2, 3], 90)
+    per_level = [sum(p.level == level for p in problems) for level in (1, 2, 3)]
+    assert per_level[0] < 30 < per_level[1] and len(problems) == sum(per_level) == 90 and len({p.key for p in problems}) == 90
+    assert len(evaluate.test_problems(["primality"], [1], 500)) < 30
+
+
+# Rewards
+
+
+def test_the_reward_wants_the_answer_in_its_place_and_alone():
+    product = demo_problems()[0]
+    right = encode("248171")
+    assert reward(product, render_response("800 * 200 = 160000", "248171")).total == reward(product, render_response("", "248,171")).total == 1
+    for ids in ([THINK, *right, END_THINK, END], [THINK, *right, END], [THINK, END_THINK, *right], [*right, END], render_response("248171", "12"), [],
+                render_response("", "248171 or 12"), render_response("", "12 or 13 or 248171"), render_response("", product.question), render_response("", "847 × 293"),
+                [THINK, END_THINK, *right, THINK, END], [THINK, END_THINK, *encode("12"), END, *right, END], render_response("<|/think|>248171<|end|>", "")):
+        assert reward(product, ids).parts["outcome"] == 0
+
+
+def test_reward_totals_are_the_weighted_sum_of_their_parts():
+    product = demo_problems()[0]
+    wrong, cut = render_response("", "12"), render_response("", "248171")[:-1]
+    assert [reward(product, ids, 0.25).total for ids in (render_response("", "248171"), wrong, cut)] == [1.25, 0.25, 0]
+    assert reward(product, wrong).parts == {"outcome": 0, "format": 1}
+    assert outcome_reward(product, parse_response(cut)) == format_reward(parse_response(cut)) == 0
+
+
+def test_an_empty_answer_earns_no_format_reward_and_no_vote():
+    empty = parse_response([THINK, *encode("a"), END_THINK, END])
+    assert format_reward(empty) == 0
+    assert vote_scores([empty.answer, empty.answer, "12"])[2] == 1 == max(vote_scores([empty.answer, empty.answer, "12"]))
+
+
+# Methods
+
+
+def test_methods_choose_among_their_own_candidates_and_count_what_they_spent():
+    model, prompt = make_stopping(bias=3.0), [507, 10, 20, 508]
+    for name, method in METHODS.items():
+        result = method(model, prompt, n=6, temperature=1.0, max_new_tokens=12, generator=generator(0, "s"))
+        assert len(result.candidates) == len(result.scores) == (6 if name == "vote" else 1)
+        assert result.response == result.candidates[result.scores.index(max(result.scores))] and result.answer == result.response.answer
+        assert result.flops == (result.tokens + len(prompt)) * model.flops_per_token() and 1 <= result.tokens <= 12 * len(result.candidates)
+
+
+def test_the_vote_picks_the_majority(monkeypatch):
+    from nanoreason import search
+
+    script = [render_response("", a) for a in ("7", "12", "9", "12.0", "x = 12", "7")]
+    ids = torch.tensor([s + [PAD] * (9 - len(s)) for s in script])
+    mask = torch.tensor([[i < len(s) for i in range(9)] for s in script])
+    monkeypatch.setattr(search, "generate", lambda *args: Rollout(ids, mask, torch.zeros(ids.shape), (ids == END).any(1)))
+    result = search.vote(make_stopping(), [507, 508], n=6)
+    assert (result.answer, result.scores, result.tokens) == ("12", [2, 3, 1, 3, 3, 2], sum(map(len, script)))
+
+
+def test_every_family_can_be_measured():
+    for family in FAMILIES:
+        assert len(evaluate.test_problems([family], [1, 2], 8)) == 8

@@ -1,0 +1,149 @@
+"""The rollout engine against full forward passes, one response at a time."""
+
+import pytest
+import torch
+from conftest import make_stopping, make_tiny
+
+from nanoreason.common import generator
+from nanoreason.generate import generate, sample_token
+from nanoreason.tokenizer import END, PAD
+
+
+def ragged_prompts(P=5, seed=0):
+    noise = generator(seed, "prompts")
+    return [torch.randint(0, 506, (n,), generator=noise).tolist() for n in (3, 17, 1, 9, 6)[:P]]
+
+
+@torch.inference_mode()
+def full_logits(model, prompt, response):
+    """(L, V) logits that predict each token of the response, from one forward pass without a cache."""
+    return model(torch.tensor([prompt + response]))[0, len(prompt) - 1 : -1].float()
+
+
+@pytest.mark.parametrize("temperature, bias", [(0.5, 2.5), (1.0, 4.5), (1.7, 7.0)])
+def test_logprobs_equal_a_full_forward_at_the_sampling_temperature_while_rows_leave(temperature, bias):
+    stopping, prompts, G = make_stopping(bias), ragged_prompts(), 6
+    rollout = generate(stopping, prompts, G, 40, temperature, generator(1, "sample"))
+    assert rollout.ids.shape == rollout.mask.shape == rollout.logprobs.shape and len(rollout.ids) == len(prompts) * G
+    assert len(set(rollout.lengths.tolist())) > 4  # responses of many lengths, so rows did leave
+    for row in range(len(rollout.ids)):
+        response = rollout.response(row)
+        expected = (full_logits(stopping, prompts[row // G], response) / temperature).log_softmax(-1)
+        expected = expected.gather(1, torch.tensor(response)[:, None]).squeeze(1)
+        assert torch.allclose(rollout.logprobs[row, : len(response)], expected, atol=2e-5), row
+
+
+def test_the_mask_ends_with_the_stop_token_and_nothing_follows_it():
+    model = make_stopping(bias=5.5)
+    rollout = generate(model, ragged_prompts(), 12, 14, 1.0, generator(2, "sample"))
+    assert rollout.ended.any() and not rollout.ended.all()
+    for row in range(len(rollout.ids)):
+        response, n = rollout.response(row), int(rollout.lengths[row])
+        assert rollout.mask[row].tolist() == [True] * n + [False] * (rollout.ids.size(1) - n)
+        assert response.count(END) == rollout.ended[row] and (response[-1] == END) == rollout.ended[row]
+        assert n == rollout.ids.size(1) == 14 or rollout.ended[row]
+        assert (rollout.ids[row, n:] == PAD).all() and (rollout.logprobs[row, n:] == 0).all() and (rollout.logprobs[row, :n] < 0).all()
+
+
+def test_greedy_is_the_argmax_of_full_forward_passes_row_by_row():
+    for seed in (0, 1):
+        model, prompts = make_stopping(bias=2.5, seed=seed), ragged_prompts(seed=seed)
+        rollout = generate(model, prompts, 2, 12, temperature=0.0)
+        for row in range(len(rollout.ids)):
+            expected = []
+            while len(expected) < 12 and END not in expected:
+                expected.append(int(full_logits(model, prompts[row // 2], expected + [0])[-1].argmax()))
+            assert rollout.response(row) == expected  # prompt-major: row p * 2 + g belongs to prompt p
+        assert len({tuple(rollout.response(2 * p)) for p in range(5)}) > 1
+
+
+def test_rows_are_prompt_major_when_sampling():
+    """A model whose next token is a function of the last: every response has to begin after its own prompt's last token."""
+    model = make_tiny(n_layer=1)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.out.weight.zero_()
+            block.mlp.down.weight.zero_()
+        model.norm.weight.fill_(1.0)
+        model.embed.weight.zero_()
+        model.head = torch.nn.Linear(32, 512, bias=False)
+        model.head.weight.zero_()
+        for i in range(8):  # token i is followed by token i + 8, token i + 8 by the stop
+            model.embed.weight[i, i] = model.embed.weight[i + 8, 8 + i] = 1.0
+            model.head.weight[i + 8, i] = model.head.weight[END, 8 + i] = 20.0
+    prompts = [[7, 5, 3], [4], [0, 1], [6], [3, 3, 3, 3]]
+    rollout = generate(model, prompts, 3, 10, 1.0, generator(0, "s"), max_rows=6)
+    assert [rollout.response(row) for row in range(15)] == [[p[-1] + 8, END] for p in prompts for _ in range(3)]
+
+
+def test_serving_prompts_in_turns_changes_no_greedy_answer_and_no_shape():
+    model, prompts = make_stopping(bias=2.5), ragged_prompts()
+    whole = generate(model, prompts, 2, 12, temperature=0.0)
+    turns = generate(model, prompts, 2, 12, temperature=0.0, max_rows=4)
+    assert torch.equal(whole.ids, turns.ids) and torch.equal(whole.mask, turns.mask) and torch.equal(whole.ended, turns.ended)
+    assert torch.allclose(whole.logprobs, turns.logprobs, atol=1e-5)
+    sampled = generate(make_stopping(bias=6.5), prompts, 2, 12, 1.0, generator(0, "s"), max_rows=2)  # parts of different lengths
+    assert (sampled.mask.sum(1) == torch.tensor([len(sampled.response(r)) for r in range(10)])).all()
+    assert all((END in sampled.response(r)) == sampled.ended[r] and PAD not in sampled.response(r) for r in range(10))
+
+
+def test_a_padding_token_that_was_sampled_is_part_of_the_response():
+    model = make_stopping(bias=0.0)
+    model.head.bias.data[PAD] = 50.0
+    rollout = generate(model, [[1, 2]], 2, 6, 1.0, generator(0, "s"))
+    assert rollout.ids.tolist() == [[PAD] * 6] * 2 and rollout.mask.all() and not rollout.ended.any()
+
+
+def test_the_same_seed_gives_the_same_rollout_and_another_seed_another(stopping):
+    a, b, c = (generate(stopping, ragged_prompts(), 4, 20, 1.0, generator(seed, "sample")) for seed in (0, 0, 1))
+    assert torch.equal(a.ids, b.ids) and torch.equal(a.logprobs, b.logprobs) and a.ids.tolist() != c.ids.tolist()
+    assert len({tuple(a.response(row)) for row in range(4)}) > 1  # the samples of one prompt differ
+
+
+def test_sampled_tokens_are_distributed_like_the_softmax():
+    N, V = 200_000, 12
+    logits = torch.randn(V, generator=generator(0, "logits")) * 2
+    logits[3] = float("-inf")
+    for temperature in (0.6, 1.0, 2.0):
+        ids, logprobs = sample_token(logits.expand(N, V), temperature, generator(1, "noise"))
+        p = (logits.double() / temperature).softmax(0)
+        seen = torch.bincount(ids, minlength=V).double()
+        some = p > 0
+        chi_square = ((seen - N * p)[some] ** 2 / (N * p)[some]).sum().item()
+        assert seen[3] == 0 and chi_square < 31.3  # the 99.9% point at 11 degrees of freedom; a wrong temperature gives thousands
+        assert torch.allclose(logprobs.double(), p.log()[ids], atol=1e-5)
+
+
+def test_rows_draw_independent_noise_and_their_own_distribution():
+    logits = torch.zeros(50_000, 4)
+    logits[::2, 0] = 3.0  # even rows prefer token 0, odd rows do not
+    ids, _ = sample_token(logits, 1.0, generator(0, "noise"))
+    share = torch.tensor(3.0).exp() / (torch.tensor(3.0).exp() + 3)
+    assert (ids[::2] == 0).float().mean().item() == pytest.approx(share.item(), abs=0.01)
+    assert (ids[1::2] == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    pairs = (ids[1::2][:-1] == 0) & (ids[1::2][1:] == 0)
+    assert pairs.float().mean().item() == pytest.approx(1 / 16, abs=0.006)
+
+
+def test_temperature_zero_is_argmax_with_the_logprob_of_temperature_one():
+    logits = torch.randn(6, 20, generator=generator(0, "logits"))
+    ids, logprobs = sample_token(logits, 0.0, None)
+    assert torch.equal(ids, logits.argmax(1)) and torch.allclose(logprobs, logits.log_softmax(1).max(1).values)
+
+
+def test_responses_stop_at_the_context_and_prompts_that_leave_no_room_are_errors(tiny):
+    full = list(range(100, 100 + tiny.config.max_len))
+    rollout = generate(tiny, [full[:-3]], 2, 50, 1.0, generator(0, "s"))
+    assert rollout.ids.size(1) <= 3 and not rollout.ended.any()
+    assert generate(tiny, [full[:-1]], 1, 50, 1.0, generator(0, "s")).ids.size(1) == 1
+    for prompts in ([full], [[1], full], [[]], [[1], []]):
+        with pytest.raises(ValueError):
+            generate(tiny, prompts, 1, 10, 1.0, generator(0, "s"))
+    with pytest.raises(ValueError):
+        generate(tiny, [[1]], 1, 10, 1.0, None)
+
+
+def test_progress_counts_every_row_once(stopping):
+    counts = []
+    generate(stopping, ragged_prompts(), 4, 15, 1.0, generator(0, "s"), max_rows=8, on_progress=counts.append)
+    assert sum(counts) == 20 and min(counts) > 0

@@ -1,0 +1,172 @@
+"""Byte-level BPE, the conversation format, and what cannot be forged."""
+
+import random
+import socket
+
+import pytest
+import regex
+
+from nanoreason import tokenizer
+from nanoreason.tokenizer import (ASSISTANT, END, END_THINK, PAD, PATTERN, SPECIALS, THINK, USER, VOCAB_SIZE, decode, encode, encoding,
+                                  learn_ranks, parse_response, render_prompt, render_response, save_ranks)
+
+
+def random_text(rng):
+    """Up to 40 characters from all of Unicode, surrogates left out, the low and the odd ones often."""
+    pools = [(0, 0x20), (0x20, 0x7F), (0x80, 0x800), (0x800, 0xD800), (0xE000, 0x10000), (0x1F300, 0x1FAFF), (0x10000, 0x110000)]
+    return "".join(chr(rng.randrange(*rng.choice(pools))) for _ in range(rng.randint(0, 40)))
+
+
+def test_any_text_round_trips():
+    rng = random.Random(0)
+    texts = [random_text(rng) for _ in range(1000)]
+    texts += ["".join(map(chr, range(0x400))), "👩‍👩‍👧 é é\r\n\t\0\x7f", "  12  +3 ", "\n\n\n", "", "﷽" * 50, *SPECIALS]
+    for text in texts:
+        ids = encode(text)
+        assert decode(ids) == text
+        assert all(0 <= i < USER - 1 for i in ids)  # plain text never yields a special token
+
+
+def test_digits_are_single_tokens_everywhere():
+    for text in ("847", "8 47", "x = 847.50", "10% of 80 = 8", "1,692", "12345678901234567890"):
+        ids = encode(text)
+        spelled = [decode([i]) for i in ids]
+        digits = [t for t in spelled if any(c.isdigit() for c in t)]
+        assert digits == [c for c in text if c.isdigit()]
+
+
+def test_the_vocabulary_is_512_and_gapless():
+    assert encoding().n_vocab == VOCAB_SIZE == 512
+    tokens = [encoding().decode_single_token_bytes(i) for i in range(VOCAB_SIZE)]
+    assert len(set(tokens)) == 512
+    assert sorted(t for t in tokens if len(t) == 1) == [bytes([b]) for b in range(256)]
+    assert [PAD, USER, ASSISTANT, THINK, END_THINK, END] == [506, 507, 508, 509, 510, 511]
+    assert decode([PAD, USER, ASSISTANT, THINK, END_THINK, END]) == "".join(SPECIALS)
+
+
+def test_special_tokens_cannot_be_forged_by_text():
+    for tag in SPECIALS:
+        ids = render_prompt(f"hi {tag} there")
+        assert [i for i in ids if i >= PAD] == [USER, ASSISTANT]
+        ids = render_response(f"a{tag}b", f"c{tag}")
+        assert [i for i in ids if i >= PAD] == [THINK, END_THINK, END]
+        assert parse_response(ids).answer == f"c{tag}"
+
+
+def test_the_worked_example_of_the_module():
+    ids = render_prompt("What is 15% of 80?") + render_response("10% of 80 = 8\n5% of 80 = 4\n8 + 4 = 12", "12")
+    assert decode(ids) == "<|user|>What is 15% of 80?<|assistant|><|think|>10% of 80 = 8\n5% of 80 = 4\n8 + 4 = 12<|/think|>12<|end|>"
+    response = parse_response(ids[ids.index(ASSISTANT) + 1 :])
+    assert (response.answer, response.ended) == ("12", True)
+    assert response.steps == ["10% of 80 = 8", "5% of 80 = 4", "8 + 4 = 12"]
+
+
+def test_parse_examples_of_the_docstring():
+    a, text = encode("a"), encode("the answer is 12")
+    assert parse_response([THINK, *a, END_THINK, *encode("12"), END]) == tokenizer.Response("a", "12", True)
+    assert parse_response([THINK, *text, END]) == tokenizer.Response("the answer is 12", None, True)
+    assert parse_response([THINK, END_THINK, *encode(" 12 "), END]) == tokenizer.Response("", "12", True)
+
+
+TWELVE = encode("12")
+MALFORMED = {
+    "answer in the thinking only": [THINK, *TWELVE, END],
+    "no stop": [THINK, END_THINK, *TWELVE],
+    "no think block": [*TWELVE, END],
+    "think block never opened": [END_THINK, *TWELVE, END],
+    "text before the think block": [*TWELVE, THINK, END_THINK, *TWELVE, END],
+    "two think blocks": [THINK, END_THINK, THINK, END_THINK, *TWELVE, END],
+    "think block reopened in the answer": [THINK, END_THINK, *TWELVE, THINK, END],
+    "nested think": [THINK, THINK, *TWELVE, END_THINK, END_THINK, *TWELVE, END],
+    "closed twice": [THINK, END_THINK, END_THINK, *TWELVE, END],
+    "a user turn in the answer": [THINK, END_THINK, *TWELVE, USER, *TWELVE, END],
+    "padding in the answer": [THINK, END_THINK, PAD, *TWELVE, END],
+    "padding in the thinking": [THINK, PAD, END_THINK, *TWELVE, END],
+    "stop before the end of the thinking": [THINK, END, END_THINK, *TWELVE, END],
+    "tags in ordinary characters": [*encode("<|think|><|/think|>12<|end|>")],
+    "close tag in ordinary characters": [THINK, *encode("<|/think|>12"), END],
+    "nothing": [],
+    "only a stop": [END],
+    "an empty answer": [THINK, *TWELVE, END_THINK, END],
+    "a blank answer": [THINK, *TWELVE, END_THINK, *encode(" \n"), END],
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_response_has_no_answer(name):
+    response = parse_response(MALFORMED[name])
+    assert response.answer is None
+    assert response.ended == (END in MALFORMED[name])
+
+
+def test_what_follows_the_stop_token_counts_for_nothing():
+    ids = [THINK, *encode("a"), END_THINK, *TWELVE, END]
+    assert parse_response(ids + [THINK, *encode("15"), END_THINK, *encode("15"), END, PAD]) == parse_response(ids)
+
+
+def test_bytes_that_are_no_text_become_the_replacement_character():
+    assert decode([0xFF]) == "�" and decode(encode("é")[:1]) in ("�", "é")
+
+
+def test_learn_ranks_on_a_case_worked_by_hand():
+    """'abab ab' has the pieces 'abab' and ' ab'. Pair (a, b) occurs three times, then (ab, ab) and (' ', ab) once each: ' ' sorts first."""
+    ranks = learn_ranks(["abab ab"], 259)
+    assert {token: rank for token, rank in ranks.items() if rank >= 256} == {b"ab": 256, b" ab": 257, b"abab": 258}
+    with pytest.raises(ValueError):
+        learn_ranks(["abab ab"], 260)
+
+
+def brute_force_merges(texts, count):
+    """BPE on a flat list of (piece number, token): slow, plain, and written apart from the real one."""
+    pieces = [[bytes([b]) for b in p.encode()] for t in texts for p in regex.findall(PATTERN, t)]
+    learned = []
+    for _ in range(count):
+        tally = {}
+        for piece in pieces:
+            for i in range(1, len(piece)):
+                tally[piece[i - 1], piece[i]] = tally.get((piece[i - 1], piece[i]), 0) + 1
+        most = max(tally.values())
+        pair = sorted(p for p in tally if tally[p] == most)[0]
+        learned.append(pair[0] + pair[1])
+        for n, piece in enumerate(pieces):
+            merged, rest = [], piece
+            while rest:
+                if len(rest) > 1 and (rest[0], rest[1]) == pair:
+                    merged, rest = merged + [rest[0] + rest[1]], rest[2:]
+                else:
+                    merged, rest = merged + [rest[0]], rest[1:]
+            pieces[n] = merged
+    return learned
+
+
+def test_learn_ranks_agrees_with_brute_force_and_is_deterministic():
+    texts = ["aaaa aaa banana bananas", "10% of 250 = 25, so Anna and Hanna find banana trees", "ééé naïve ab abab ababab"]
+    ranks = learn_ranks(texts, 290)
+    assert [token for token, rank in sorted(ranks.items(), key=lambda item: item[1])][256:] == brute_force_merges(texts, 34)
+    assert list(learn_ranks(list(texts), 290).items()) == list(ranks.items())
+    assert sorted(ranks.values()) == list(range(290))
+
+
+def test_merges_never_cross_a_piece():
+    learned = [t.decode() for t in learn_ranks(["a1b 12 12 12 x+y x+y 5 = 5 of 3 of 3\n\n"] * 5, 263) if len(t) > 1]
+    assert learned and not any(c.isdigit() for t in learned for c in t) and not any("\n" in t for t in learned)
+
+
+def test_shipped_ranks_load_without_a_network(monkeypatch):
+    def no_network(*args, **kwargs):
+        raise AssertionError("the tokenizer reached for the network")
+
+    monkeypatch.setattr(socket, "socket", no_network)
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    encoding.cache_clear()
+    try:
+        assert decode(encode("What is 15% of 80?")) == "What is 15% of 80?"
+        assert len(encode("What is 15% of 80?")) <= 9  # words are tokens: the ranks are ours, not 256 bytes
+    finally:
+        encoding.cache_clear()
+
+
+def test_saved_ranks_are_read_back_by_tiktoken(tmp_path, monkeypatch):
+    ranks = dict(encoding()._mergeable_ranks)
+    save_ranks(ranks, tmp_path / "ranks")
+    assert (tmp_path / "ranks").read_bytes() == tokenizer.RANKS.read_bytes()
