@@ -37,11 +37,11 @@ MOST_TEXT = 0.8  # share of the base corpus that text outside conversations may 
 class BaseMix:
     """What the base corpus is made of, as shares of its documents."""
 
-    tables: float = 0.12  # tables of small sums, products and the like
-    textbook: float = 0.42  # worked solutions as running text, outside any conversation
+    tables: float = 0.30  # tables of small sums, products and the like
+    textbook: float = 0.30  # worked solutions as running text, outside any conversation
     prose: float = 0.04  # plain sentences
     controls: float = 0.1  # factual recall and simple questions
-    reasoned: float = 0.15  # of the remaining questions: the share answered with reasoning
+    reasoned: float = 0.12  # of the remaining questions: the share answered with reasoning
 
 
 def conversation(question, thinking, answer):
@@ -70,21 +70,23 @@ REASONING = [name for name in FAMILIES if name not in CONTROLS]
 
 def table_line(rng):
     """One small true line: the single moves that worked solutions are made of."""
-    kind = rng.randrange(5)
-    if kind == 0:
+    kind = rng.choice("tmaassd%")
+    if kind == "t":  # tens and hundreds times a digit or tens
         a, b = rng.randint(1, 9) * 10 ** rng.choice((0, 1, 1, 2)), rng.randint(2, 9) * 10 ** rng.choice((0, 0, 1))
         return f"{a} * {b} = {a * b}"
-    if kind == 1:
-        a, b = rng.choice(((999, 99), (9999, 999), (99, 99)))
-        a, b = rng.randint(1, a), rng.randint(1, b)
+    if kind == "m":
+        a, b = rng.randint(2, 60), rng.randint(2, 5)
+        return rng.choice((f"{a} * {b} = {a * b}", f"{b} * {a} = {a * b}"))
+    if kind == "a":
+        a, b = rng.randint(1, rng.choice((99, 250, 999, 4000))), rng.randint(1, 99)
         return f"{a} + {b} = {a + b}"
-    if kind == 2:
-        b, c = rng.randint(1, 99), rng.randint(1, rng.choice((99, 250)))
+    if kind == "s":
+        b, c = rng.randint(1, 60), rng.randint(1, rng.choice((60, 250)))
         return f"{b + c} - {b} = {c}"
-    if kind == 3:
+    if kind == "d":
         b, c = rng.randint(2, 9), rng.randint(2, 40)
         return f"{b * c} / {b} = {c}"
-    n = rng.randint(2, 100) * 10
+    n = rng.randint(2, 120) * 10
     return rng.choice((f"10% of {n} = {n // 10}", f"5% of {2 * n} = {n // 10}"))
 
 

@@ -14,8 +14,8 @@ import sample
 import train_grpo
 import train_sft
 from nanoreason import checkpoint
-from nanoreason.common import (Machine, Metrics, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out, read_metrics, run_script, seed_for,
-                               start_machine, write_json)
+from nanoreason.common import (Interrupt, Machine, Metrics, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out,
+                               read_metrics, run_script, seed_for, start_machine, write_json)
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Config:
     question: str = flag("", "a question of 100% sense")
     num_steps: int = flag(10, "steps", low=1, high=1000)
     clip_ratio: float = flag(0.2, "epsilon", low=0, high=1)
+    temperature: float = flag(1.0, "temperature", low=0.01)
     kind: str = flag("a", "kind", choices=("a", "b"))
     quick: bool = flag(False, "be quick")
 
@@ -41,8 +42,9 @@ def test_fields_become_kebab_case_flags_of_their_type():
     assert parse_config(Config, ["What is 1 + 1?", "--quick"], positional="question") == Config(question="What is 1 + 1?", quick=True)
 
 
-@pytest.mark.parametrize("text", ["--steps 3", "--num_steps 3", "--num-step 3", "--num-steps", "--num-steps x", "--num-steps 1.5", "--num-steps 0", "--num-steps 1001",
-                                  "--clip-ratio 1.1", "--clip-ratio -0.1", "--clip-ratio nan", "--clip-ratio inf", "--kind c", "stray", "--quick yes", "--preset gpu"])
+@pytest.mark.parametrize("text", ["--steps 3", "--num_steps 3", "--num-step 3", "--num-steps", "--num-steps x", "--num-steps 1.5", "--num-steps 0",
+                                  "--num-steps 1001", "--clip-ratio 1.1", "--clip-ratio -0.1", "--clip-ratio nan", "--clip-ratio inf", "--temperature 0",
+                                  "--temperature nan", "--kind c", "stray", "--quick yes", "--preset gpu"])
 def test_what_cannot_be_right_is_a_user_error(text):
     with pytest.raises(UserError):
         parsed(text)
@@ -153,7 +155,8 @@ def test_metrics_drop_what_a_killed_run_wrote_after_its_checkpoint(tmp_path):
     assert [row["step"] for row in read_metrics(path)] == list(range(6))
     resumed = Metrics(path, resume_step=4)
     resumed.log(step=4, loss=9.0)
-    assert [(row["step"], row["loss"]) for row in read_metrics(path)] == [(0, 0.0), (1, pytest.approx(1 / 3, rel=1e-5)), (2, pytest.approx(2 / 3, rel=1e-5)), (3, 1.0), (4, 9.0)]
+    rows = read_metrics(path)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4] and [row["loss"] for row in rows] == pytest.approx([0, 1 / 3, 2 / 3, 1, 9], rel=1e-5)
     Metrics(path)
     assert read_metrics(path) == [] and read_metrics(tmp_path / "none") == []
 
@@ -247,15 +250,22 @@ def test_a_damaged_or_foreign_file_is_a_user_error(tmp_path, name):
         checkpoint.load(path)
 
 
-def test_torch_files_that_are_no_checkpoints_and_missing_ones_are_user_errors(tmp_path):
+FOREIGN = {"weights only": lambda good: {"weights": good["weights"]}, "list": lambda good: [1, 2], "tensor": lambda good: torch.zeros(3),
+           "whole module": lambda good: make_tiny(), "another format": lambda good: good | {"format": "nanoreason-0"},
+           "another tokenizer": lambda good: good | {"vocabulary": "another"},
+           "no tokenizer": lambda good: {k: v for k, v in good.items() if k != "vocabulary"}}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_torch_files_that_are_no_checkpoints_are_user_errors(tmp_path, name):
     good = checkpoint.load(_saved(tmp_path / "good.pt"))
-    foreign = [{"weights": good["weights"]}, [1, 2], torch.zeros(3), make_tiny(), good | {"format": "nanoreason-0"}, good | {"vocabulary": "another"},
-               {k: v for k, v in good.items() if k != "vocabulary"}]
-    for value in foreign:
-        torch.save(value, tmp_path / "ckpt.pt")
-        with pytest.raises(UserError):
-            checkpoint.load(tmp_path)
-    for path in (tmp_path / "none.pt", tmp_path / "none" / "deeper", tmp_path.parent):
+    torch.save(FOREIGN[name](good), tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="ckpt.pt"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_missing_checkpoint_is_a_user_error(tmp_path):
+    for path in (tmp_path / "none.pt", tmp_path / "none" / "deeper", tmp_path):
         with pytest.raises(UserError, match="no checkpoint at"):
             checkpoint.load(path)
 

@@ -45,11 +45,10 @@ def test_the_worked_example_of_the_docstring():
     assert (tokens.dtype, targets.dtype, doc_start.dtype) == (torch.int64, torch.int64, torch.int32) and targets.min() == IGNORE
 
 
-@pytest.mark.parametrize("learn_prompt", [False, True])
 @pytest.mark.parametrize("window", [2, 256])
-def test_every_document_is_whole_and_its_targets_are_its_own_next_tokens(learn_prompt, window):
+def test_every_document_is_whole_and_its_targets_are_its_own_next_tokens(window):
     examples = random_examples()
-    rows = pack(examples, 48, learn_prompt, window)
+    rows = pack(examples, 48, window)
     found = documents(rows)
     assert sorted(found) == list(range(len(examples)))
     expected = np.full(rows.targets.shape, IGNORE)
@@ -57,7 +56,7 @@ def test_every_document_is_whole_and_its_targets_are_its_own_next_tokens(learn_p
         e = examples[index]
         assert rows.tokens[r, start:end].tolist() == e.ids and (rows.doc_start[r, start:end] == start).all()
         for i in range(1, len(e.ids)):
-            if learn_prompt or i >= e.prompt_len:
+            if i >= e.prompt_len:
                 expected[r, start + i - 1] = e.ids[i]
     assert (rows.targets == expected).all()
     padding = rows.owner == -1
@@ -82,16 +81,15 @@ def test_the_stop_token_is_a_target_and_gets_gradient():
     assert logits.grad[targets == IGNORE].abs().max() == 0
 
 
-def test_prompts_are_learned_in_pretraining_only():
-    examples = demonstrations(30, 0)
-    response = sum(len(e.ids) - e.prompt_len for e in examples)
-    assert (pack(examples, 256).targets != IGNORE).sum() == response
-    assert (pack(examples, 256, learn_prompt=True).targets != IGNORE).sum() == sum(len(e.ids) - 1 for e in examples)
+def test_a_response_is_learned_whole_and_its_prompt_not_at_all():
+    examples = demonstrations(30, 0) + base_chunk(BaseMix(), 0, 0)[:100]
+    learned = sum(len(e.ids) - max(e.prompt_len, 1) for e in examples)  # the first id of a text without a prompt has nothing to predict it
+    assert (pack(examples, 256).targets != IGNORE).sum() == learned
 
 
 def test_typical_corpora_waste_little_on_padding():
     assert pack(demonstrations(800, 0), 256).real_share > 0.95
-    assert pack(base_chunk(BaseMix(), 0, 0), 256, learn_prompt=True).real_share > 0.95
+    assert pack(base_chunk(BaseMix(), 0, 0), 256).real_share > 0.95
 
 
 def test_two_ranks_together_see_what_one_would_and_every_row_once_an_epoch():
@@ -124,7 +122,7 @@ def test_demonstrations_reason_and_more_of_them_begin_with_the_same():
 def test_most_of_the_base_corpus_answers_at_once():
     asked = [e for e in base_chunk(BaseMix(), 0, 0) if THINK in e.ids]
     reasoned = sum(bool(parse_response(e.ids[e.prompt_len :]).steps) for e in asked)
-    assert len(asked) > 200 and 0.04 < reasoned / len(asked) < 0.16  # 12% of the questions that are no controls
+    assert len(asked) > 200 and 0.04 < reasoned / len(asked) < 0.2  # BaseMix.reasoned of the questions, controls aside
 
 
 def test_jsonl_rows_become_conversations(tmp_path):
@@ -148,8 +146,8 @@ def test_jsonl_lines_end_at_newlines_only(tmp_path):
 GOOD = b'{"prompt": "a", "response": "b"}\n'
 
 
-@pytest.mark.parametrize("bad", [b"{", b"[1, 2]", b'"text"', b"12", b"null", b'{"prompt": "a"}', b'{"prompt": 3, "response": "b"}', b'{"prompt": "a", "response": ["b"]}',
-                                 b'{"prompt": "\xff", "response": "b"}'], ids=lambda b: ascii(b))
+@pytest.mark.parametrize("bad", [b"{", b"[1, 2]", b'"text"', b"12", b"null", b'{"prompt": "a"}', b'{"prompt": 3, "response": "b"}',
+                                 b'{"prompt": "a", "response": ["b"]}', b'{"prompt": "\xff", "response": "b"}'], ids=ascii)
 def test_a_bad_row_is_a_user_error_that_names_its_line(tmp_path, bad):
     path = tmp_path / "data.jsonl"
     path.write_bytes(GOOD + b"\n" + GOOD + bad + b"\n" + GOOD)

@@ -19,7 +19,8 @@ from nanoreason.tasks import FAMILIES, demo_problems, split_of
 from nanoreason.tokenizer import END, END_THINK, PAD, THINK, Response, encode, parse_response, render_prompt, render_response
 
 
-@pytest.mark.parametrize("right, n, low, high", [(5, 10, 0.2366, 0.7634), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (1, 20, 0.0089, 0.2361), (81, 263, 0.2553, 0.3662)])
+@pytest.mark.parametrize("right, n, low, high", [(5, 10, 0.2366, 0.7634), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (1, 20, 0.0089, 0.2361),
+                                                 (81, 263, 0.2553, 0.3662)])
 def test_wilson_gives_the_published_intervals(right, n, low, high):
     """R's prop.test(correct=FALSE) and Newcombe 1998, table I (81 of 263: 0.2553 to 0.3662)."""
     assert wilson(right, n) == pytest.approx((low, high), abs=1e-4)
@@ -52,7 +53,7 @@ def test_votes_of_the_worked_example():
 
 
 def test_canonical_answers_are_equal_exactly_when_they_mean_the_same():
-    same = [("1692", "1,692", "1692.0", "x = 1692", " 1692. ", "3384/2", "01692"), ("-0.5", "-1/2", "-.5".replace("-.", "-0.")), ("Yes", "yes", "YES."), ("Paris", "paris.")]
+    same = [("1692", "1,692", "1692.0", "x = 1692", " 1692. ", "3384/2", "01692"), ("-0.5", "-1/2", "-0.50"), ("Yes", "yes", "YES."), ("Paris", "paris.")]
     for group in same:
         assert len({canonical(text) for text in group}) == 1
     assert len({canonical(group[0]) for group in same} | {canonical(t) for t in ("1693", "-1692", "1692 or 1693", "no", "12 13", "0.5")}) == 10
@@ -108,8 +109,8 @@ def test_the_bootstrap_interval_has_the_width_of_the_normal_one():
 
 
 def test_behaviours_are_shares_of_responses_with_a_cue_at_the_start_of_a_line():
-    shown = behaviours([response("1", ""), response("1", " \n "), response("1", "1 + 1 = 3\nWait, 1 + 1 = 2\nWait, 2"), response(None, "Check: 2 = 2\nAnother way: 2"),
-                        response("1", "so Wait, no Check: 3")])
+    thoughts = ("", " \n ", "1 + 1 = 3\nWait, 1 + 1 = 2\nWait, 2", "Check: 2 = 2\nAnother way: 2", "so Wait, no Check: 3")
+    shown = behaviours([response(None if "Another" in t else "1", t) for t in thoughts])
     assert shown == pytest.approx({"thinks": 0.6, "verification": 0.2, "self_correction": 0.2, "another_way": 0.2})
     assert behaviours([])["thinks"] == 0
 
@@ -127,8 +128,8 @@ def test_collect_judges_every_response_with_its_own_problem(monkeypatch):
     problems = evaluate.test_problems(["multiplication", "chain", "primality"], [1], 4)
     script = []
     for p, problem in enumerate(problems):  # sample 0 right, sample 1 the answer of the next problem, sample 2 cut off
-        for g, ids in enumerate((render_response("so", problem.answer), render_response("", problems[(p + 1) % len(problems)].answer), render_response("", problem.answer)[:-1])):
-            script.append(ids)
+        neighbour = problems[(p + 1) % len(problems)]
+        script += [render_response("so", problem.answer), render_response("", neighbour.answer), render_response("", problem.answer)[:-1]]
     longest = max(map(len, script))
     ids = torch.tensor([s + [PAD] * (longest - len(s)) for s in script])
     mask = torch.tensor([[i < len(s) for i in range(longest)] for s in script])
@@ -171,9 +172,10 @@ def test_the_reward_wants_the_answer_in_its_place_and_alone():
     product = demo_problems()[0]
     right = encode("248171")
     assert reward(product, render_response("800 * 200 = 160000", "248171")).total == reward(product, render_response("", "248,171")).total == 1
-    for ids in ([THINK, *right, END_THINK, END], [THINK, *right, END], [THINK, END_THINK, *right], [*right, END], render_response("248171", "12"), [],
-                render_response("", "248171 or 12"), render_response("", "12 or 13 or 248171"), render_response("", product.question), render_response("", "847 × 293"),
-                [THINK, END_THINK, *right, THINK, END], [THINK, END_THINK, *encode("12"), END, *right, END], render_response("<|/think|>248171<|end|>", "")):
+    answers = ("12", "248171 or 12", "12 or 13 or 248171", product.question, "847 × 293", "")
+    for ids in ([THINK, *right, END_THINK, END], [THINK, *right, END], [THINK, END_THINK, *right], [*right, END], [],
+                [THINK, END_THINK, *right, THINK, END], [THINK, END_THINK, *encode("12"), END, *right, END], render_response("<|/think|>248171<|end|>", ""),
+                *(render_response("248171", answer) for answer in answers)):
         assert reward(product, ids).parts["outcome"] == 0
 
 

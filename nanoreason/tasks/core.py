@@ -199,8 +199,10 @@ class Family:
                 known.add(derived)
         if not true or not used <= known:
             return Verdict.WRONG
-        useful = {self.read(params, s)[0] for s in self.steps(params) + self.terse(params) + self.another(params)}
-        return Verdict.RIGHT if value in useful and line not in previous else Verdict.UNNEEDED
+        reference = self.steps(params) + self.another(params)  # a second route may pass a line again
+        useful = {self.read(params, s)[0] for s in reference + self.terse(params)}
+        said_enough = previous.count(line) >= max(1, reference.count(line))
+        return Verdict.UNNEEDED if said_enough or value not in useful else Verdict.RIGHT
 
 
 def chain_lines(start, ops):

@@ -48,11 +48,12 @@ class Addition(Family):
     def check_step(self, params, previous, line):
         if ", write " not in line:
             return super().check_step(params, previous, line)
-        columns = self.steps(params)
-        done = sum(column in previous for column in columns)
-        if line in columns[:done]:
-            return Verdict.UNNEEDED
-        return Verdict.RIGHT if line == columns[min(done, len(columns) - 1)] else Verdict.WRONG
+        columns, done = self.steps(params), 0  # columns come in order; two of them may read alike
+        for earlier in previous:
+            done += done < len(columns) and earlier == columns[done]
+        if columns[done : done + 1] == [line]:
+            return Verdict.RIGHT
+        return Verdict.UNNEEDED if line in columns[:done] else Verdict.WRONG
 
 
 class Multiplication(Family):
@@ -150,6 +151,19 @@ class Chain(Family):
         return undo_last(self.steps(params))
 
 
+def product_lines(x, k):
+    """x * k for a digit k: place by place where x is a whole number of several digits, at once where it is not.
+
+    product_lines(52, 6) -> ['50 * 6 = 300', '2 * 6 = 12', '300 + 12 = 312']
+    """
+    if x.denominator > 1 or len(place_parts(int(x))) < 2:
+        return [f"{format_number(x)} * {k} = {format_number(x * k)}"]
+    parts = [part * k for part in place_parts(int(x))]
+    lines = [f"{part} * {k} = {part * k}" for part in place_parts(int(x))]
+    sums = chain_lines(parts[0], [("+", part) for part in parts[1:]])
+    return [lines[0], *(line for pair in zip(lines[1:], sums) for line in pair)]
+
+
 class Percent(Family):
     """Percentages built from 10%, 5% and 1%. Levels: tens, odd fives, any percentage of hundreds, of any number, of thousands."""
 
@@ -177,14 +191,10 @@ class Percent(Family):
         p, n = params
         lines, total = [], None
         for part, unit in self._split(p):
-            value = Fraction(part * n, 100)
-            if bold:
-                lines.append(f"{part}% of {n} = {format_number(value)}")
-            else:
-                one = format_number(Fraction(unit * n, 100))
-                lines.append(f"{unit}% of {n} = {one}")
-                if part > unit:
-                    lines.append(f"{one} * {part // unit} = {format_number(value)}")
+            one, value = Fraction(unit * n, 100), Fraction(part * n, 100)
+            lines.append(f"{unit}% of {n} = {format_number(one)}")
+            if part > unit:
+                lines += [f"{format_number(one)} * {part // unit} = {format_number(value)}"] if bold else product_lines(one, part // unit)
             if total is not None:
                 lines.append(f"{format_number(total)} + {format_number(value)} = {format_number(total + value)}")
             total = value + (total or 0)
@@ -204,8 +214,9 @@ class Percent(Family):
         return f"Check: {self.answer(params)} / {params[1]} = {format_number(Fraction(params[0], 100))}"
 
     def given(self, params):
-        parts = {part for part, _ in self._split(params[0])} | {part // unit for part, unit in self._split(params[0])}
-        return super().given(params) | {Fraction(n) for n in parts | {1, 5, 10, 100}}
+        split = self._split(params[0])
+        places = {x for _, unit in split if unit * params[1] % 100 == 0 for x in place_parts(unit * params[1] // 100)}
+        return super().given(params) | {Fraction(n) for n in places | {part // unit for part, unit in split} | {1, 5, 10, 100}}
 
 
 class Equation(Family):
