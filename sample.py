@@ -16,7 +16,7 @@ import numpy as np
 
 from nanoreason import checkpoint
 from nanoreason.common import UserError, flag, generator, parse_config, progress, run_script, say, start_machine, write_json
-from nanoreason.evaluate import accuracy, behaviours, by_family, collect, interval_of_mean, scaling, test_problems
+from nanoreason.evaluate import accuracy, behaviours, by_family, collect, interval_of_mean, scaling, held_out_problems
 from nanoreason.search import METHODS, canonical
 from nanoreason.tasks import FAMILIES, LEVELS
 from nanoreason.tokenizer import render_prompt
@@ -83,7 +83,7 @@ def measure(model, config):
         raise UserError(f"--level {config.level}: levels are 1 to 5")
     if min(ns) < 0:
         raise UserError(f"--ns {config.ns}: numbers of samples are positive")
-    problems = test_problems(families, levels, config.problems, config.split, config.seed)
+    problems = held_out_problems(families, levels, config.problems, config.split, config.seed)
     bar = progress(len(problems) * (1 + max(ns)), "evaluate")
     greedy = collect(model, problems, 1, 0.0, config.max_reasoning_tokens, config.seed, on_progress=bar.update)
     right = sum(s[0].correct for s in greedy)

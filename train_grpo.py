@@ -30,7 +30,7 @@ from nanoreason.common import (Interrupt, Metrics, UserError, autocast, choose_b
                                seed_for, start_machine, write_json)
 from nanoreason.corpus import Example
 from nanoreason.data import IGNORE, pack
-from nanoreason.evaluate import accuracy, behaviours, collect, test_problems
+from nanoreason.evaluate import accuracy, behaviours, collect, held_out_problems
 from nanoreason.generate import generate
 from nanoreason.rewards import reward
 from nanoreason.tasks import FAMILIES, LEVELS, draw_problem
@@ -230,7 +230,7 @@ def rollout_step(model, config, step, machine):
 def validate(model, config):
     """Greedy accuracy on the validation split at the training families and levels."""
     levels = [int(level) for level in config.levels.split(",")]
-    problems = test_problems(config.families.split(","), levels, config.eval_problems, "val")
+    problems = held_out_problems(config.families.split(","), levels, config.eval_problems, "val")
     judged = collect(model.eval(), problems, 1, 0.0, config.max_reasoning_tokens, config.seed)
     return accuracy(sum(s[0].correct for s in judged), len(judged))
 

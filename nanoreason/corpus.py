@@ -78,10 +78,10 @@ def table_line(rng):
         a, b = rng.randint(2, 60), rng.randint(2, 5)
         return rng.choice((f"{a} * {b} = {a * b}", f"{b} * {a} = {a * b}"))
     if kind == "a":
-        a, b = rng.randint(1, rng.choice((99, 250, 999, 4000))), rng.randint(1, 99)
-        return f"{a} + {b} = {a + b}"
+        a, b = rng.randint(1, rng.choice((9, 30, 99, 250, 999, 4000))), rng.randint(1, rng.choice((9, 30, 99)))
+        return rng.choice((f"{a} + {b} = {a + b}", f"{b} + {a} = {a + b}"))
     if kind == "s":
-        b, c = rng.randint(1, 60), rng.randint(1, rng.choice((60, 250)))
+        b, c = rng.randint(1, rng.choice((9, 30, 60))), rng.randint(1, rng.choice((9, 60, 250)))
         return f"{b + c} - {b} = {c}"
     if kind == "d":
         b, c = rng.randint(2, 9), rng.randint(2, 40)

@@ -68,15 +68,13 @@ def collect(model, problems, samples, temperature, max_new_tokens, seed, max_row
     return judged
 
 
-def test_problems(families, levels, count, split="test", seed=0):
-    """`count` problems of each family, shared out evenly over the levels; different ones, fewer where a split holds fewer."""
+def held_out_problems(families, levels, count, split="test", seed=0):
+    """`count` different problems of each family, shared out evenly over the levels; what a small level lacks, the next ones make up for."""
     problems = []
     for family in families:
-        found, short = [], 0
+        found = []
         for i, level in enumerate(levels):
-            want = count // len(levels) + (i < count % len(levels))
-            found += problem_set(family, level, split, want + short, seed)
-            short = max(0, sum(count // len(levels) + (j < count % len(levels)) for j in range(i + 1)) - len(found))
+            found += problem_set(family, level, split, count * (i + 1) // len(levels) - len(found), seed)
         problems += found
     return problems
 

@@ -76,10 +76,9 @@ def generate(model, prompts, samples=1, max_new_tokens=256, temperature=1.0, gen
     longest = max(ids.size(1) for ids, _ in parts)
     ids = torch.cat([torch.nn.functional.pad(ids, (0, longest - ids.size(1)), value=PAD) for ids, _ in parts])
     logprobs = torch.cat([torch.nn.functional.pad(lp, (0, longest - lp.size(1))) for _, lp in parts])
-    ended = (ids == END).any(1)
-    mask = ((ids == END).cumsum(1) - (ids == END).long()) == 0  # up to and including the first stop token
-    mask &= torch.cat([torch.arange(longest, device=ids.device) < part.size(1) for part, _ in parts for _ in range(len(part))]).view(len(ids), longest)
-    return Rollout(ids, mask, logprobs, ended)
+    stop = (ids == END).long()
+    mask = stop.cumsum(1) - stop == 0  # up to and including the first stop token
+    return Rollout(ids, mask, logprobs, stop.any(1))
 
 
 def _generate(model, prompts, samples, limit, temperature, generator, on_progress):

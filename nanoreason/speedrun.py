@@ -54,7 +54,7 @@ def plan(config):
                                                       f"{name}/{done}.json", note)
     test = lambda name: measure(name, f"test accuracy of {name}", "test", families=",".join(FAMILIES), level="1,2", problems=20 if q else 200, ns="1")
     # The KL to the reference is left out: scoring every response under it as well would cost half as much again.
-    grpo = dict(steps=3, prompts=8, eval_problems=4, kl="none") if q else dict(steps=50, prompts=64, learning_rate=3e-4, kl="none")
+    grpo = dict(steps=3, prompts=8, eval_problems=4, kl="none") if q else dict(steps=40, prompts=64, learning_rate=3e-4, kl="none")
     stages = [
         train("base", "train_sft.py", "a base model from random weights; most of its text answers at once", stage="base", tokens=60_000 if q else 3_300_000),
         train("zero", "train_grpo.py", "R1-Zero: reinforcement learning straight on the base", init=out / "base", **grpo),

@@ -116,7 +116,7 @@ def test_behaviours_are_shares_of_responses_with_a_cue_at_the_start_of_a_line():
 
 
 def test_by_family_takes_the_first_sample_and_counts_by_level():
-    problems = evaluate.test_problems(["chain", "percent"], [1, 2], 6)
+    problems = evaluate.held_out_problems(["chain", "percent"], [1, 2], 6)
     judged = [[Sample(response("1"), 5, i % 3 == 0), Sample(response("1"), 5, True)] for i in range(len(problems))]
     table = by_family(problems, judged)
     assert {f: (t["n"], t["acc"]) for f, t in table.items()} == {"chain": (6, 0.3333), "percent": (6, 0.3333)}
@@ -125,7 +125,7 @@ def test_by_family_takes_the_first_sample_and_counts_by_level():
 
 
 def test_collect_judges_every_response_with_its_own_problem(monkeypatch):
-    problems = evaluate.test_problems(["multiplication", "chain", "primality"], [1], 4)
+    problems = evaluate.held_out_problems(["multiplication", "chain", "primality"], [1], 4)
     script = []
     for p, problem in enumerate(problems):  # sample 0 right, sample 1 the answer of the next problem, sample 2 cut off
         neighbour = problems[(p + 1) % len(problems)]
@@ -150,19 +150,19 @@ def test_collect_judges_every_response_with_its_own_problem(monkeypatch):
 @pytest.mark.parametrize("families, levels, count", [(["chain", "word"], [1, 2, 3], 10), (["multiplication"], [1], 30), (["percent"], [1, 2, 3, 4, 5], 7)])
 def test_problems_to_measure_on_are_counted_distinct_and_held_out(families, levels, count):
     for split in ("test", "val"):
-        problems = evaluate.test_problems(families, levels, count, split)
+        problems = evaluate.held_out_problems(families, levels, count, split)
         assert [sum(p.family == f for p in problems) for f in families] == [count] * len(families)
         assert len({p.key for p in problems}) == len(problems) and {split_of(p.key) for p in problems} == {split}
         per_level = [sum(p.level == level for p in problems) for level in levels]
         assert max(per_level) - min(per_level) <= len(families)
-        assert problems == evaluate.test_problems(families, levels, count, split)
+        assert problems == evaluate.held_out_problems(families, levels, count, split)
 
 
 def test_levels_that_run_dry_are_made_up_by_the_next_and_never_exceed_the_count():
-    problems = evaluate.test_problems(["primality"], [1, 2, 3], 90)
+    problems = evaluate.held_out_problems(["primality"], [1, 2, 3], 90)
     per_level = [sum(p.level == level for p in problems) for level in (1, 2, 3)]
     assert per_level[0] < 30 < per_level[1] and len(problems) == sum(per_level) == 90 and len({p.key for p in problems}) == 90
-    assert len(evaluate.test_problems(["primality"], [1], 500)) < 30
+    assert len(evaluate.held_out_problems(["primality"], [1], 500)) < 30
 
 
 # Rewards
@@ -218,4 +218,4 @@ def test_the_vote_picks_the_majority(monkeypatch):
 
 def test_every_family_can_be_measured():
     for family in FAMILIES:
-        assert len(evaluate.test_problems([family], [1, 2], 8)) == 8
+        assert len(evaluate.held_out_problems([family], [1, 2], 8)) == 8

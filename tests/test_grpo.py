@@ -11,8 +11,9 @@ from conftest import make_stopping
 
 import train_grpo
 from nanoreason.common import Machine, generator
-from nanoreason.generate import generate
+from nanoreason.generate import Rollout, generate
 from nanoreason.tasks import split_of
+from nanoreason.tokenizer import Response
 from train_grpo import Config, draw_questions, group_advantages, grpo_loss, micro_batches, token_logprobs, update
 
 MACHINE = Machine(torch.device("cpu"))
@@ -62,7 +63,8 @@ def test_the_loss_against_a_loop_in_float64():
     assert [x.item() for x in got] == pytest.approx([expected, clipped, kl], rel=1e-5)
 
 
-@pytest.mark.parametrize("advantage, ratio, flows", [(1.0, 1.5, False), (1.0, 0.5, True), (-1.0, 1.5, True), (-1.0, 0.5, False), (1.0, 1.1, True), (-1.0, 0.9, True)])
+@pytest.mark.parametrize("advantage, ratio, flows", [(1.0, 1.5, False), (1.0, 0.5, True), (-1.0, 1.5, True), (-1.0, 0.5, False),
+                                                     (1.0, 1.1, True), (-1.0, 0.9, True)])
 def test_clipping_stops_the_gradient_only_where_the_policy_has_gone_far_enough(advantage, ratio, flows):
     """d/dlogp of -min(ratio A, clip(ratio) A): -ratio A, or 0 once the ratio has left [0.8, 1.2] on the side that A pushes to."""
     logp = torch.tensor([math.log(ratio) - 1], requires_grad=True)
@@ -311,14 +313,11 @@ def test_questions_are_training_questions_and_ranks_share_them_out():
 
 
 def test_rollout_metrics_count_groups_without_signal_and_lengths_by_outcome():
-    from nanoreason.generate import Rollout
-    from nanoreason.tokenizer import Response
-
     lengths = torch.tensor([2, 4, 6, 8, 1, 3])
     mask = torch.arange(8) < lengths[:, None]
     rollout = Rollout(torch.zeros(6, 8, dtype=torch.long), mask, torch.zeros(6, 8), torch.tensor([True, True, False, True, True, True]))
     outcome = torch.tensor([[1.0, 1], [0, 0], [1, 0]])
     responses = [Response("a = 1", "1", True)] * 3 + [Response("", "1", True)] * 3
     row = train_grpo.rollout_metrics({"outcome": outcome, "format": torch.ones(3, 2)}, rollout, responses, MACHINE)
-    assert {k: row[k] for k in ("solve_rate", "all_right", "all_wrong", "length", "length_right", "length_wrong", "truncated", "thinks", "format")} == pytest.approx(
-        dict(solve_rate=0.5, all_right=1 / 3, all_wrong=1 / 3, length=4, length_right=7 / 3, length_wrong=17 / 3, truncated=1 / 6, thinks=0.5, format=1))
+    expected = dict(solve_rate=0.5, all_right=1 / 3, all_wrong=1 / 3, length=4, length_right=7 / 3, length_wrong=17 / 3, truncated=1 / 6, thinks=0.5, format=1)
+    assert {name: row[name] for name in expected} == pytest.approx(expected)

@@ -166,7 +166,7 @@ def test_shipped_ranks_load_without_a_network(monkeypatch):
         encoding.cache_clear()
 
 
-def test_saved_ranks_are_read_back_by_tiktoken(tmp_path, monkeypatch):
+def test_saving_the_ranks_in_use_writes_the_shipped_file_again(tmp_path):
     ranks = dict(encoding()._mergeable_ranks)
     save_ranks(ranks, tmp_path / "ranks")
     assert (tmp_path / "ranks").read_bytes() == tokenizer.RANKS.read_bytes()
