@@ -34,13 +34,18 @@ def sft_loss(runs, path):
 
 
 RL_PANELS = (("solve_rate", "solve rate of the rollouts"), ("length", "response length, tokens"), ("thinks", "share of responses that think"),
-             ("no_signal", "share of groups without signal"), ("entropy", "entropy, nats a token"), ("kl", "KL to the reference (k3), nats a token"))
+             ("no_signal", "share of groups without signal"), ("entropy", "entropy, nats a token"))
 
 
 def rl_curves(runs, path):
-    """What RL changes, step by step. runs: {name: rows of metrics.jsonl}; faint: each step, strong: mean of the last 5."""
+    """What RL changes, step by step. runs: {name: rows of metrics.jsonl}; faint: each step, strong: mean of the last 5.
+
+    The sixth panel is the KL to the reference, or, in runs without one, how far trainer and sampler disagree.
+    """
+    with_kl = any(r["kl"] for rows in runs.values() for r in rows)
+    last = ("kl", "KL to the reference (k3), nats a token") if with_kl else ("sampler_gap", "|log-probability, trainer - sampler|, nats")
     figure, axes = plt.subplots(2, 3, figsize=(11, 5.6))
-    for axis, (key, title) in zip(axes.flat, RL_PANELS):
+    for axis, (key, title) in zip(axes.flat, (*RL_PANELS, last)):
         for color, (name, rows) in enumerate(runs.items()):
             values = [r["all_right"] + r["all_wrong"] if key == "no_signal" else r[key] for r in rows]
             steps = [r["step"] for r in rows]
@@ -79,16 +84,16 @@ def stage_bars(stages, path):
     return _save(figure, path)
 
 
-def scaling(best_of_n, path):
-    """Accuracy against N on a log axis, with 95% intervals. best_of_n: the report's entry."""
-    figure, axis = plt.subplots(figsize=(5.2, 3.6))
-    ns = best_of_n["ns"]
-    for color, (key, label) in enumerate((("coverage", "coverage: some sample is right (pass@N)"), ("vote", "vote: the most frequent answer is right"))):
-        low, high = np.array(best_of_n[key + "_ci"]).T
-        axis.plot(ns, best_of_n[key], "o-", color=f"C{color}", label=label)
-        axis.fill_between(ns, low, high, color=f"C{color}", alpha=0.15)
-    axis.set_xscale("log", base=2)
-    axis.set(xlabel="samples a problem, N", ylabel="accuracy", xticks=ns, ylim=(0, 1.02))
-    axis.set_xticklabels([f"{n}\n{t:.0f} tokens" for n, t in zip(ns, best_of_n["tokens"])])
-    axis.legend(loc="lower right")
+def scaling(runs, path):
+    """Coverage and vote against N on a log axis, with 95% intervals. runs: {title: an entry of the report's best_of_n}."""
+    figure, axes = plt.subplots(1, len(runs), figsize=(4.8 * len(runs), 3.6), squeeze=False, sharey=True)
+    for axis, (title, best) in zip(axes[0], runs.items()):
+        for color, (key, label) in enumerate((("coverage", "coverage: some sample is right"), ("vote", "vote: the most frequent answer is right"))):
+            low, high = np.array(best[key + "_ci"]).T
+            axis.plot(best["ns"], best[key], "o-", color=f"C{color}", label=label)
+            axis.fill_between(best["ns"], low, high, color=f"C{color}", alpha=0.15)
+        axis.set_xscale("log", base=2)
+        axis.set(title=title, xlabel="samples a problem, N", ylabel="accuracy", xticks=best["ns"], ylim=(0, 1.02))
+        axis.set_xticklabels([f"{n}\n{t:.0f} tokens" for n, t in zip(best["ns"], best["tokens"])])
+    axes[0, -1].legend(loc="upper left")
     return _save(figure, path)

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -55,6 +56,7 @@ def plan(config):
     test = lambda name: measure(name, f"test accuracy of {name}", "test", families=",".join(FAMILIES), level="1,2", problems=20 if q else 200, ns="1")
     # The KL to the reference is left out: scoring every response under it as well would cost half as much again.
     grpo = dict(steps=3, prompts=8, eval_problems=4, kl="none") if q else dict(steps=40, prompts=64, learning_rate=3e-4, kl="none")
+    best = dict(families=",".join(RL_FAMILIES), problems=4 if q else 30, ns="1,2,4" if q else "1,4,16,64")
     stages = [
         train("base", "train_sft.py", "a base model from random weights; most of its text answers at once", stage="base", tokens=60_000 if q else 3_300_000),
         train("zero", "train_grpo.py", "R1-Zero: reinforcement learning straight on the base", init=out / "base", **grpo),
@@ -62,8 +64,8 @@ def plan(config):
               adamw_lr=0.0015),
         train("rl", "train_grpo.py", "R1: reinforcement learning on the cold start", init=out / "cold", **grpo),
         *(test(name) for name in ("base", "zero", "cold", "rl")),
-        measure("rl", "best-of-N one level above the training levels", "best_of_n", families=",".join(RL_FAMILIES), level="3", problems=4 if q else 30,
-                ns="1,2,4" if q else "1,4,16,64"),
+        measure("cold", "best-of-N in mid-training, at the training levels", "best_of_n", level="1,2", **best),
+        measure("rl", "best-of-N of the final model, one level above its training levels", "best_of_n", level="3", **best),
     ]
     for i, problem in enumerate(demo_problems()):
         stages.append(Stage(f"demo {i + 1}", "sample.py", {"ckpt": out / "rl", "method": "vote", "n": 16, "seed": config.seed, "json": out / f"demo{i}.json",
@@ -81,19 +83,19 @@ def command(stage, resume):
 
 
 def run_stage(config, stage, number, total, log):
-    """Run one stage unless it is done; its command, seconds and peak memory go to stages.json."""
+    """Run one stage unless it is done; its seconds and peak memory go to stages.json."""
     out = Path(config.out)
     if (out / stage.done).exists() and stage.name in log:
         return
     resume = stage.script != "sample.py" and (Path(stage.flags["out"]) / "ckpt.pt").exists()
     words = command(stage, resume)
-    say(f"\n[{number}/{total}] {stage.name}: {stage.note}\n    python {' '.join(w if w and ' ' not in w else repr(w) for w in words)}")
+    say(f"\n[{number}/{total}] {stage.name}: {stage.note}\n    python {shlex.join(words)}")
     start = time.time()
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
     code = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], env=environment).returncode
     if code:
         raise UserError(f"stage {stage.name} ended with status {code}; run the same command again to continue from there")
-    log[stage.name] = dict(command="python " + " ".join(command(stage, False)), seconds=round(time.time() - start, 1),
+    log[stage.name] = dict(seconds=round(time.time() - start, 1),
                            peak_memory_gib=round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1 << (30 if sys.platform == "darwin" else 20)), 2))
     write_json(out / "stages.json", log)
 
@@ -140,8 +142,11 @@ def ends(rows, key, k=5):
 def build_report(config, log):
     """report.json from what the stages left."""
     out = Path(config.out)
-    best = read(out / "rl" / "best_of_n.json")["scaling"]
-    best["log_fit"] = {key: log_fit(best["ns"], best[key]) for key in ("coverage", "vote")}
+    best_of_n = {}
+    for name in ("cold", "rl"):
+        figures = read(out / name / "best_of_n.json")
+        best = best_of_n[name] = figures["scaling"] | {"levels": figures["levels"]}
+        best["log_fit"] = {key: log_fit(best["ns"], best[key]) for key in ("coverage", "vote")}
     demo = []
     for i, problem in enumerate(demo_problems()):
         d = read(out / f"demo{i}.json")
@@ -150,8 +155,9 @@ def build_report(config, log):
                  ("solve_rate", "length", "thinks", "verification", "self_correction", "another_way", "entropy", "kl")} for name in ("zero", "rl")}
     return dict(seed=config.seed, hardware=hardware(), torch=torch.__version__, seconds=round(sum(s["seconds"] for s in log.values()), 1),
                 peak_memory_gib=max(s["peak_memory_gib"] for s in log.values()), quick=config.quick,
-                stages=[stage_figures(out, name, log) for name in ("base", "zero", "cold", "rl")], rl_first_and_last_steps=rl, best_of_n=best,
-                distillation=[], demo=demo, commands={name: s["command"] for name, s in log.items()}, stage_seconds={name: s["seconds"] for name, s in log.items()})
+                stages=[stage_figures(out, name, log) for name in ("base", "zero", "cold", "rl")], rl_first_and_last_steps=rl, best_of_n=best_of_n["cold"] | {"model": "cold"}, best_of_n_harder=best_of_n["rl"] | {"model": "rl"},
+                distillation=[], demo=demo, commands={s.name: "python " + shlex.join(command(s, False)) for s in plan(config)},
+                stage_seconds={name: s["seconds"] for name, s in log.items()})
 
 
 def draw_figures(out, report):
@@ -162,7 +168,7 @@ def draw_figures(out, report):
     plots.rl_curves(rl, out / "rl.png")
     plots.behaviours(rl, out / "behaviours.png")
     plots.stage_bars(report["stages"], out / "stages.png")
-    plots.scaling(report["best_of_n"], out / "best_of_n.png")
+    plots.scaling({f"{b['model']}, level {' and '.join(map(str, b['levels']))}": b for b in (report["best_of_n"], report["best_of_n_harder"])}, out / "best_of_n.png")
 
 
 def percent(a):
@@ -173,7 +179,7 @@ def markdown(report):
     """report.md: the same figures, for reading."""
     stages = {s["name"]: s for s in report["stages"]}
     base, zero, cold, rl = (stages[name] for name in ("base", "zero", "cold", "rl"))
-    steps, best = report["rl_first_and_last_steps"], report["best_of_n"]
+    steps = report["rl_first_and_last_steps"]
     ratio = zero["sampled_accuracy"]["acc"] / max(base["sampled_accuracy"]["acc"], 1e-9)
     lines = [f"# A reasoning model from nothing, in {report['seconds'] / 60:.1f} minutes", "",
              f"{base['params']:,} parameters, seed {report['seed']}, {report['hardware']}, torch {report['torch']}, peak memory {report['peak_memory_gib']} GiB. "
@@ -192,13 +198,16 @@ def markdown(report):
               f"R1: sampled accuracy {100 * cold['sampled_accuracy']['acc']:.1f} -> {100 * rl['sampled_accuracy']['acc']:.1f} "
               f"({100 * (rl['sampled_accuracy']['acc'] - cold['sampled_accuracy']['acc']):+.1f} points over the cold start), greedy "
               f"{100 * cold['greedy_accuracy']['acc']:.1f} -> {100 * rl['greedy_accuracy']['acc']:.1f}.", "", "![reinforcement learning](rl.png)", "", "![behaviours](behaviours.png)", "",
-              "## Best of N", "", f"The final model, one level above its training levels, {best['problems']} problems. Coverage: unbiased pass@N. Intervals: bootstrap over problems.", "",
-              "| N | coverage | vote | tokens a problem |", "| --- | --- | --- | --- |"]
-    for n, c, cc, v, vc, t in zip(best["ns"], best["coverage"], best["coverage_ci"], best["vote"], best["vote_ci"], best["tokens"]):
-        lines.append(f"| {n} | {percent(dict(acc=c, ci=cc))} | {percent(dict(acc=v, ci=vc))} | {t:.0f} |")
-    fit = best["log_fit"]
-    lines += ["", f"Fit a + b ln N: coverage b = {fit['coverage']['b']:.3f} (R2 {fit['coverage']['r2']:.2f}), vote b = {fit['vote']['b']:.3f} (R2 {fit['vote']['r2']:.2f}).", "",
-              "![best of N](best_of_n.png)", "", "## The brief's own questions, by a vote of 16", ""]
+              "## Best of N", "", "Coverage: some sample is right (unbiased pass@N). Vote: the most frequent answer is right. Intervals: bootstrap over problems.", ""]
+    for best in (report["best_of_n"], report["best_of_n_harder"]):
+        lines += [f"Model `{best['model']}`, level {' and '.join(map(str, best['levels']))}, {best['problems']} problems:", "",
+                  "| N | coverage | vote | tokens a problem |", "| --- | --- | --- | --- |"]
+        for n, c, cc, v, vc, t in zip(best["ns"], best["coverage"], best["coverage_ci"], best["vote"], best["vote_ci"], best["tokens"]):
+            lines.append(f"| {n} | {percent(dict(acc=c, ci=cc))} | {percent(dict(acc=v, ci=vc))} | {t:.0f} |")
+        fit = best["log_fit"]
+        lines += ["", f"Fit a + b ln N: coverage b = {fit['coverage']['b']:.3f} (R2 {fit['coverage']['r2']:.2f}), "
+                  f"vote b = {fit['vote']['b']:.3f} (R2 {fit['vote']['r2']:.2f}).", ""]
+    lines += ["![best of N](best_of_n.png)", "", "## The brief's own questions, by a vote of 16", ""]
     for d in report["demo"]:
         lines += [f"**{d['question']}** {'right' if d['correct'] else 'wrong'}", "", "```", d["response"], "```", ""]
     return "\n".join([*lines, "## Seconds and commands", "", *(f"- {report['stage_seconds'][name]:.0f} s: `{text}`" for name, text in report["commands"].items()), ""])
