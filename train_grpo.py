@@ -254,6 +254,8 @@ def train(config, machine):
     state = checkpoint.load(config.out if config.resume else config.init, machine.device)
     out = prepare_out(config.out, config, config.resume, machine)
     model = checkpoint.build_model(state, machine.device)
+    if config.row_tokens > model.config.max_len:
+        raise UserError(f"--row-tokens {config.row_tokens} is longer than the model's context of {model.config.max_len}")
     if config.kl == "none":
         reference = None
     else:
@@ -300,9 +302,11 @@ def train(config, machine):
         if (step + 1) % config.save_every == 0 or interrupt.wanted:
             save(step + 1)
         if interrupt.wanted:
+            interrupt.close()
             say(f"stopped after step {step + 1} and saved; continue with --resume", machine)
             raise KeyboardInterrupt
     bar.close()
+    interrupt.close()
     save(steps)
     report = dict(stage="grpo", params=model.num_params, steps=steps, seconds=time.time() - start, val_greedy=checks)
     if machine.main:

@@ -183,9 +183,11 @@ def train(config, machine):
         if (step + 1) % config.save_every == 0 or interrupt.wanted:
             save(step + 1)
         if interrupt.wanted:
+            interrupt.close()
             say(f"stopped after step {step + 1} and saved; continue with --resume", machine)
             raise KeyboardInterrupt
     bar.close()
+    interrupt.close()
     seconds = time.time() - start
     save(steps)
     report = dict(stage=config.stage, params=model.num_params, steps=steps, train_loss=loss, val_loss=validation_loss(model, val, config, machine, bf16),

@@ -47,11 +47,11 @@ def load(path, device="cpu"):
         raise UserError(f"no checkpoint at {path}")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError):
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError):
         raise UserError(f"{path} is damaged or is no checkpoint of this project") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of this project (format {FORMAT})")
-    if state["vocabulary"] != vocabulary():
+    if state.get("vocabulary") != vocabulary():
         raise UserError(f"{path} was trained with another tokenizer")
     return state
 

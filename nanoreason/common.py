@@ -65,6 +65,8 @@ def run_script(main):
     """Call main(); a UserError becomes one line on stderr and exit status 2, Ctrl-C ends with 130."""
     try:
         main()
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()  # a rank that leaves early can abort the others' last exchange
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -79,14 +81,19 @@ class Interrupt:
     """Ctrl-C as a wish: the running step is finished and saved, so that the continued run gives the same numbers. Twice stops at once."""
 
     def __init__(self):
-        self.wanted = False
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._pressed)
+        self.wanted, self.in_main = False, threading.current_thread() is threading.main_thread()
+        if self.in_main:
+            self.before = signal.signal(signal.SIGINT, self._pressed)
 
     def _pressed(self, *_):
         if self.wanted:
             raise KeyboardInterrupt
         self.wanted = True
+
+    def close(self):
+        """Give Ctrl-C back to whoever had it."""
+        if self.in_main:
+            signal.signal(signal.SIGINT, self.before)
 
 
 @dataclass(frozen=True)

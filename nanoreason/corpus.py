@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nanoreason import tokenizer
 from nanoreason.common import UserError
-from nanoreason.tasks import CONTROLS, FAMILIES, LEVELS, draw_problem, solve
+from nanoreason.tasks import CONTROLS, FAMILIES, LEVELS, draw_problem, solve, split_of
 from nanoreason.tasks.recall import COLORS, TABLES, THINGS
 
 CHUNK = 1000  # documents drawn from one seed, so that the corpus is the same whatever number of processes makes it
@@ -69,25 +69,34 @@ REASONING = [name for name in FAMILIES if name not in CONTROLS]
 
 
 def table_line(rng):
-    """One small true line: the single moves that worked solutions are made of."""
+    """One small true line: the single moves that worked solutions are made of. Sums, products and percentages that are problems
+    of the validation or test split are drawn again: a table must not give them away."""
+    while True:
+        family, params, line = _table_entry(rng)
+        if family is None or split_of(FAMILIES[family].identity(params)) == "train":
+            return line
+
+
+def _table_entry(rng):
+    """(family or None, params, line): the line, and the problem that it would answer."""
     kind = rng.choice("tmaassd%")
-    if kind == "t":  # tens and hundreds times a digit or tens
-        a, b = rng.randint(1, 9) * 10 ** rng.choice((0, 1, 1, 2)), rng.randint(2, 9) * 10 ** rng.choice((0, 0, 1))
-        return f"{a} * {b} = {a * b}"
-    if kind == "m":
+    if kind in "tm":
         a, b = rng.randint(2, 60), rng.randint(2, 5)
-        return rng.choice((f"{a} * {b} = {a * b}", f"{b} * {a} = {a * b}"))
+        if kind == "t":  # tens and hundreds times a digit or tens
+            a, b = rng.randint(1, 9) * 10 ** rng.choice((0, 1, 1, 2)), rng.randint(2, 9) * 10 ** rng.choice((0, 0, 1))
+        return "multiplication", (a, b), rng.choice((f"{a} * {b} = {a * b}", f"{b} * {a} = {a * b}"))
     if kind == "a":
         a, b = rng.randint(1, rng.choice((9, 30, 99, 250, 999, 4000))), rng.randint(1, rng.choice((9, 30, 99)))
-        return rng.choice((f"{a} + {b} = {a + b}", f"{b} + {a} = {a + b}"))
+        return "addition", (a, b), rng.choice((f"{a} + {b} = {a + b}", f"{b} + {a} = {a + b}"))
     if kind == "s":
         b, c = rng.randint(1, rng.choice((9, 30, 60))), rng.randint(1, rng.choice((9, 60, 250)))
-        return f"{b + c} - {b} = {c}"
+        return None, (), f"{b + c} - {b} = {c}"
     if kind == "d":
         b, c = rng.randint(2, 9), rng.randint(2, 40)
-        return f"{b * c} / {b} = {c}"
-    n = rng.randint(2, 120) * 10
-    return rng.choice((f"10% of {n} = {n // 10}", f"5% of {2 * n} = {n // 10}"))
+        return None, (), f"{b * c} / {b} = {c}"
+    p, n = rng.choice((5, 10)), rng.randint(2, 120) * 10
+    n *= 10 // p
+    return "percent", (p, n), f"{p}% of {n} = {p * n // 100}"
 
 
 def prose(rng):
@@ -163,15 +172,15 @@ def read_examples(path):
     if not Path(path).is_file():
         raise UserError(f"no data file at {path}")
     examples = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8"))
             prompt, response = row["prompt"], row["response"]
             if not (isinstance(prompt, str) and isinstance(response, str)):
                 raise TypeError
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
             raise UserError(f'{path}, line {number}: not a JSON object with the strings "prompt" and "response"') from None
         examples.append(conversation(prompt, *parse_response_text(response)))
     if not examples:

@@ -41,7 +41,7 @@ def vote_scores(answers):
     """
     keys = [canonical(a) for a in answers]
     counts = Counter(key for key in keys if key is not None)
-    return [counts[key] if key is not None else 0 for key in keys]
+    return [counts[key] for key in keys]
 
 
 def _result(model, prompt, rollout, score):

@@ -88,7 +88,7 @@ def parse_response(ids):
     first = VOCAB_SIZE - len(SPECIALS)
     well_formed = ended and said is not None and thought[:1] == [THINK] and not any(i >= first for i in thought[1:] + said)
     thinking = decode(i for i in thought if i < first)
-    return Response(thinking, decode(said).strip() if well_formed else None, ended)
+    return Response(thinking, (decode(said).strip() or None) if well_formed else None, ended)
 
 
 def learn_ranks(texts, size=VOCAB_SIZE - len(SPECIALS)):

@@ -194,6 +194,8 @@ def _gradients(rank, world, folder):
     if rank == 0:
         torch.save(result, f"{folder}/{world}.pt")
     if world > 1:
+        del net
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 

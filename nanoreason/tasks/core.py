@@ -129,7 +129,7 @@ class _Reader:
 def read_statement(text, x=None):
     """Read 'a = b' or 'a = b = c'. x: value of the unknown, or None where there is none.
 
-    Returns (value of the last side, set of numbers in the first side, whether all sides are equal).
+    Returns (value of the last side, set of the numbers it builds on: all but a bare result, whether all sides are equal).
     Raises Unreadable for anything that is no such statement.
     """
     sides = text.split("=")
@@ -137,7 +137,9 @@ def read_statement(text, x=None):
         raise Unreadable(text[:40])
     readers = [_Reader(side, x) for side in sides]
     values = [reader.read() for reader in readers]
-    return values[-1], readers[0].used, len(set(values)) == 1
+    result = NUMBER.fullmatch(sides[-1].strip().lstrip("-"))  # a bare number at the end is what the line derives
+    used = set().union(*(reader.used for reader in (readers[:-1] if result else readers)))
+    return values[-1], used, len(set(values)) == 1
 
 
 class Family:
@@ -202,7 +204,8 @@ class Family:
         reference = self.steps(params) + self.another(params)  # a second route may pass a line again
         useful = {self.read(params, s)[0] for s in reference + self.terse(params)}
         said_enough = previous.count(line) >= max(1, reference.count(line))
-        return Verdict.UNNEEDED if said_enough or value not in useful else Verdict.RIGHT
+        empty = not re.search(r"[-+*×/]|of|[0-9]x", line) or ("x" in line.rsplit("=", 1)[1] and line not in reference)  # x = x
+        return Verdict.UNNEEDED if said_enough or empty or value not in useful else Verdict.RIGHT
 
 
 def chain_lines(start, ops):

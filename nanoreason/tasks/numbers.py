@@ -234,7 +234,8 @@ class Equation(Family):
         a = rng.randint(3, 9)
         b = rng.choice((1, -1)) * rng.randint(1, min(60 if big else 30, a * x - 1, x - 1 if bracket else 99))
         c = rng.randint(1, a - 1) if level in (3, 5) else 0
-        return a, b, c, (a * (x + b) if bracket else a * x + b) - c * x, bracket
+        d = (a * (x + b) if bracket else a * x + b) - c * x
+        return (a, b, c, d, bracket) if d else self.draw(rng, level)
 
     def solution(self, params):
         a, b, c, d, bracket = params
@@ -278,7 +279,7 @@ class Equation(Family):
 
     def given(self, params):
         a, b, c, d, _ = params
-        return {Fraction(abs(n)) for n in (a, b, c, d, a - c, a * b, d - b, d - a * b)}
+        return {Fraction(abs(n)) for n in (a, b, c, d, a - c, a * b)}
 
     def verify(self, problem, text):
         match = re.fullmatch(r"\s*(?:x\s*=\s*)?([^=x]+)", text[:201])
@@ -362,11 +363,16 @@ class Primality(Family):
         n = params[0]
         if match := re.fullmatch(rf"{n} / ([0-9]{{1,6}}) leaves ([0-9]{{1,6}})", line):
             p, remainder = map(int, match.groups())
-            if p == 0 or n % p != remainder or remainder == 0:
+            if p == 0 or n % p != remainder:
                 return Verdict.WRONG
-            return Verdict.RIGHT if p in self._trials(n) and line not in previous else Verdict.UNNEEDED
+            wanted = p in self._trials(n) or p == smallest_factor(n) < n
+            return Verdict.RIGHT if wanted and line not in previous else Verdict.UNNEEDED
         if match := re.fullmatch(rf"{n} = ([0-9]{{1,6}}) \* ([0-9]{{1,6}}), so {n} is not prime", line):
             p, q = map(int, match.groups())
-            return Verdict.RIGHT if p * q == n and p > 1 and q > 1 else Verdict.WRONG
+            if p * q != n or p == 1 or q == 1:
+                return Verdict.WRONG
+            return Verdict.UNNEEDED if line in previous else Verdict.RIGHT
         tried = all(f"{n} / {p} leaves {n % p}" in previous for p in self._trials(n))
-        return Verdict.RIGHT if is_prime(n) and tried and line == self._verdict(n) else Verdict.WRONG
+        if not (is_prime(n) and tried and line == self._verdict(n)):
+            return Verdict.WRONG
+        return Verdict.UNNEEDED if line in previous else Verdict.RIGHT

@@ -1,6 +1,6 @@
 """Word problems: a short story composed from a start, some events and a question, or a percentage of a crowd."""
 
-import re
+from fractions import Fraction
 
 from nanoreason.tasks.core import Family, chain_lines, parse_number, undo_last
 from nanoreason.tasks.numbers import Percent
@@ -112,4 +112,4 @@ class Word(Family):
         number, _, unit = text[:201].strip().rstrip(".").partition(" ")
         if unit and not (unit in UNITS and unit in problem.question):
             return False
-        return parse_number(number) == parse_number(self.answer(problem.params))
+        return parse_number(number) == Fraction(self.answer(problem.params))
