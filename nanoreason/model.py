@@ -45,7 +45,7 @@ class GPTConfig:
 
 PRESETS = {  # parameters at the shipped vocabulary of 512
     "nano": GPTConfig(n_layer=3, n_head=2, n_kv_head=1, n_embd=64, d_ff=192),  # 0.2M
-    "micro": GPTConfig(n_layer=5, n_head=4, n_kv_head=2, n_embd=128, d_ff=384),  # 1.0M
+    "micro": GPTConfig(n_layer=5, n_head=4, n_kv_head=2, n_embd=128, d_ff=384),  # 1.05M
     "mini": GPTConfig(n_layer=6, n_head=6, n_kv_head=2, n_embd=192, d_ff=576),  # 2.7M
     "small": GPTConfig(n_layer=8, n_head=5, n_kv_head=1, n_embd=320, head_dim=64, d_ff=960),  # 9.5M
     "base": GPTConfig(n_layer=15, n_head=12, n_kv_head=4, n_embd=768, head_dim=64, d_ff=2880, max_len=2048, rope_theta=1e4),  # 124M
