@@ -14,7 +14,7 @@ import random
 import re
 from hashlib import blake2b
 
-from nanoreason.tasks.core import Family, Problem, Verdict
+from nanoreason.tasks.core import Problem, Verdict
 from nanoreason.tasks.numbers import Addition, Chain, Equation, Multiplication, Percent, Primality
 from nanoreason.tasks.recall import Fact, SimpleQA
 from nanoreason.tasks.words import Word
