@@ -12,9 +12,10 @@ test problem into training. `python -m nanoreason.tasks --show 3` prints problem
 
 import random
 import re
+from dataclasses import dataclass
 from hashlib import blake2b
 
-from nanoreason.tasks.core import Problem, Verdict
+from nanoreason.tasks.core import MAX_STEPS, MAX_TEXT, Problem, Verdict, wrong
 from nanoreason.tasks.numbers import Addition, Chain, Equation, Multiplication, Percent, Primality
 from nanoreason.tasks.recall import Fact, SimpleQA
 from nanoreason.tasks.words import Word
@@ -22,6 +23,7 @@ from nanoreason.tasks.words import Word
 FAMILIES = {f.name: f for f in (Addition(), Multiplication(), Chain(), Percent(), Word(), Equation(), Primality(), Fact(), SimpleQA())}
 CONTROLS = ("fact", "qa")  # nothing to reason about
 LEVELS = (1, 2, 3, 4, 5)
+HELD_OUT_LEVEL = 6  # longer than anything in training: measures how far what was learned carries
 STYLES = ("direct", "terse", "steps", "check", "slip", "another")
 SPLITS = {"train": range(0, 70), "val": range(70, 80), "test": range(80, 100)}  # percent of the hash space
 
@@ -45,7 +47,7 @@ def demo_problems():
 
 
 def split_of(key):
-    """'train', 'val' or 'test', by a stable hash of a problem's key."""
+    """'train', 'val' or 'test', by a stable hash of a problem's split key."""
     if key in _PINNED:
         return "test"
     bucket = int.from_bytes(blake2b(key.encode(), digest_size=4).digest(), "big") % 100
@@ -53,13 +55,18 @@ def split_of(key):
 
 
 def draw_problem(family, level, rng, split=None):
-    """A random problem; with `split`, one of that split. Raises ValueError for an unknown family, level or split."""
-    if family not in FAMILIES or level not in LEVELS or (split is not None and split not in SPLITS):
-        raise ValueError(f"no problems of family {family!r}, level {level!r}, split {split!r}; families are {', '.join(FAMILIES)}, levels 1 to 5")
-    f = FAMILIES[family]
+    """A random problem; with `split`, one of that split. Raises ValueError for an unknown family, level or split.
+
+    HELD_OUT_LEVEL is never drawn for split 'train', and families without it have none.
+    """
+    f = FAMILIES.get(family)
+    levels = (*LEVELS, HELD_OUT_LEVEL) if f and f.held_out_level and split != "train" else LEVELS
+    if not f or level not in levels or (split is not None and split not in SPLITS):
+        raise ValueError(f"no problems of family {family!r}, level {level!r}, split {split!r}; families are {', '.join(FAMILIES)}, levels "
+                         f"1 to 5, and {HELD_OUT_LEVEL} outside training")
     for _ in range(10_000):
         params = f.draw(rng, level)
-        if split is None or split_of(f.identity(params)) == split:
+        if split is None or split_of(f.split_key(params)) == split:
             return make_problem(family, level, params, rng)
     raise ValueError(f"family {family!r} has no problem of level {level} in split {split!r}")
 
@@ -80,7 +87,7 @@ def problem_set(family, level, split, n, seed):
 
 
 def solve(problem, style, rng):
-    """Lines of a worked solution in one of STYLES; [] for 'direct'. A style that a family lacks falls back to plain steps.
+    """Lines of a worked solution in one of STYLES; [] for 'direct'. A style that a problem lacks falls back to plain steps.
 
     check    steps, then 'Check: ...', another computation that confirms the answer
     slip     steps, one of them first written wrong, then 'Wait, ...' with the right one
@@ -94,47 +101,59 @@ def solve(problem, style, rng):
         lines.append(check)
     elif style == "another" and (other := f.another(problem.params)):
         lines += [f"Another way: {other[0]}", *other[1:]]
-    elif style == "slip" and (sums := [i for i, line in enumerate(lines) if not line.endswith("prime")]):
-        i = rng.choice(sums)
-        lines[i : i + 1] = [miscalculate(lines[i], rng), f"Wait, {lines[i]}"]
+    elif style == "slip" and (slips := [(i, slip) for i, line in enumerate(lines) if (slip := f.slip(line, rng))]):
+        i, slip = rng.choice(slips)
+        lines[i : i + 1] = [slip, f"Wait, {lines[i]}"]
     return lines
-
-
-def miscalculate(line, rng):
-    """The line with one digit of its last number changed."""
-    match = list(re.finditer(r"[0-9]+", line))[-1]
-    digits = match[0]
-    i = rng.randrange(len(digits))
-    wrong = rng.choice([d for d in "123456789" if d != digits[i]])
-    return line[: match.start() + i] + wrong + line[match.start() + i + 1 :]
 
 
 def verify(problem, answer):
     """Is the answer text right? Judged by value; never raises."""
-    return len(answer) <= 200 and FAMILIES[problem.family].verify(problem, answer)
+    return len(answer) <= MAX_TEXT and FAMILIES[problem.family].verify(problem, answer)
 
 
 def strip_cue(line):
-    """Line without its leading 'Wait, ', 'Check: ' or 'Another way: ', and the cue ('' when there is none)."""
-    match = re.match(r"(Wait, |Check: |Another way: )", line)
-    return (line[match.end() :], match[0].strip(" ,:")) if match else (line, "")
+    """(cue, text) of a line: its leading 'Wait, ', 'Check: ' or 'Another way: ', without the marks, and the rest. The cue is '' where there is none.
+
+    'Wait, 8 + 5 = 13'  ->  ('Wait', '8 + 5 = 13')
+    """
+    match = re.match(r"(Wait|Check|Another way)[,:] ", line)
+    return (match[1], line[match.end() :]) if match else ("", line)
+
+
+def judge_steps(problem, lines):
+    """Exact Judgement (verdict and reason) of every line of a reasoning trace.
+
+    RIGHT needs a true statement that follows from what is given or was derived, and that a solution has use for. A true line that
+    leads nowhere, or repeats, is UNNEEDED. Lines after the first MAX_STEPS are not read, and WRONG.
+    """
+    lines = list(lines)
+    short = [strip_cue(line) if len(line) <= MAX_TEXT else ("", "?") for line in lines[:MAX_STEPS]]
+    judged = FAMILIES[problem.family].judge(problem.params, short)
+    return judged + [wrong(f"a trace of more than {MAX_STEPS} lines is not read to its end")] * (len(lines) - len(judged))
 
 
 def check_step(problem, previous, line):
-    """Exact Verdict on one line of reasoning, given the lines before it.
+    """Verdict on one line of reasoning, given the lines before it."""
+    return judge_steps(problem, [*previous, line])[-1].verdict
 
-    RIGHT needs a true statement whose numbers are given or derived earlier and whose result belongs to a solution. A true
-    line that leads nowhere, or repeats, is UNNEEDED. A 'Check: ' line only has to be true.
-    """
+
+@dataclass(frozen=True)
+class Audit:
+    """Judgements of a trace's lines, and whether a right line establishes the answer."""
+
+    judgements: list
+    concluded: bool
+
+    @property
+    def sound(self):
+        """Every step is right and the answer follows: what a careful teacher would give full marks."""
+        return self.concluded and all(j.verdict is Verdict.RIGHT for j in self.judgements)
+
+
+def audit(problem, lines):
+    """Audit of a whole trace. A right answer above an unsound trace is the 'right answer, wrong step' that outcome rewards cannot see."""
+    judgements = judge_steps(problem, lines)
     f = FAMILIES[problem.family]
-    line, cue = strip_cue(line)
-    if cue == "Check":
-        return Verdict.RIGHT if f.check(problem.params) == f"Check: {line}" or _true(f, problem.params, line) else Verdict.WRONG
-    return f.check_step(problem.params, [strip_cue(p)[0] for p in previous], line)
-
-
-def _true(family, params, line):
-    try:
-        return family.read(params, line)[2]
-    except ValueError:
-        return False
+    right = [strip_cue(line) for line, j in zip(lines, judgements) if j.verdict is Verdict.RIGHT]
+    return Audit(judgements, any(cue != "Check" and f.concludes(problem.params, text) for cue, text in right))

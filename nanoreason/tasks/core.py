@@ -4,11 +4,14 @@ Model text is read by a small grammar over exact fractions, with limits on lengt
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
+from functools import lru_cache
 
 MAX_TEXT = 200  # characters of an answer or a step that are worth reading
+MAX_STEPS = 200  # lines of a trace that are worth reading
 MAX_DIGITS = 15  # longest number that is worth reading
 NUMBER = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?", re.ASCII)
 TOKEN = re.compile(rf"\s*(?:({NUMBER.pattern})|([-+*×/()%x])|(of))", re.ASCII)
@@ -24,6 +27,26 @@ class Verdict(str, Enum):
     RIGHT = "right"
     WRONG = "wrong"
     UNNEEDED = "unneeded"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Verdict on one line, and why in a few words ('' where it is right)."""
+
+    verdict: Verdict
+    reason: str = ""
+
+
+RIGHT = Judgement(Verdict.RIGHT)
+UNREADABLE = Judgement(Verdict.WRONG, "this is no statement that can be checked")
+
+
+def wrong(reason):
+    return Judgement(Verdict.WRONG, reason)
+
+
+def unneeded(reason):
+    return Judgement(Verdict.UNNEEDED, reason)
 
 
 @dataclass(frozen=True)
@@ -145,7 +168,7 @@ def read_statement(text, x=None):
 class Family:
     """A kind of problem. Subclasses say how to draw, word, answer and work one; the judging here is shared.
 
-    draw(rng, level) -> params     canonical parameters, a tuple
+    draw(rng, level) -> params     parameters, a tuple; levels 1 to 5, and 6 where `held_out_level` says so
     ask(params, rng) -> str        one wording of the question
     answer(params) -> str          the reference answer
     steps(params) -> list[str]     the full worked solution, one statement a line
@@ -155,7 +178,9 @@ class Family:
     """
 
     name = ""
+    held_out_level = True  # whether there is a level 6, which training never draws
     commutative = False  # whether swapping the two parameters gives the same problem
+    places = False  # whether a known number makes its place parts known: 293 -> 200, 90, 3
 
     def steps(self, params):
         return []
@@ -169,9 +194,21 @@ class Family:
     def check(self, params):
         return ""
 
+    def slip(self, line, rng):
+        """The line with a mistake of the kind that people make: one digit of its result."""
+        return miscalculate(line, rng)
+
     def identity(self, params):
-        """Text that two problems share exactly when they ask the same thing; its hash decides the split."""
+        """Text that two problems share exactly when they ask the same thing."""
         return f"{self.name}:{tuple(sorted(params)) if self.commutative else params}"
+
+    def split_key(self, params):
+        """What the hash that decides the split is taken of: the identity, unless whole groups of problems go together."""
+        return self.identity(params)
+
+    def difficulty(self, params):
+        """Characters to write in the full worked solution, blanks left out: the measure behind the levels."""
+        return sum(len(line.replace(" ", "")) for line in self.steps(params))
 
     def verify(self, problem, text):
         """Is `text` a right answer? Compared by value, so '1,692', '1692.0' and '1692' are one number."""
@@ -185,27 +222,89 @@ class Family:
         """(value, numbers used, true?) of a line; raises Unreadable."""
         return read_statement(line)
 
-    def check_step(self, params, previous, line):
-        """Verdict on `line` after the lines `previous`: its numbers must be given or derived, and its result of use."""
+    def with_places(self, numbers):
+        """The numbers and, where the family works place by place, the place parts of the whole ones."""
+        if not self.places:
+            return set(numbers)
+        return set(numbers) | {Fraction(part) for n in numbers if n.denominator == 1 and n > 9 for part in place_parts(int(n))}
+
+    @lru_cache(maxsize=4096)
+    def useful(self, params):
+        """(how often each line may be said, values) of all reference solutions: a right step has a value that one of them passes through."""
+        routes = self.steps(params), self.terse(params), self.another(params)
+        times = Counter(routes[0] + routes[2]) | Counter(routes[1])  # a second route may pass a line of the first again
+        return times, {self.read(params, line)[0] for line in times}
+
+    def judge(self, params, lines):
+        """Judgements of a whole trace, line by line. lines: (cue, text) pairs as strip_cue gives them.
+
+        A right line is true, builds on numbers that are given or that an earlier line derived, and its result is of use. Lines that
+        are true on known numbers derive their result, needed or not; a wrong line derives nothing.
+        """
+        known, said, judgements = self.with_places(self.given(params)), Counter(), []
+        for cue, line in lines:
+            judgements.append(self.judge_check(params, line, said) if cue == "Check" else self.judge_line(params, line, known, said))
+            said[f"Check: {line}" if cue == "Check" else line] += 1
+            try:
+                value, used, true = self.read(params, line)
+            except Unreadable:
+                continue
+            if true and used <= known:
+                known |= self.with_places({value})
+        return judgements
+
+    def judge_line(self, params, line, known, said):
+        """Judgement of one line, given the numbers known by now and how often each line has been said."""
         try:
             value, used, true = self.read(params, line)
         except Unreadable:
-            return Verdict.WRONG
-        known = self.given(params)
-        for earlier in previous:
+            return UNREADABLE
+        if not true:
+            return wrong("the two sides are not equal")
+        if unknown := used - known:
+            return wrong(f"{_brief(min(unknown))} is neither given nor derived")
+        times, values = self.useful(params)
+        if said[line] >= max(1, times[line]):
+            return unneeded("this was said before")
+        if not re.search(r"[-+*×/]|of|[0-9]x", line) or ("x" in line.rsplit("=", 1)[1] and line not in times):  # x = x
+            return unneeded("this says nothing new")
+        return RIGHT if value in values else unneeded(f"{_brief(value)} is not needed")
+
+    def judge_check(self, params, line, said):
+        """Judgement of a 'Check: ' line: the family's own, or any true statement about the answer."""
+        check = f"Check: {line}"
+        if check != self.check(params):
             try:
-                derived, _, ok = self.read(params, earlier)
+                value, used, true = self.read(params, line)
             except Unreadable:
-                continue
-            if ok:
-                known.add(derived)
-        if not true or not used <= known:
-            return Verdict.WRONG
-        reference = self.steps(params) + self.another(params)  # a second route may pass a line again
-        useful = {self.read(params, s)[0] for s in reference + self.terse(params)}
-        said_enough = previous.count(line) >= max(1, reference.count(line))
-        empty = not re.search(r"[-+*×/]|of|[0-9]x", line) or ("x" in line.rsplit("=", 1)[1] and line not in reference)  # x = x
-        return Verdict.UNNEEDED if said_enough or empty or value not in useful else Verdict.RIGHT
+                return UNREADABLE
+            if not true:
+                return wrong("the check fails")
+            if parse_number(self.answer(params)) not in used | {value} or not re.search(r"[-+*×/]|of", line):
+                return unneeded("this does not test the answer")
+        return unneeded("this was said before") if said[check] else RIGHT
+
+    def concludes(self, params, line):
+        """Does this right line establish the answer?"""
+        return self.read(params, line)[0] == Fraction(self.answer(params))
+
+
+def _brief(value):
+    try:
+        return format_number(value)
+    except ValueError:
+        return str(value)
+
+
+def miscalculate(line, rng):
+    """The line with one digit of its result changed: of the number after the last '=', or of its last number."""
+    spots = list(re.finditer(r"[0-9]+", line))
+    cut = line.rfind("=")
+    match = next((m for m in spots if m.start() > cut), spots[-1])
+    digits = match[0]
+    i = rng.randrange(len(digits))
+    digit = rng.choice([d for d in "123456789" if d != digits[i]])
+    return line[: match.start() + i] + digit + line[match.start() + i + 1 :]
 
 
 def chain_lines(start, ops):

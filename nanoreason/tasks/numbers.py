@@ -1,18 +1,19 @@
 """Families about bare numbers: addition, multiplication, chains, percentages, equations, primality."""
 
 import re
+from collections import Counter
 from fractions import Fraction
 from math import isqrt
 
-from nanoreason.tasks.core import (Family, Unreadable, Verdict, chain_lines, format_number, parse_number, place_parts,
-                                   read_statement, undo_last)
+from nanoreason.tasks.core import (NUMBER, RIGHT, UNREADABLE, Family, Verdict, chain_lines, format_number, miscalculate, parse_number, place_parts,
+                                   read_statement, undo_last, unneeded, wrong)
 
 
 class Addition(Family):
     """Column addition with carries. Level n adds two numbers of n + 1 digits."""
 
     name = "addition"
-    commutative = True
+    commutative = places = True
 
     def draw(self, rng, level):
         return tuple(rng.randint(10**level, 10 ** (level + 1) - 1) for _ in range(2))
@@ -36,32 +37,34 @@ class Addition(Family):
     def terse(self, params):
         return chain_lines(params[0], [("+", part) for part in place_parts(params[1])])
 
+    def another(self, params):
+        return chain_lines(params[1], [("+", part) for part in place_parts(params[0])])
+
     def check(self, params):
         return f"Check: {sum(params)} - {params[1]} = {params[0]}"
-
-    def given(self, params):
-        return super().given(params) | {Fraction(part) for n in params for part in place_parts(n)}
 
     def read(self, params, line):
         return read_statement(line.split(", write ")[0])
 
-    def check_step(self, params, previous, line):
+    def judge_line(self, params, line, known, said):
         if ", write " not in line:
-            return super().check_step(params, previous, line)
-        columns, done = self.steps(params), 0  # columns come in order; two of them may read alike
-        for earlier in previous:
-            done += done < len(columns) and earlier == columns[done]
-        if columns[done : done + 1] == [line]:
-            return Verdict.RIGHT
-        return Verdict.UNNEEDED if line in columns[:done] else Verdict.WRONG
+            return super().judge_line(params, line, known, said)
+        columns = self.steps(params)
+        done = next((i for i, column in enumerate(columns) if said[column] < columns[: i + 1].count(column)), len(columns))
+        if columns[done : done + 1] == [line]:  # columns come in order; two of them may read alike
+            return RIGHT
+        return unneeded("this was said before") if line in columns[:done] else wrong("this is not the next column")
+
+    def concludes(self, params, line):
+        return line == self.steps(params)[-1] or (", write " not in line and super().concludes(params, line))
 
 
 class Multiplication(Family):
-    """Products by parts. Levels: 2 x 1 digits, 2 x 2, 3 x 2, 3 x 3 (the brief's 847 x 293) and 4 x 3."""
+    """Products by parts. Levels: 2 x 1 digits, 2 x 2, 3 x 2, 3 x 3 (the brief's 847 x 293), 4 x 3; held out: 4 x 4."""
 
     name = "multiplication"
-    commutative = True
-    digits = {1: (2, 1), 2: (2, 2), 3: (3, 2), 4: (3, 3), 5: (4, 3)}
+    commutative = places = True
+    digits = {1: (2, 1), 2: (2, 2), 3: (3, 2), 4: (3, 3), 5: (4, 3), 6: (4, 4)}
 
     def draw(self, rng, level):
         m, n = self.digits[level]
@@ -88,7 +91,7 @@ class Multiplication(Family):
         return self._rows(*params)
 
     def another(self, params):
-        return self._rows(params[1], params[0])
+        return self._rounded(params) or self._rows(params[1], params[0])
 
     def _rows(self, a, b):
         """One line for each digit of b, then their sum."""
@@ -96,16 +99,29 @@ class Multiplication(Family):
         lines = [f"{a} * {part} = {row}" for part, row in zip(place_parts(b), rows)]
         return lines + chain_lines(rows[0], [("+", row) for row in rows[1:]])
 
+    def _rounded(self, params):
+        """The brief's own way: 847 * 293 = 847 * 300 - 847 * 7. [] where no factor lies just below a round number."""
+        for a, b in (params, params[::-1]):
+            unit = 10 ** (len(str(b)) - 1)
+            up = b + -b % unit
+            if 0 < 10 * (up - b) <= 3 * unit:
+                return [f"{b} = {up} - {up - b}", f"{a} * {up} = {a * up}", f"{a} * {up - b} = {a * (up - b)}", f"{a * up} - {a * (up - b)} = {a * b}"]
+        return []
+
+    def judge_line(self, params, line, known, said):
+        rounded = self._rounded(params)
+        if line in rounded[:1]:
+            known |= {Fraction(n) for n in NUMBER.findall(line)}
+            return unneeded("this was said before") if said[line] else RIGHT
+        return super().judge_line(params, line, known, said)
+
     def check(self, params):
         a, b = params
         return f"Check: {a % 10} * {b % 10} = {a % 10 * (b % 10)}, last digit {a * b % 10}"
 
-    def given(self, params):
-        return super().given(params) | {Fraction(part) for n in params for part in place_parts(n)}
-
 
 class Chain(Family):
-    """A chain of operations evaluated from the inside out. Level n has n + 1 operations."""
+    """A chain of operations evaluated from the inside out. Params: (start, (op, n), ...). Level n has n + 1 operations."""
 
     name = "chain"
 
@@ -147,8 +163,36 @@ class Chain(Family):
             terse.append(f"{text} = {value}")
         return terse
 
+    def another(self, params):
+        return regrouped(params[0], params[1:])
+
     def check(self, params):
         return undo_last(self.steps(params))
+
+
+def regrouped(start, ops):
+    """A chain worked another way, by the first rule that fits two neighbouring operations; [] where none does.
+
+    (8 + 5) * 3  ->  '8 * 3 = 24', '5 * 3 = 15', '24 + 15 = 39'     a bracket multiplied out
+    8 * 3 * 2    ->  '3 * 2 = 6', '8 * 6 = 48'                      factors first
+    9 + 8 - 3    ->  '8 - 3 = 5', '9 + 5 = 14'                      what is added first
+    """
+    for i, ((op, n), (op2, n2)) in enumerate(zip(ops, ops[1:])):
+        before, rest = chain_lines(start, ops[:i]), ops[i + 2 :]
+        value = int(before[-1].split()[-1]) if before else start
+        if op in "+-" and op2 == "*":
+            middle = chain_lines(value, [("*", n2)]) + chain_lines(n, [("*", n2)]) + chain_lines(value * n2, [(op, n * n2)])
+        elif op == op2 == "*":
+            middle = chain_lines(n, [("*", n2)]) + chain_lines(value, [("*", n * n2)])
+        elif op in "+-" and op2 in "+-":
+            net = n + n2 if op == op2 else n - n2
+            if net <= 0:
+                continue
+            middle = chain_lines(n, [("+" if op == op2 else "-", n2)]) + chain_lines(value, [(op, net)])
+        else:
+            continue
+        return before + middle + chain_lines(int(middle[-1].split()[-1]), rest)
+    return []
 
 
 def product_lines(x, k):
@@ -165,9 +209,11 @@ def product_lines(x, k):
 
 
 class Percent(Family):
-    """Percentages built from 10%, 5% and 1%. Levels: tens, odd fives, any percentage of hundreds, of any number, of thousands."""
+    """Percentages built from 10%, 5% and 1%. Levels: tens, odd fives, any percentage of hundreds, of any number, of thousands; held out:
+    of tens of thousands."""
 
     name = "percent"
+    places = True
 
     def draw(self, rng, level):
         if level == 1:
@@ -175,7 +221,7 @@ class Percent(Family):
         if level == 2:
             return rng.randrange(5, 100, 10), rng.randint(2, 60) * 20
         p = rng.choice([p for p in range(1, 100) if p % 5])
-        return p, (rng.randint(1, 20) * 100, rng.randint(11, 999), rng.randint(1000, 9999))[level - 3]
+        return p, (rng.randint(1, 20) * 100, rng.randint(11, 999), rng.randint(1000, 9999), rng.randint(10_000, 99_999))[level - 3]
 
     def ask(self, params, rng):
         return rng.choice(("What is {}% of {}?", "What is {}% of {}?", "Find {}% of {}.", "Calculate {}% of {}.")).format(*params)
@@ -214,15 +260,14 @@ class Percent(Family):
         return f"Check: {self.answer(params)} / {params[1]} = {format_number(Fraction(params[0], 100))}"
 
     def given(self, params):
-        split = self._split(params[0])
-        places = {x for _, unit in split if unit * params[1] % 100 == 0 for x in place_parts(unit * params[1] // 100)}
-        return super().given(params) | {Fraction(n) for n in places | {part // unit for part, unit in split} | {1, 5, 10, 100}}
+        return super().given(params) | {Fraction(n) for n in {part // unit for part, unit in self._split(params[0])} | {1, 5, 10, 100}}
 
 
 class Equation(Family):
     """Linear equations in x with whole solutions, as (a, b, c, d, bracket): ax + b = cx + d, or a(x + b) = cx + d.
 
-    Levels: ax + b = d, the same with larger numbers, x on both sides, a bracket, a bracket and x on both sides.
+    Levels: ax + b = d, the same with larger numbers, x on both sides, a bracket, a bracket and x on both sides; held out: the last with
+    a factor of two digits.
     """
 
     name = "equation"
@@ -231,9 +276,9 @@ class Equation(Family):
         big = level == 2
         bracket = level >= 4
         x = rng.randint(2, 40 if big else 25)
-        a = rng.randint(3, 9)
+        a = rng.randint(11, 30) if level == 6 else rng.randint(3, 9)
         b = rng.choice((1, -1)) * rng.randint(1, min(60 if big else 30, a * x - 1, x - 1 if bracket else 99))
-        c = rng.randint(1, a - 1) if level in (3, 5) else 0
+        c = rng.randint(1, a - 1) if level in (3, 5, 6) else 0
         d = (a * (x + b) if bracket else a * x + b) - c * x
         return (a, b, c, d, bracket) if d else self.draw(rng, level)
 
@@ -268,6 +313,15 @@ class Equation(Family):
         top = f"({d} {sign(-(a * b if bracket else b))})"
         return [f"x = {top} / {a - c} = {self.answer(params)}" if a - c > 1 else f"x = {top} = {self.answer(params)}"]
 
+    def another(self, params):
+        """x to the right instead of the left, or a bracket divided away."""
+        a, b, c, d, bracket = params
+        if bracket and not c:
+            return [f"x {sign(b)} = {d} / {a} = {d // a}", f"x = {d // a} {sign(-b)} = {self.answer(params)}"]
+        lines = self.steps(params)[: int(bracket)]
+        b = a * b if bracket else b
+        return [*lines, f"{times_x(c - a)} = {b} {sign(-d)} = {b - d}", f"x = {b - d} / {c - a} = {self.answer(params)}"]
+
     def check(self, params):
         a, b, c, d, bracket = params
         x = self.solution(params)
@@ -278,8 +332,8 @@ class Equation(Family):
         return read_statement(line, x=self.solution(params))
 
     def given(self, params):
-        a, b, c, d, _ = params
-        return {Fraction(abs(n)) for n in (a, b, c, d, a - c, a * b)}
+        a, b, c, d, bracket = params
+        return {Fraction(abs(n)) for n in (a, b, c, d, a - c)} | ({Fraction(abs(a * b))} if bracket else set())
 
     def verify(self, problem, text):
         match = re.fullmatch(r"\s*(?:x\s*=\s*)?([^=x]+)", text[:201])
@@ -294,8 +348,8 @@ def sign(n):
 
 
 def times_x(n):
-    """The term n * x as it is written: 'x', '3x'."""
-    return "x" if n == 1 else f"{n}x"
+    """The term n * x as it is written: 'x', '-x', '3x'."""
+    return {1: "x", -1: "-x"}.get(n, f"{n}x")
 
 
 def smallest_factor(n):
@@ -308,10 +362,13 @@ def is_prime(n):
 
 
 class Primality(Family):
-    """Trial division by primes up to the square root; any other division is true but not needed."""
+    """Trial division by primes up to the square root; any other division is true but not needed.
+
+    Levels: below 100, 300, 1,000, 3,000 and 10,000; held out: below 30,000. Half the numbers are prime.
+    """
 
     name = "primality"
-    ranges = {1: (5, 99), 2: (100, 299), 3: (300, 999), 4: (1000, 2999), 5: (3000, 9999)}
+    ranges = {1: (5, 99), 2: (100, 299), 3: (300, 999), 4: (1000, 2999), 5: (3000, 9999), 6: (10_000, 29_999)}
 
     def draw(self, rng, level):
         low, high = self.ranges[level]
@@ -345,9 +402,21 @@ class Primality(Family):
     def terse(self, params):
         return [self._verdict(params[0])] if not is_prime(params[0]) else self.steps(params)
 
+    def another(self, params):
+        """The same trials as products, and a composite number by its cofactor."""
+        n, p = params[0], smallest_factor(params[0])
+        products = [f"{q} * {n // q} + {n % q} = {n}" for q in self._trials(n)]
+        return products + [f"{n} = {n // p} * {p}, so {n} is not prime"] * (p < n // p)
+
     def check(self, params):
         n, p = params[0], smallest_factor(params[0])
-        return f"Check: {p} * {n // p} = {n}" if p < n else ""
+        if p == n:
+            p = self._trials(n)[-1]
+            return f"Check: {p} * {n // p} + {n % p} = {n}"
+        return f"Check: {p} * {n // p} = {n}"
+
+    def slip(self, line, rng):
+        return miscalculate(line, rng) if " leaves " in line else ""
 
     def verify(self, problem, text):
         n = problem.params[0]
@@ -356,23 +425,50 @@ class Primality(Family):
         no = {"no", "not prime", f"{n} is not prime", f"no, {n} is not prime"}
         return said in (yes if is_prime(n) else no)
 
-    def read(self, params, line):
-        raise Unreadable(line)  # only the forms below count as steps
+    def judge(self, params, lines):
+        """A trial is right when its remainder is, and needed when its divisor is a prime up to the root and up to the smallest factor."""
+        n, tried, said, judgements = params[0], set(), Counter(), []
+        for cue, line in lines:
+            p, judgement = self._judge_trial(n, line)
+            if p is None:
+                judgement = self._judge_conclusion(n, line, tried, cue == "Check")
+            elif judgement.verdict is not Verdict.WRONG:
+                tried.add(p)
+            judgements.append(unneeded("this was said before") if said[cue == "Check", line] and judgement.verdict is Verdict.RIGHT else judgement)
+            said[cue == "Check", line] += 1
+        return judgements
 
-    def check_step(self, params, previous, line):
-        n = params[0]
+    def _judge_trial(self, n, line):
+        """(divisor, Judgement) of '17 / 3 leaves 2' or '3 * 5 + 2 = 17'; (None, None) for any other line."""
         if match := re.fullmatch(rf"{n} / ([0-9]{{1,6}}) leaves ([0-9]{{1,6}})", line):
             p, remainder = map(int, match.groups())
-            if p == 0 or n % p != remainder:
-                return Verdict.WRONG
-            wanted = p in self._trials(n) or p == smallest_factor(n) < n
-            return Verdict.RIGHT if wanted and line not in previous else Verdict.UNNEEDED
+        elif match := re.fullmatch(rf"([0-9]{{1,6}}) \* ([0-9]{{1,6}}) \+ ([0-9]{{1,6}}) = {n}", line):
+            p, quotient, remainder = map(int, match.groups())
+            if p * quotient + remainder != n:
+                return p, wrong(f"{p} * {quotient} + {remainder} is {p * quotient + remainder}")
+        else:
+            return None, None
+        if p == 0 or n % p != remainder:
+            return p, wrong(f"{n} / {p} leaves {n % p}" if p else "nothing can be divided by 0")
+        if not is_prime(p):
+            return p, unneeded(f"{n} / {p} is not needed: {p} is not prime")
+        if p > smallest_factor(n):
+            return p, unneeded(f"{n} / {p} is not needed: {smallest_factor(n)} already divides {n}")
+        if p * p > n:
+            return p, unneeded(f"{n} / {p} is not needed: {p} * {p} > {n}")
+        return p, RIGHT
+
+    def _judge_conclusion(self, n, line, tried, check):
+        """Judgement of a line that says prime or not, or of a product that a check shows."""
         if match := re.fullmatch(rf"{n} = ([0-9]{{1,6}}) \* ([0-9]{{1,6}}), so {n} is not prime", line):
             p, q = map(int, match.groups())
-            if p * q != n or p == 1 or q == 1:
-                return Verdict.WRONG
-            return Verdict.UNNEEDED if line in previous else Verdict.RIGHT
-        tried = all(f"{n} / {p} leaves {n % p}" in previous for p in self._trials(n))
-        if not (is_prime(n) and tried and line == self._verdict(n)):
-            return Verdict.WRONG
-        return Verdict.UNNEEDED if line in previous else Verdict.RIGHT
+            return RIGHT if p * q == n and p > 1 and q > 1 else wrong(f"{p} * {q} is {p * q}" if p * q != n else f"1 divides every number")
+        if check and f"Check: {line}" == self.check((n,)):
+            return RIGHT
+        if line != self._verdict(n):
+            return UNREADABLE
+        left = [p for p in self._trials(n) if p not in tried]
+        return wrong(f"{left[0]} has not been tried") if left else RIGHT
+
+    def concludes(self, params, line):
+        return line.endswith("prime")

@@ -45,7 +45,7 @@ class Word(Family):
             start = rng.randint(3, 9)
             ops.append(("@", rng.randint(3, 20)))
         value = start * (ops[0][1] if ops else 1)
-        events = {1: 2, 2: 1, 3: 2, 4: 2, 5: 4}[level]
+        events = {1: 2, 2: 1, 3: 2, 4: 2, 5: 4, 6: 6}[level]
         while len(ops) < events + (level > 1):
             op = rng.choice("+-*" if level == 5 and value < 80 else "+-")
             n = rng.randint(2, 4) if op == "*" else rng.randint(2, 40)
@@ -99,6 +99,9 @@ class Word(Family):
 
     def check(self, params):
         return PERCENT.check(params[1:]) if params[0] == "percent" else undo_last(self.steps(params))
+
+    def judge(self, params, lines):
+        return PERCENT.judge(params[1:], lines) if params[0] == "percent" else super().judge(params, lines)
 
     def given(self, params):
         return PERCENT.given(params[1:]) if params[0] == "percent" else super().given(params)
