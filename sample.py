@@ -16,9 +16,10 @@ import numpy as np
 
 from nanoreason import checkpoint
 from nanoreason.common import UserError, flag, generator, parse_config, progress, run_script, say, start_machine, write_json
+from nanoreason.corpus import read_problems
 from nanoreason.evaluate import accuracy, behaviours, by_family, collect, interval_of_mean, scaling, held_out_problems
 from nanoreason.search import METHODS, canonical
-from nanoreason.tasks import FAMILIES, LEVELS
+from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS
 from nanoreason.tokenizer import render_prompt
 
 
@@ -31,8 +32,9 @@ class Config:
     temperature: float = flag(1.0, "sampling temperature", low=0.01)
     max_reasoning_tokens: int = flag(400, "longest response, in tokens", low=1)
     eval: bool = flag(False, "measure accuracy instead of answering a question")
+    data: str = flag("", "JSONL file of questions and answers to measure on: all its rows, or, with --split val, those that training keeps for validation")
     families: str = flag("multiplication,chain,percent,word,equation", "families to measure, separated by commas")
-    level: str = flag("1,2", "levels to measure, separated by commas")
+    level: str = flag("1,2", "levels to measure, separated by commas; 6 is held out from all training")
     problems: int = flag(200, "problems of each family, shared out over the levels", low=1)
     ns: str = flag("1", "numbers of samples to measure coverage and vote at, separated by commas; 0 for greedy only")
     split: str = flag("test", "split of the problems", choices=("val", "test"))
@@ -74,16 +76,32 @@ def answer(model, config, machine):
     return result
 
 
-def measure(model, config):
-    """Greedy accuracy by family and level; with --ns also sampled accuracy, coverage and vote. Returns the figures."""
-    families, levels, ns = config.families.split(","), numbers(config.level, "level"), numbers(config.ns, "ns")
+def wanted_problems(config, max_len):
+    """The problems to measure on. Raises UserError for a family or level that does not exist, or a question longer than the context."""
+    families, levels = config.families.split(","), numbers(config.level, "level")
     if unknown := [f for f in families if f not in FAMILIES]:
         raise UserError(f"--families: there is no family {unknown[0]!r}; there are {', '.join(FAMILIES)}")
-    if not set(levels) <= set(LEVELS):
-        raise UserError(f"--level {config.level}: levels are 1 to 5")
+    if not set(levels) <= {*LEVELS, HELD_OUT_LEVEL}:
+        raise UserError(f"--level {config.level}: levels are 1 to {HELD_OUT_LEVEL}")
+    if config.data:
+        own = read_problems(config.data)
+        problems = own["val"] if config.split == "val" else own["train"] + own["val"]
+    else:
+        problems = held_out_problems(families, levels, config.problems, config.split, config.seed)
+    if not problems:
+        raise UserError(f"no problems to measure on: {config.data or config.families} holds none in this split and level")
+    if (longest := max(len(render_prompt(p.question)) for p in problems)) >= max_len:
+        raise UserError(f"a question takes {longest} tokens; this model's context holds {max_len}, answer included")
+    return problems
+
+
+def measure(model, config):
+    """Greedy accuracy by family and level; with --ns also sampled accuracy, coverage and vote. Returns the figures."""
+    ns = numbers(config.ns, "ns")
     if min(ns) < 0:
         raise UserError(f"--ns {config.ns}: numbers of samples are positive")
-    problems = held_out_problems(families, levels, config.problems, config.split, config.seed)
+    problems = wanted_problems(config, model.config.max_len)
+    families, levels = list(dict.fromkeys(p.family for p in problems)), sorted({p.level for p in problems})
     bar = progress(len(problems) * (1 + max(ns)), "evaluate")
     greedy = collect(model, problems, 1, 0.0, config.max_reasoning_tokens, config.seed, on_progress=bar.update)
     right = sum(s[0].correct for s in greedy)

@@ -28,11 +28,11 @@ import torch
 from nanoreason import checkpoint
 from nanoreason.common import (Interrupt, Metrics, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out, progress, run_script, say,
                                seed_for, start_machine, write_json)
-from nanoreason.corpus import Example
+from nanoreason.corpus import Example, read_problems
 from nanoreason.data import IGNORE, pack
 from nanoreason.evaluate import accuracy, behaviours, collect, held_out_problems
 from nanoreason.generate import generate
-from nanoreason.rewards import reward
+from nanoreason.rewards import LENGTH_FORMS, PROCESS_FORMS, Scheme, group_rewards
 from nanoreason.tasks import FAMILIES, LEVELS, draw_problem
 from nanoreason.tokenizer import parse_response, render_prompt
 
@@ -42,6 +42,7 @@ class Config:
     init: str = flag("", "checkpoint or run folder to start from; it is also the frozen reference")
     out: str = flag("runs/grpo", "folder for the checkpoint, metrics and report")
     resume: bool = flag(False, "continue the run in --out")
+    data: str = flag("", "JSONL file of questions and answers to train on instead of generated ones; a tenth is kept for validation")
     families: str = flag("multiplication,chain,percent,word,equation", "families of the training questions, separated by commas")
     levels: str = flag("1,2", "levels of the training questions, separated by commas")
     steps: int = flag(50, "rollouts, each followed by its updates", low=1)
@@ -49,8 +50,14 @@ class Config:
     num_samples_per_prompt: int = flag(8, "responses to each question: the group", low=2)
     temperature: float = flag(1.0, "sampling temperature of the rollouts, and of the update's log-probabilities", low=0.01)
     max_reasoning_tokens: int = flag(160, "longest response, in tokens; longer ones are cut and count as wrong", low=1)
-    reward: str = flag("outcome", "what is rewarded: a right answer", choices=("outcome",))
+    reward: str = flag("outcome", "what is rewarded: a right answer in its place, or, to study reward hacking, a judge with a hole in it",
+                       choices=("outcome", "leaky-for-hacking-study"))
     format_weight: float = flag(0.0, "extra reward for a well-formed response", low=0)
+    length_penalty: float = flag(0.0, "reward a token of the response; the brief's value is -0.001", high=0)
+    length_form: str = flag("plain", "who pays for length: every response, or only right ones for what they exceed the group's shortest right one",
+                            choices=LENGTH_FORMS)
+    process_weight: float = flag(0.0, "extra reward for exact step verdicts: right +1, unneeded 0, wrong -1", low=0)
+    process_form: str = flag("mean", "how a response's step verdicts become one number", choices=tuple(PROCESS_FORMS))
     advantage: str = flag("mean-std", "divide the advantages by the group's standard deviation, or not", choices=("mean", "mean-std"))
     clip_ratio: float = flag(0.2, "epsilon of the clipped ratio", low=0, high=1)
     kl: str = flag("k3", "estimator of the KL to the reference in the loss", choices=("none", "k3"))
@@ -125,12 +132,12 @@ def token_logprobs(model, micro, temperature, with_entropy=False):
     return chosen, -(logp.detach().exp() * logp.detach()).sum(-1) if with_entropy else None
 
 
-def draw_questions(config, step, machine):
-    """This rank's share of the step's training questions; all ranks together see what one would."""
+def draw_questions(config, step, machine, own=None):
+    """This rank's share of the step's training questions; all ranks together see what one would. own: the user's problems by split."""
     rng = random.Random(seed_for(config.seed, "questions", step))
     families, levels = config.families.split(","), [int(level) for level in config.levels.split(",")]
-    problems = [draw_problem(rng.choice(families), rng.choice(levels), rng, "train") for _ in range(config.prompts)]
-    return problems[machine.rank :: machine.world]
+    draw = lambda: rng.choice(own["train"]) if own else draw_problem(rng.choice(families), rng.choice(levels), rng, "train")
+    return [draw() for _ in range(config.prompts)][machine.rank :: machine.world]
 
 
 def micro_batches(prompts, rollout, advantages, rows_of, config, total, device):
@@ -208,29 +215,31 @@ def rollout_metrics(rewards, rollout, responses, machine):
     shares = {name: machine.total(share * len(responses)) / N for name, share in behaviours(responses).items()}
     return dict(solve_rate=n_right / N, all_right=mean(right.all(1), P), all_wrong=mean((~right).all(1), P), format=mean(rewards["format"], N),
                 length=mean(lengths, N), length_right=mean(lengths[right], n_right), length_wrong=mean(lengths[~right], N - n_right),
-                truncated=mean((~rollout.ended.cpu()).float(), N), **shares)
+                truncated=mean((~rollout.ended.cpu()).float(), N), **shares, **{f"reward_{part}": mean(values, N) for part, values in rewards.items()})
 
 
-def rollout_step(model, config, step, machine):
+def rollout_step(model, config, step, machine, own=None):
     """Questions, responses and rewards of one step: (prompts, rollout, rewards {part: (P, G)}, metrics)."""
     G = config.num_samples_per_prompt
-    problems = draw_questions(config, step, machine)
+    problems = draw_questions(config, step, machine, own)
     prompts = [render_prompt(p.question) for p in problems]
     noise = generator(config.seed, "rollout", step, machine.rank, device=machine.device)
     model.eval()
     rollout = generate(model, prompts, G, config.max_reasoning_tokens, config.temperature, noise)
     model.train()
     ids = [rollout.response(row) for row in range(len(rollout.ids))]
-    judged = [reward(problems[row // G], response, config.format_weight) for row, response in enumerate(ids)]
+    scheme = Scheme(config.format_weight, config.length_penalty, config.length_form, config.process_weight, config.process_form,
+                    config.reward == "leaky-for-hacking-study")
+    judged = [r for p, problem in enumerate(problems) for r in group_rewards(problem, ids[p * G : (p + 1) * G], scheme)]
     shape = lambda values: torch.tensor(values, dtype=torch.float32).view(len(problems), G)  # (P, G)
     rewards = {"total": shape([r.total for r in judged])} | {part: shape([r.parts[part] for r in judged]) for part in judged[0].parts}
     return prompts, rollout, rewards, rollout_metrics(rewards, rollout, [parse_response(i) for i in ids], machine)
 
 
-def validate(model, config):
-    """Greedy accuracy on the validation split at the training families and levels."""
+def validate(model, config, own=None):
+    """Greedy accuracy on the validation split at the training families and levels, or on the user's own."""
     levels = [int(level) for level in config.levels.split(",")]
-    problems = held_out_problems(config.families.split(","), levels, config.eval_problems, "val")
+    problems = own["val"][: config.eval_problems] if own else held_out_problems(config.families.split(","), levels, config.eval_problems, "val")
     judged = collect(model.eval(), problems, 1, 0.0, config.max_reasoning_tokens, config.seed)
     return accuracy(sum(s[0].correct for s in judged), len(judged))
 
@@ -248,12 +257,27 @@ def check_config(config, machine):
         raise UserError(f"--prompts {config.prompts} are too few for {machine.world} ranks and {config.minibatches} minibatches")
 
 
+def own_problems(config, max_len):
+    """The problems of --data by split, or None. Raises UserError where a question leaves no room for a response."""
+    if not config.data:
+        return None
+    own = read_problems(config.data)
+    if not own["train"]:
+        raise UserError(f"--data {config.data}: all its questions fall into the tenth that is kept for validation; more rows are needed")
+    longest = max(own["train"] + own["val"], key=lambda p: len(render_prompt(p.question)))
+    if len(render_prompt(longest.question)) + config.max_reasoning_tokens > max_len:
+        raise UserError(f"--data {config.data}: a question of {len(render_prompt(longest.question))} tokens and --max-reasoning-tokens "
+                        f"{config.max_reasoning_tokens} do not fit the model's context of {max_len}")
+    return own
+
+
 def train(config, machine):
     """The whole run; returns the report that is also written to --out."""
     check_config(config, machine)
     state = checkpoint.load(config.out if config.resume else config.init, machine.device)
-    out = prepare_out(config.out, config, config.resume, machine)
     model = checkpoint.build_model(state, machine.device)
+    own = own_problems(config, model.config.max_len)
+    out = prepare_out(config.out, config, config.resume, machine)
     if config.row_tokens > model.config.max_len:
         raise UserError(f"--row-tokens {config.row_tokens} is longer than the model's context of {model.config.max_len}")
     if config.kl == "none":
@@ -279,19 +303,20 @@ def train(config, machine):
 
     metrics = Metrics(out / "metrics.jsonl", first, machine.main)
     interrupt, bar, start = Interrupt(), progress(steps, "grpo", machine, first), time.time()
-    if config.eval_every and first == 0:
-        checks[0] = validate(model, config)
+    check = config.eval_every and (own is None or own["val"])
+    if check and first == 0:
+        checks[0] = validate(model, config, own)
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
         begun = time.time()
-        prompts, rollout, rewards, row = rollout_step(model, config, step, machine)
+        prompts, rollout, rewards, row = rollout_step(model, config, step, machine, own)
         rolled = time.time()
         advantages = group_advantages(rewards["total"], config.advantage).flatten().numpy()
         row |= update(model, reference, optimizer, prompts, rollout, advantages, config, machine, bf16)
         row |= dict(rollout_seconds=rolled - begun, update_seconds=time.time() - rolled)
-        if config.eval_every and (step + 1) % config.eval_every == 0:
-            checks[step + 1] = validate(model, config)
+        if check and (step + 1) % config.eval_every == 0:
+            checks[step + 1] = validate(model, config, own)
             row["val_greedy"] = checks[step + 1]["acc"]
         metrics.log(step=step, **row)
         bar.update()

@@ -11,7 +11,8 @@ the task generator. Matrices train with Muon (Jordan et al. 2024; torch.optim.Mu
 
     laptop      python train_sft.py --stage base --out runs/base
                 python train_sft.py --stage cold-start --init runs/base --out runs/cold
-    one GPU     python train_sft.py --stage base --preset gpu --out runs/base
+    one GPU     python -m nanoreason.corpus --write runs/corpus --tokens 500000000
+                python train_sft.py --stage base --preset gpu --out runs/base
     8 GPUs      torchrun --nproc-per-node 8 train_sft.py --stage base --preset node --out runs/base
 """
 
@@ -25,8 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 from nanoreason import checkpoint, corpus
 from nanoreason.common import (Interrupt, Metrics, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out, progress,
                                run_script, say, start_machine, write_json)
-from nanoreason.data import IGNORE, batches, pack
+from nanoreason.data import IGNORE, batches, join, open_rows, pack
 from nanoreason.model import GPT, PRESETS as MODELS
+from nanoreason.tasks import REASONING
 
 
 @dataclass
@@ -36,7 +38,9 @@ class Config:
     out: str = flag("runs/sft", "folder for the checkpoint, metrics and report")
     resume: bool = flag(False, "continue the run in --out")
     model: str = flag("micro", "size of a model that starts from random weights", choices=tuple(MODELS))
-    data: str = flag("", "JSONL file of prompt and response to train on instead of generated text")
+    data: str = flag("", "JSONL file to train on instead of generated text: prompt and response, or question and answer, a line")
+    corpus: str = flag("", "base: folder that `python -m nanoreason.corpus --write` left, instead of text generated on the way")
+    families: str = flag(",".join(REASONING), "families of the worked solutions and questions; leave some out to hold them out")
     tokens: int = flag(3_300_000, "base: tokens of generated text", low=1000)
     demos: int = flag(5000, "cold-start: demonstrations", low=1)
     epochs: int = flag(1, "passes over the data", low=1)
@@ -62,8 +66,8 @@ class Config:
 
 PRESETS = {
     "laptop": {},
-    "gpu": dict(model="base", tokens=500_000_000, batch_tokens=262_144, micro_tokens=65_536, row_tokens=1024, muon_lr=0.004, adamw_lr=0.003, compile=True),
-    "node": dict(model="large", tokens=4_000_000_000, batch_tokens=1_048_576, micro_tokens=65_536, row_tokens=1024, muon_lr=0.003, adamw_lr=0.002, compile=True),
+    "gpu": dict(model="base", corpus="runs/corpus", tokens=500_000_000, batch_tokens=262_144, micro_tokens=65_536, row_tokens=1024, muon_lr=0.004, adamw_lr=0.003, compile=True),
+    "node": dict(model="large", corpus="runs/corpus", tokens=4_000_000_000, batch_tokens=1_048_576, micro_tokens=65_536, row_tokens=1024, muon_lr=0.003, adamw_lr=0.002, compile=True),
 }
 
 
@@ -86,26 +90,36 @@ def make_optimizers(model, config):
 
 
 def load_rows(config, machine, max_len):
-    """Packed training rows, and packed rows of the validation split, as the stage asks."""
+    """Packed training rows, and packed rows of the validation split (perhaps none, for a small file), as the stage asks."""
     if config.row_tokens > max_len:
         raise UserError(f"--row-tokens {config.row_tokens} is longer than the model's context of {max_len}")
     if config.textbook + config.tables > corpus.MOST_TEXT:
         raise UserError(f"--textbook and --tables together are {config.textbook + config.tables:g}; {corpus.MOST_TEXT:g} of the documents is the most they may be")
+    families = tuple(config.families.split(","))
+    if unknown := [f for f in families if f not in REASONING]:
+        raise UserError(f"--families: there is no family {unknown[0]!r} to reason about; there are {', '.join(REASONING)}")
+    T = config.row_tokens
     if config.data:
         examples = corpus.read_examples(config.data)
-        held = max(1, len(examples) // 20)
-        examples, val = examples[held:] or examples, examples[:held]
-    elif config.stage == "base":
-        mix = corpus.BaseMix(tables=config.tables, textbook=config.textbook, reasoned=config.reasoned)
-        examples, val = corpus.base_examples(config.tokens, config.seed, mix), corpus.base_chunk(mix, config.seed, 0, split="val")
-    else:
-        examples, val = corpus.demonstrations(config.demos, config.seed), corpus.demonstrations(300, config.seed, split="val")
-    return pack(examples, config.row_tokens), pack(val, config.row_tokens)
+        return pack(examples["train"], T), pack(examples["val"], T)
+    if config.stage == "cold-start":
+        return pack(corpus.demonstrations(config.demos, config.seed, families=families), T), pack(corpus.demonstrations(300, config.seed, "val", families), T)
+    mix = corpus.BaseMix(tables=config.tables, textbook=config.textbook, reasoned=config.reasoned, families=families)
+    val = pack(corpus.base_chunk(mix, config.seed, 0, split="val"), T)
+    if not config.corpus:
+        return join(list(corpus.base_rows(config.tokens, config.seed, mix, T))), val
+    try:
+        rows, meta = open_rows(config.corpus)
+    except ValueError as error:
+        raise UserError(f"--corpus: {error}; write one with `python -m nanoreason.corpus --write {config.corpus} --tokens {config.tokens} --row-tokens {T}`") from None
+    if meta["row_tokens"] != T or meta["real"] < config.tokens:
+        raise UserError(f"--corpus {config.corpus} holds {meta['real']} tokens in rows of {meta['row_tokens']}; --tokens {config.tokens} in rows of {T} were asked for")
+    return rows, val
 
 
 @torch.no_grad()
 def validation_loss(model, rows, config, machine, bf16):
-    """Mean cross-entropy, in nats a learned token, over all validation rows."""
+    """Mean cross-entropy, in nats a learned token, over all validation rows; None where there are none."""
     loss = count = 0
     at_once = max(1, config.micro_tokens // config.row_tokens)
     for at in range(0, len(rows), at_once):
@@ -113,7 +127,7 @@ def validation_loss(model, rows, config, machine, bf16):
         with autocast(machine.device, bf16):
             loss += sft_loss(model(tokens, doc_start), targets).item()
         count += (targets != IGNORE).sum().item()
-    return loss / max(1, count)
+    return loss / count if count else None
 
 
 def train_step(model, optimizers, rows, index, config, machine, bf16):
@@ -195,7 +209,8 @@ def train(config, machine):
                   real_share=rows.real_share, seconds=seconds, tokens_per_second=(steps - first) * batch_rows * config.row_tokens / seconds)
     if machine.main:
         write_json(out / "report.json", report)
-    say(f"{config.stage}: loss {report['train_loss']:.3f}, validation {report['val_loss']:.3f} nats a token, "
+    validation = "no data for validation" if report["val_loss"] is None else f"validation {report['val_loss']:.3f}"
+    say(f"{config.stage}: loss {report['train_loss']:.3f}, {validation} nats a token, "
         f"{report['tokens_per_second']:.0f} tokens/s, {seconds:.0f}s", machine)
     return report
 

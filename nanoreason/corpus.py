@@ -1,24 +1,34 @@
-"""Text made from tasks: the base corpus, the cold-start demonstrations, and JSONL files in and out.
+"""Text made from tasks: the base corpus, demonstrations, general and safety data, and JSONL files that users bring.
 
 The base corpus is to our GPT what the web is to a real one: questions mostly answered at once, a minority of them with the
 reasoning written out in several styles, tables of small results, and a little prose. What reinforcement learning later
 amplifies is already in there, but rare.
+
+    python -m nanoreason.corpus --show 5                                                       documents of every stage, to read
+    python -m nanoreason.corpus --write runs/corpus --tokens 500000000 --row-tokens 1024       a corpus file for a large run, by all cores
 """
 
 import argparse
+import collections
+import dataclasses
+import itertools
 import json
+import multiprocessing
+import os
 import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanoreason import tokenizer
-from nanoreason.common import UserError
-from nanoreason.tasks import CONTROLS, FAMILIES, LEVELS, draw_problem, solve, split_of
+from nanoreason.common import UserError, progress, run_script, say
+from nanoreason.data import pack, write_rows
+from nanoreason.tasks import CONTROLS, FAMILIES, LEVELS, REASONING, SAFETY, draw_problem, solve, split_of, user_problem
 from nanoreason.tasks.recall import COLORS, TABLES, THINGS
 
-CHUNK = 1000  # documents drawn from one seed, so that the corpus is the same whatever number of processes makes it
+CHUNK = 2000  # documents drawn from one seed and packed together, so that the corpus is the same whatever number of processes makes it
 STYLE_RATES = {"terse": 0.35, "steps": 0.35, "check": 0.12, "slip": 0.10, "another": 0.08}
+FAMILY_RATES = {"logic": 0.4, "countdown": 0.4, "code": 0.4}  # of the base corpus and the demonstrations; 1 for a family not named
 LEVEL_RATES = {1: 0.42, 2: 0.42, 3: 0.08, 4: 0.05, 5: 0.03}  # of worked solutions; questions answered at once come from all levels alike
 
 
@@ -42,6 +52,7 @@ class BaseMix:
     prose: float = 0.04  # plain sentences
     controls: float = 0.1  # factual recall and simple questions
     reasoned: float = 0.12  # of the remaining questions: the share answered with reasoning
+    families: tuple = REASONING  # those of the worked solutions and questions; leave one out to hold it out
 
 
 def conversation(question, thinking, answer):
@@ -59,13 +70,15 @@ def pick(rates, rng):
     return rng.choices(list(rates), weights=list(rates.values()))[0]
 
 
+def pick_family(families, rng):
+    """One of the families, at their FAMILY_RATES."""
+    return rng.choices(families, weights=[FAMILY_RATES.get(name, 1.0) for name in families])[0]
+
+
 def worked(family, rng, style, level, split):
     """Example of one problem of `split`, worked in `style`."""
     problem = draw_problem(family, level, rng, split)
     return conversation(problem.question, "\n".join(solve(problem, style, rng)), problem.answer)
-
-
-REASONING = [name for name in FAMILIES if name not in CONTROLS]
 
 
 def table_line(rng):
@@ -73,7 +86,7 @@ def table_line(rng):
     of the validation or test split are drawn again: a table must not give them away."""
     while True:
         family, params, line = _table_entry(rng)
-        if family is None or split_of(FAMILIES[family].identity(params)) == "train":
+        if family is None or split_of(family, params) == "train":
             return line
 
 
@@ -118,15 +131,15 @@ def base_example(mix, rng, split):
     if kind == "prose":
         return plain(prose(rng))
     if kind == "textbook":
-        problem = draw_problem(rng.choice(REASONING), pick(LEVEL_RATES, rng), rng, split)
+        problem = draw_problem(pick_family(mix.families, rng), pick(LEVEL_RATES, rng), rng, split)
         question = tokenizer.encode(problem.question + "\n")
         solution = "\n".join([*solve(problem, pick(STYLE_RATES, rng), rng), f"Answer: {problem.answer}"])
         return Example([*question, *tokenizer.encode(solution), tokenizer.END], len(question))
     if kind == "control":
         return worked(rng.choice(CONTROLS), rng, "direct", rng.choice(LEVELS), split)
     if rng.random() < mix.reasoned:
-        return worked(rng.choice(REASONING), rng, pick(STYLE_RATES, rng), pick(LEVEL_RATES, rng), split)
-    return worked(rng.choice(REASONING), rng, "direct", rng.choice(LEVELS), split)
+        return worked(pick_family(mix.families, rng), rng, pick(STYLE_RATES, rng), pick(LEVEL_RATES, rng), split)
+    return worked(pick_family(mix.families, rng), rng, "direct", rng.choice(LEVELS), split)
 
 
 def base_chunk(mix, seed, index, split="train"):
@@ -135,18 +148,32 @@ def base_chunk(mix, seed, index, split="train"):
     return [base_example(mix, rng, split) for _ in range(CHUNK)]
 
 
-def base_examples(tokens, seed, mix):
-    """The base corpus up to `tokens` tokens, chunk by chunk."""
-    examples, have, index = [], 0, 0
-    while have < tokens:
-        chunk = base_chunk(mix, seed, index)
-        examples += chunk
-        have += sum(len(e.ids) for e in chunk)
-        index += 1
-    return examples
+def _packed_chunk(job):
+    mix, seed, index, split, T = job
+    return pack(base_chunk(mix, seed, index, split), T)
 
 
-def demonstrations(n, seed, split="train"):
+def base_rows(tokens, seed, mix, T, workers=1):
+    """The base corpus as Rows of T tokens, chunk by chunk, until they hold `tokens` real ones: a generator of Rows.
+
+    workers: processes that share the work; their number never changes what comes out.
+    """
+    jobs, have = ((mix, seed, index, "train", T) for index in itertools.count()), 0
+    pool = multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else None
+    try:
+        ahead = collections.deque()
+        while have < tokens:
+            while pool and len(ahead) < 2 * workers:  # keep every process busy without drawing a whole corpus ahead
+                ahead.append(pool.apply_async(_packed_chunk, (next(jobs),)))
+            rows = ahead.popleft().get() if pool else _packed_chunk(next(jobs))
+            have += rows.real
+            yield rows
+    finally:
+        if pool:
+            pool.terminate()
+
+
+def demonstrations(n, seed, split="train", families=REASONING):
     """n cold-start demonstrations, always reasoned, in any style; a few controls stay direct. The first m are the same for every n >= m."""
     rng = random.Random(f"cold-start/{seed}/{split}")
     examples = []
@@ -154,38 +181,147 @@ def demonstrations(n, seed, split="train"):
         if rng.random() < 0.05:
             examples.append(worked(rng.choice(CONTROLS), rng, "direct", rng.choice(LEVELS), split))
         else:
-            examples.append(worked(rng.choice(REASONING), rng, pick(STYLE_RATES, rng), pick(LEVEL_RATES, rng), split))
+            examples.append(worked(pick_family(families, rng), rng, pick(STYLE_RATES, rng), pick(LEVEL_RATES, rng), split))
     return examples
+
+
+def general_data(n, seed, split="train"):
+    """n examples of general ability, answered at once: instructions, recall, simple questions, and short prose."""
+    rng = random.Random(f"general/{seed}/{split}")
+    kinds = {"instruct": 0.5, "fact": 0.2, "qa": 0.2, "prose": 0.1}
+    examples = []
+    for _ in range(n):
+        kind = pick(kinds, rng)
+        examples.append(plain(prose(rng)) if kind == "prose" else worked(kind, rng, "direct", rng.choice(LEVELS), split))
+    return examples
+
+
+def safety_data(n, seed, split="train"):
+    """n examples, half of them harmful requests refused, half harmless look-alikes answered. Phrasings of other splits never occur."""
+    rng = random.Random(f"safety/{seed}/{split}")
+    return [worked(rng.choice(SAFETY), rng, "direct", rng.choice(LEVELS), split) for _ in range(n)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a user's file: question, reasoning ('' for none), answer; `marked` says whether the answer was set apart from the reasoning."""
+
+    line: int
+    prompt: str
+    thinking: str
+    answer: str
+    marked: bool
+
+    @property
+    def split(self):
+        """'val' for a tenth of all questions, by their hash, else 'train': no question stands in both, however often it is asked."""
+        return "val" if split_of("data", (self.prompt, self.answer)) == "val" else "train"
 
 
 def parse_response_text(text):
-    """(thinking, answer) of a response written as text: think tags, else a last line 'Answer: X', else no thinking at all."""
-    if match := re.fullmatch(r"\s*<\|?think\|?>(.*?)<\|?/think\|?>(.*)", text, re.DOTALL):
-        return match[1].strip(), match[2].strip()
-    if match := re.fullmatch(r"(.*)^Answer:([^\n]*)\s*", text, re.DOTALL | re.MULTILINE):
-        return match[1].strip(), match[2].strip()
-    return "", text.strip()
+    """(thinking, answer, whether the answer is marked) of a response written as text.
+
+    '<think>2 + 3 = 5</think>5'   ->  ('2 + 3 = 5', '5', True)       think tags
+    '2 + 3 = 5\\nAnswer: 5'       ->  ('2 + 3 = 5', '5', True)       a last line 'Answer: ...'
+    '2 + 3 = 5\\n#### 5'          ->  ('2 + 3 = 5', '5', True)       or '#### ...', as GSM8K has it; its <<2+3=5>> notes are left out
+    'It is 5'                     ->  ('', 'It is 5', False)         anything else is an answer without reasoning
+    """
+    text, thinking, marked = text.strip(), "", False
+    for opening, closing in (("<think>", "</think>"), ("<|think|>", "<|/think|>")):
+        if text.startswith(opening) and closing in text:
+            thinking, _, text = text[len(opening) :].partition(closing)
+            thinking, text, marked = thinking.strip(), text.strip(), True
+    before, _, last = text.rpartition("\n")
+    for mark in ("Answer:", "####"):
+        if last.startswith(mark):
+            before = re.sub(r"<<[^<>\n]*>>", "", before) if mark == "####" else before
+            return "\n".join(filter(None, (thinking, before.strip()))), last[len(mark) :].strip(), True
+    return thinking, text, marked
+
+
+def read_rows(path):
+    """Rows of a JSONL file. Each line is an object with the strings "prompt" (or "question") and "response", "answer" or both.
+
+    An answer may be bare, or hold its reasoning before a last line '#### 72', as GSM8K has it; with both, the answer is what counts and
+    the response gives the reasoning. Raises UserError naming the line at fault; nothing is skipped.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"no data file at {path}")
+    rows = []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
+        if line.strip():
+            try:
+                rows.append(_row(number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))))
+            except UserError as error:
+                raise UserError(f"{path}, line {number}: {error}") from None
+            except (ValueError, RecursionError):
+                raise UserError(f"{path}, line {number}: this is not JSON in UTF-8") from None
+    if not rows:
+        raise UserError(f"{path} holds no rows")
+    return rows
+
+
+def _row(number, record):
+    """Row of the JSON value on line `number`; UserError says what it lacks."""
+    if not isinstance(record, dict):
+        raise UserError("not a JSON object")
+    prompt = record.get("prompt", record.get("question"))
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError('no "prompt" (or "question"), or it is not a string with text')
+    given = [key for key in ("response", "answer") if key in record]
+    if not given:
+        raise UserError('neither "response" nor "answer"')
+    if bad := [key for key in given if not isinstance(record[key], str)]:
+        raise UserError(f'"{bad[0]}" is not a string')
+    thinking, answer, marked = parse_response_text(record[given[0]])
+    if "answer" in record:
+        reasoned, answer, _ = parse_response_text(record["answer"])
+        if given == ["answer"]:
+            thinking = reasoned
+        marked = True
+    if not answer:
+        raise UserError("the answer is empty")
+    return Row(number, prompt, thinking, answer, marked)
 
 
 def read_examples(path):
-    """Examples from a JSONL file of {"prompt", "response"} rows. Raises UserError naming the line at fault."""
-    if not Path(path).is_file():
-        raise UserError(f"no data file at {path}")
-    examples = []
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-            prompt, response = row["prompt"], row["response"]
-            if not (isinstance(prompt, str) and isinstance(response, str)):
-                raise TypeError
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-            raise UserError(f'{path}, line {number}: not a JSON object with the strings "prompt" and "response"') from None
-        examples.append(conversation(prompt, *parse_response_text(response)))
-    if not examples:
-        raise UserError(f"{path} holds no rows")
+    """({'train': Examples, 'val': Examples}) of a JSONL file, for supervised training; `val` may be empty for a small file."""
+    examples = {"train": [], "val": []}
+    for row in read_rows(path):
+        examples[row.split].append(conversation(row.prompt, row.thinking, row.answer))
     return examples
+
+
+def read_problems(path):
+    """({'train': Problems, 'val': Problems}) of a JSONL file, for reinforcement learning and evaluation: every row needs an answer to judge by."""
+    problems = {"train": [], "val": []}
+    for row in read_rows(path):
+        if not row.marked:
+            raise UserError(f'{path}, line {row.line}: no answer to judge by; give "answer", or end the response in a line "Answer: ..." or "#### ..."')
+        problems[row.split].append(user_problem(row.prompt, row.answer))
+    return problems
+
+
+def write_corpus(folder, tokens, seed, mix, T, workers):
+    """Write the base corpus to a folder for `open_rows`, showing progress. Raises UserError when the folder already holds one."""
+    if min(tokens, T - 15, workers) < 1 or T > 32_767:
+        raise UserError("--tokens and --workers are at least 1, --row-tokens 16 to 32767")
+    bar = progress(tokens, "corpus")
+
+    def watched():
+        for rows in base_rows(tokens, seed, mix, T, workers):
+            bar.update(rows.real)
+            yield rows
+
+    try:
+        count = write_rows(folder, watched(), {"seed": seed, "mix": dataclasses.asdict(mix), "tokens": tokens})
+    except FileExistsError:
+        raise UserError(f"{folder} already holds a corpus; choose another folder") from None
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+    finally:
+        bar.close()
+    say(f"{folder}: {count['rows']} rows of {T} tokens, {count['real'] / (count['rows'] * T):.1%} real, {count['skipped']} documents too long")
 
 
 def learn_ranks(seed=0, problems=3000):
@@ -199,16 +335,25 @@ def learn_ranks(seed=0, problems=3000):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Learn the tokenizer's ranks again, or write examples of the corpus to read.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--learn-ranks", action="store_true", help="overwrite the shipped ranks; checkpoints trained before stop loading")
-    parser.add_argument("--show", type=int, default=5, help="documents of each stage to print")
+    parser.add_argument("--show", type=int, default=0, help="documents of each stage to print")
+    parser.add_argument("--write", default="", metavar="DIR", help="write the base corpus to this folder, for train_sft.py --corpus")
+    parser.add_argument("--tokens", type=int, default=500_000_000, help="tokens of the corpus to write (default: %(default)s)")
+    parser.add_argument("--row-tokens", type=int, default=1024, help="length of its rows (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the corpus (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: as many as there are cores. The corpus is the same for any number")
     args = parser.parse_args()
     if args.learn_ranks:
         tokenizer.save_ranks(learn_ranks())
-    for name, examples in (("base", base_chunk(BaseMix(), 0, 0)), ("cold start", demonstrations(args.show, 0))):
-        for example in examples[: args.show]:
+    if args.write:
+        write_corpus(args.write, args.tokens, args.seed, BaseMix(), args.row_tokens, args.workers or os.cpu_count())
+    stages = {"base": lambda n: base_chunk(BaseMix(), 0, 0)[:n], "cold start": lambda n: demonstrations(n, 0), "general": lambda n: general_data(n, 0),
+              "safety": lambda n: safety_data(n, 0)}
+    for name, make in stages.items():
+        for example in make(args.show):
             print(f"[{name}] {tokenizer.decode(example.ids)}\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -13,6 +13,7 @@ import base64
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import tiktoken
@@ -20,6 +21,7 @@ import tiktoken
 VOCAB_SIZE = 512
 SPECIALS = ("<|pad|>", "<|user|>", "<|assistant|>", "<|think|>", "<|/think|>", "<|end|>")
 PAD, USER, ASSISTANT, THINK, END_THINK, END = range(VOCAB_SIZE - len(SPECIALS), VOCAB_SIZE)
+MAX_RESPONSE = 20_000  # ids of a response that are worth reading
 RANKS = Path(__file__).with_name("ranks.tiktoken")
 
 # Pieces that merges may not cross: one digit; an operator with the blanks around it; a word with the blank or mark before it
@@ -76,8 +78,10 @@ def parse_response(ids):
 
     [THINK, 'a', END_THINK, '12', END]  ->  Response(thinking='a', answer='12', ended=True)
     [THINK, 'the answer is 12', END]    ->  answer None: it stands in the thinking only
+
+    Ids after the first MAX_RESPONSE are not read.
     """
-    ids = [int(i) for i in ids]
+    ids = [int(i) for i in islice(ids, MAX_RESPONSE)]
     ended = END in ids
     body = ids[: ids.index(END)] if ended else ids
     if END_THINK in body:

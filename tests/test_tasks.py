@@ -365,7 +365,7 @@ def test_the_briefs_questions_are_always_held_out_problems():
     problems = demo_problems()
     assert [p.question for p in problems] == [question for _, _, _, question in DEMO] == [
         "What is 847 × 293?", "In a school, 40% of students play sports. If there are 250 students, how many play sports?", "What is 15% of 80?", "Is 17 prime?"]
-    assert [p.answer for p in problems] == ["248171", "100", "12", "Yes"] and all(split_of(p.key) == "test" for p in problems)
+    assert [p.answer for p in problems] == ["248171", "100", "12", "Yes"] and all(split_of(p.family, p.params) == "test" for p in problems)
     swapped = make_problem("multiplication", 4, (293, 847), random.Random(0))
     assert split_of(swapped.key) == "test"
 
@@ -397,7 +397,7 @@ def test_no_table_of_the_corpus_states_a_test_problem():
 def test_problem_sets_are_distinct_repeatable_and_of_their_split():
     for family, level in GRID:
         problems = problem_set(family, level, "test", 40, 5)
-        assert len({canonical(p.question) for p in problems}) == len(problems) and {split_of(p.key) for p in problems} == {"test"}
+        assert len({canonical(p.question) for p in problems}) == len(problems) and {split_of(p.family, p.params) for p in problems} == {"test"}
         assert {(p.family, p.level) for p in problems} == {(family, level)}
         assert problems == problem_set(family, level, "test", 40, 5)
         assert len(problems) == 40 or family in ("fact", "primality"), (family, level, len(problems))

@@ -13,19 +13,25 @@ test problem into training. `python -m nanoreason.tasks --show 3` prints problem
 import random
 import re
 from dataclasses import dataclass
-from hashlib import blake2b
 
 from nanoreason.tasks.core import MAX_STEPS, MAX_TEXT, Problem, Verdict, wrong
+from nanoreason.tasks.general import Harmful, Harmless, Instruct
 from nanoreason.tasks.numbers import Addition, Chain, Equation, Multiplication, Percent, Primality
 from nanoreason.tasks.recall import Fact, SimpleQA
+from nanoreason.tasks.user import UserData
 from nanoreason.tasks.words import Word
 
-FAMILIES = {f.name: f for f in (Addition(), Multiplication(), Chain(), Percent(), Word(), Equation(), Primality(), Fact(), SimpleQA())}
+FAMILIES = {f.name: f for f in (Addition(), Multiplication(), Chain(), Percent(), Word(), Equation(), Primality(), Fact(), SimpleQA(),
+                                Instruct(), Harmful(), Harmless())}
 CONTROLS = ("fact", "qa")  # nothing to reason about
+GENERAL = ("instruct",)  # general ability, for the final SFT
+SAFETY = ("harmful", "harmless")  # what to refuse, and what only looks like it
+_JUDGES = {**FAMILIES, UserData.name: UserData()}
+REASONING = tuple(name for name in FAMILIES if name not in CONTROLS + GENERAL + SAFETY)
 LEVELS = (1, 2, 3, 4, 5)
 HELD_OUT_LEVEL = 6  # longer than anything in training: measures how far what was learned carries
 STYLES = ("direct", "terse", "steps", "check", "slip", "another")
-SPLITS = {"train": range(0, 70), "val": range(70, 80), "test": range(80, 100)}  # percent of the hash space
+SPLITS = ("train", "val", "test")
 
 # The brief's own questions, always in the test split: the report asks the trained model exactly these.
 DEMO = (("multiplication", 4, (847, 293), "What is 847 × 293?"),
@@ -41,17 +47,21 @@ def make_problem(family, level, params, rng, question=None):
     return Problem(family, level, question or f.ask(params, rng), f.answer(params), params, f.identity(params))
 
 
+def user_problem(question, answer):
+    """A problem of the user's own: question and right answer, as text."""
+    f = _JUDGES[UserData.name]
+    return Problem(f.name, 0, question, answer, (question, answer), f.identity((question, answer)))
+
+
 def demo_problems():
     """The brief's questions, word for word."""
     return [make_problem(family, level, params, None, question) for family, level, params, question in DEMO]
 
 
-def split_of(key):
-    """'train', 'val' or 'test', by a stable hash of a problem's split key."""
-    if key in _PINNED:
-        return "test"
-    bucket = int.from_bytes(blake2b(key.encode(), digest_size=4).digest(), "big") % 100
-    return next(name for name, buckets in SPLITS.items() if bucket in buckets)
+def split_of(family, params):
+    """'train', 'val' or 'test': fixed by what the problem asks, whatever the seed and the wording."""
+    f = _JUDGES[family]
+    return "test" if f.identity(params) in _PINNED else f.split(params)
 
 
 def draw_problem(family, level, rng, split=None):
@@ -66,7 +76,7 @@ def draw_problem(family, level, rng, split=None):
                          f"1 to 5, and {HELD_OUT_LEVEL} outside training")
     for _ in range(10_000):
         params = f.draw(rng, level)
-        if split is None or split_of(f.split_key(params)) == split:
+        if split is None or split_of(family, params) == split:
             return make_problem(family, level, params, rng)
     raise ValueError(f"family {family!r} has no problem of level {level} in split {split!r}")
 
@@ -109,7 +119,7 @@ def solve(problem, style, rng):
 
 def verify(problem, answer):
     """Is the answer text right? Judged by value; never raises."""
-    return len(answer) <= MAX_TEXT and FAMILIES[problem.family].verify(problem, answer)
+    return len(answer) <= MAX_TEXT and _JUDGES[problem.family].verify(problem, answer)
 
 
 def strip_cue(line):
@@ -129,7 +139,7 @@ def judge_steps(problem, lines):
     """
     lines = list(lines)
     short = [strip_cue(line) if len(line) <= MAX_TEXT else ("", "?") for line in lines[:MAX_STEPS]]
-    judged = FAMILIES[problem.family].judge(problem.params, short)
+    judged = _JUDGES[problem.family].judge(problem.params, short)
     return judged + [wrong(f"a trace of more than {MAX_STEPS} lines is not read to its end")] * (len(lines) - len(judged))
 
 
@@ -154,6 +164,6 @@ class Audit:
 def audit(problem, lines):
     """Audit of a whole trace. A right answer above an unsound trace is the 'right answer, wrong step' that outcome rewards cannot see."""
     judgements = judge_steps(problem, lines)
-    f = FAMILIES[problem.family]
+    f = _JUDGES[problem.family]
     right = [strip_cue(line) for line, j in zip(lines, judgements) if j.verdict is Verdict.RIGHT]
     return Audit(judgements, any(cue != "Check" and f.concludes(problem.params, text) for cue, text in right))

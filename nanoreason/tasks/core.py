@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 from functools import lru_cache
+from hashlib import blake2b
+from math import gcd
 
 MAX_TEXT = 200  # characters of an answer or a step that are worth reading
 MAX_STEPS = 200  # lines of a trace that are worth reading
@@ -61,8 +63,17 @@ class Problem:
     key: str
 
 
+def hash_split(key):
+    """The split of a key by a stable hash: 70% train, 10% val, 20% test."""
+    bucket = int.from_bytes(blake2b(key.encode(), digest_size=4).digest(), "big") % 100
+    return "train" if bucket < 70 else "val" if bucket < 80 else "test"
+
+
 def parse_number(text):
-    """Exact value of a whole text that is one number: '1,692', '-3.50', '3/4', '8.'; None when it is anything else."""
+    """Exact value of a whole text that is one number: '1,692', '-3.50', '3/4', '8.'; None when it is anything else.
+
+    A fraction counts in lowest terms only: '3384/2' is a sum still to be done, not an answer.
+    """
     text = text.strip()
     if len(text) > MAX_TEXT:
         return None
@@ -70,7 +81,7 @@ def parse_number(text):
     if not match or sum(c.isdigit() for c in text) > MAX_DIGITS:
         return None
     sign, number, divisor = match.groups()
-    if divisor and int(divisor) == 0:
+    if divisor and (not number.isdigit() or int(divisor) < 2 or gcd(int(number), int(divisor)) > 1):
         return None
     value = Fraction(number.replace(",", "")) / int(divisor or 1)
     return -value if sign else value
@@ -180,7 +191,7 @@ class Family:
     name = ""
     held_out_level = True  # whether there is a level 6, which training never draws
     commutative = False  # whether swapping the two parameters gives the same problem
-    places = False  # whether a known number makes its place parts known: 293 -> 200, 90, 3
+    places = ""  # whose place parts (293 -> 200, 90, 3) are known too: 'derived' numbers, 'all', or none
 
     def steps(self, params):
         return []
@@ -202,9 +213,9 @@ class Family:
         """Text that two problems share exactly when they ask the same thing."""
         return f"{self.name}:{tuple(sorted(params)) if self.commutative else params}"
 
-    def split_key(self, params):
-        """What the hash that decides the split is taken of: the identity, unless whole groups of problems go together."""
-        return self.identity(params)
+    def split(self, params):
+        """'train', 'val' or 'test': by the hash of the identity, unless a family holds out whole groups of problems."""
+        return hash_split(self.identity(params))
 
     def difficulty(self, params):
         """Characters to write in the full worked solution, blanks left out: the measure behind the levels."""
@@ -223,7 +234,10 @@ class Family:
         return read_statement(line)
 
     def with_places(self, numbers):
-        """The numbers and, where the family works place by place, the place parts of the whole ones."""
+        """The numbers and, where the family works place by place, the place parts of the whole ones.
+
+        Numbers are known by their value: a number that happens to equal a known one counts as known.
+        """
         if not self.places:
             return set(numbers)
         return set(numbers) | {Fraction(part) for n in numbers if n.denominator == 1 and n > 9 for part in place_parts(int(n))}
@@ -241,7 +255,8 @@ class Family:
         A right line is true, builds on numbers that are given or that an earlier line derived, and its result is of use. Lines that
         are true on known numbers derive their result, needed or not; a wrong line derives nothing.
         """
-        known, said, judgements = self.with_places(self.given(params)), Counter(), []
+        given = self.given(params)
+        known, said, judgements = self.with_places(given) if self.places == "all" else given, Counter(), []
         for cue, line in lines:
             judgements.append(self.judge_check(params, line, said) if cue == "Check" else self.judge_line(params, line, known, said))
             said[f"Check: {line}" if cue == "Check" else line] += 1

@@ -13,7 +13,8 @@ class Addition(Family):
     """Column addition with carries. Level n adds two numbers of n + 1 digits."""
 
     name = "addition"
-    commutative = places = True
+    commutative = True
+    places = "all"
 
     def draw(self, rng, level):
         return tuple(rng.randint(10**level, 10 ** (level + 1) - 1) for _ in range(2))
@@ -63,7 +64,8 @@ class Multiplication(Family):
     """Products by parts. Levels: 2 x 1 digits, 2 x 2, 3 x 2, 3 x 3 (the brief's 847 x 293), 4 x 3; held out: 4 x 4."""
 
     name = "multiplication"
-    commutative = places = True
+    commutative = True
+    places = "all"
     digits = {1: (2, 1), 2: (2, 2), 3: (3, 2), 4: (3, 3), 5: (4, 3), 6: (4, 4)}
 
     def draw(self, rng, level):
@@ -213,7 +215,7 @@ class Percent(Family):
     of tens of thousands."""
 
     name = "percent"
-    places = True
+    places = "derived"
 
     def draw(self, rng, level):
         if level == 1:
@@ -260,7 +262,13 @@ class Percent(Family):
         return f"Check: {self.answer(params)} / {params[1]} = {format_number(Fraction(params[0], 100))}"
 
     def given(self, params):
-        return super().given(params) | {Fraction(n) for n in {part // unit for part, unit in self._split(params[0])} | {1, 5, 10, 100}}
+        return {Fraction(n) for n in (*params, *(part // unit for part, unit in self._split(params[0])), 100)}
+
+    def read(self, params, line):
+        value, used, true = read_statement(line)
+        if match := re.match(rf"(1|5|10)% of {params[1]} =", line):
+            used -= {Fraction(match[1])}  # a rate, and no number to go on with
+        return value, used, true
 
 
 class Equation(Family):

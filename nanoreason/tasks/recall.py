@@ -26,6 +26,7 @@ class Fact(Family):
     """Recall of a table learned by heart. Params: (level, subject, wording): a fact is trained on in some wordings and tested in others."""
 
     name = "fact"
+    held_out_level = False
 
     def draw(self, rng, level):
         facts, wordings = TABLES[level]

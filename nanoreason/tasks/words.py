@@ -11,31 +11,47 @@ PEOPLE = (("Anna", "She", "her"), ("Ben", "He", "him"), ("Clara", "She", "her"),
 ITEMS = ("apples", "books", "cards", "coins", "cookies", "eggs", "marbles", "pencils", "shells", "stamps", "stickers", "tickets")
 BOXES = ("boxes", "bags", "packs", "jars", "trays", "baskets")
 
-EVENTS = {  # {n} a number, {who} the person, {She} the pronoun, {friend} somebody else, {items} what is counted
-    "+": ("{She} buys {n} more.", "{She} finds {n} more {items}.", "{friend} gives {her} {n} {items}.", "Then {who} gets {n} more {items}."),
-    "-": ("{She} gives {n} {items} to {friend}.", "{She} loses {n} of them.", "{She} sells {n} {items}.", "Then {who} gives away {n}."),
-    "*": ("Then the number of {items} grows to {n} times as many.",),
+# {n} a number, {who} the person, {She} the pronoun, {friend} somebody else, {items} what is counted, {others} what is not, {boxes} what holds it
+OPENINGS = ("{who} has {n} {items}.", "{who} starts the week with {n} {items}.", "On Monday {who} counts {n} {items} at home.", "{who} owns {n} {items}.")
+BOXED = ("{who} has {k} {boxes} with {n} {items} each.", "{who} buys {k} {boxes} of {n} {items} each.", "{who} fills {k} {boxes} with {n} {items} each.")
+EVENTS = {
+    "+": ("{She} buys {n} more.", "{She} finds {n} more {items}.", "{friend} gives {her} {n} {items}.", "Then {who} gets {n} more {items}.",
+          "The next day {who} wins {n} {items}.", "{who} is sent {n} more {items}.", "Later {She} adds {n} {items}.", "{friend} hands {her} {n} {items}."),
+    "-": ("{She} gives {n} {items} to {friend}.", "{She} loses {n} of them.", "{She} sells {n} {items}.", "Then {who} gives away {n}.",
+          "{friend} buys {n} {items} from {her}.", "In the evening {n} of them are gone.", "{who} hands out {n} {items}.", "Later {She} uses up {n} {items}."),
+    "*": ("Then the number of {items} grows to {n} times as many.", "By spring {who} has {n} times as many {items}."),
 }
-DISTRACTORS = ("{friend} has {n} {items}.", "{friend} is {n} years old.", "The shop is {n} minutes away.", "It is day {n} of the month.")
+SHARES = ("{She} shares them equally among {n} friends. How many {items} does each friend get?",
+          "{She} puts them into {n} bowls, equally many in each. How many {items} are in a bowl?",
+          "{She} divides them evenly over {n} shelves. How many {items} are on each shelf?")
+ENDINGS = ("How many {items} does {who} have now?", "How many {items} does {who} own at the end?", "How many {items} does that make for {who}?", "How many {items} has {who} got then?")
+DISTRACTORS = ("{friend} has {n} {others}.", "{friend} is {n} years old.", "The shop is {n} minutes away.", "The next bus is number {n}.", "{friend} lives at number {n}.",
+               "It is {n} degrees outside.", "A bus passes every {n} minutes.", "There are {n} children in the street.")
 CROWDS = (  # the first is the brief's own wording
     "In a school, {p}% of students play sports. If there are {n} students, how many play sports?",
     "A farm has {n} animals. {p}% of them are sheep. How many sheep are there?",
     "A library owns {n} books, and {p}% of them are novels. How many novels does it own?",
     "There are {n} seats in a hall. If {p}% of them are taken, how many seats are taken?",
     "{p}% of the {n} people in a village own a bike. How many people own a bike?",
+    "A train carries {n} people. {p}% of them get off. How many people get off?",
+    "A garden has {n} flowers, and {p}% of them are red. How many flowers are red?",
+    "Of {n} letters, {p}% have arrived. How many letters have arrived?",
+    "A baker makes {n} rolls and sells {p}% of them. How many rolls are sold?",
+    "In a forest of {n} trees, {p}% are oaks. How many oaks are there?",
 )
-UNITS = frozenset(ITEMS) | {"students", "sheep", "novels", "seats", "people"}
+UNITS = frozenset(ITEMS) | {"students", "sheep", "novels", "seats", "people", "flowers", "letters", "rolls", "oaks"}
 PERCENT = Percent()
 
 
 class Word(Family):
     """Params: ('percent', p, n), or ('story', start, ((op, n), ...), distractors). An op '@' opens with `start` boxes of n each.
 
-    Levels: two events; boxes and an event, or a percentage; boxes and two events, or a share; the same with a number that
-    does not matter; four events with such a number.
+    Levels: two events; boxes and an event, or a percentage; boxes and two events, perhaps shared out; boxes, three events and a number
+    that does not matter; boxes, four events and such a number; held out: six events.
     """
 
     name = "word"
+    events = {1: 2, 2: 1, 3: 2, 4: 3, 5: 4, 6: 6}
 
     def draw(self, rng, level):
         if level == 2 and rng.random() < 0.4:
@@ -45,17 +61,16 @@ class Word(Family):
             start = rng.randint(3, 9)
             ops.append(("@", rng.randint(3, 20)))
         value = start * (ops[0][1] if ops else 1)
-        events = {1: 2, 2: 1, 3: 2, 4: 2, 5: 4, 6: 6}[level]
-        while len(ops) < events + (level > 1):
-            op = rng.choice("+-*" if level == 5 and value < 80 else "+-")
+        while len(ops) < self.events[level] + (level > 1):
+            op = rng.choice("+-*" if level >= 5 and value < 80 else "+-")
             n = rng.randint(2, 4) if op == "*" else rng.randint(2, 40)
             if op == "-" and n >= value:
                 continue
             value = {"+": value + n, "-": value - n, "*": value * n}[op]
             ops.append((op, n))
-        divisors = [n for n in range(2, 10) if value % n == 0 and value > n]
-        if level >= 3 and divisors and rng.random() < 0.3:
-            ops[-1:] = [ops[-1], ("/", rng.choice(divisors))]
+        divisors = [n for n in range(2, 10) if value % n == 0 and value > n] if level >= 3 else []
+        if divisors and rng.random() < 0.3:
+            ops.append(("/", rng.choice(divisors)))
         return "story", start, tuple(ops), (rng.randint(2, 40),) if level >= 4 else ()
 
     def ask(self, params, rng):
@@ -63,19 +78,24 @@ class Word(Family):
             return rng.choice(CROWDS).format(p=params[1], n=params[2])
         _, start, ops, distractors = params
         (who, she, her), (friend, _, _) = rng.sample(PEOPLE, 2)
-        fill = dict(who=who, She=she, her=her, friend=friend, items=rng.choice(ITEMS), box=rng.choice(BOXES))
-        boxed = ops[0][0] == "@"
-        opening = "{who} has {start} {box} with {n} {items} each." if boxed else "{who} has {start} {items}."
-        story = [opening.format(start=start, n=ops[0][1], **fill)]
-        ending = "How many {items} does {who} have now?"
-        for op, n in ops[boxed:]:
-            if op == "/":
-                ending = f"{{She}} shares them equally among {n} friends. How many {{items}} does each friend get?"
-            else:
-                story.append(rng.choice(EVENTS[op]).format(n=n, **fill))
-        for n in distractors:
-            story.insert(rng.randint(1, len(story)), rng.choice(DISTRACTORS).format(n=n, **fill))
-        return " ".join([*story, ending.format(**fill)])
+        items, others = rng.sample(ITEMS, 2)
+        fill = dict(who=who, her=her, friend=friend, items=items, others=others, boxes=rng.choice(BOXES))
+        boxed, shared = ops[0][0] == "@", ops[-1][0] == "/"
+        events = ops[boxed : len(ops) - shared]
+        # A number that does not matter stands after the opening or an event, but not before "shares them".
+        aside = rng.randint(0, len(events) - shared) if distractors else -1
+        story = [rng.choice(BOXED).format(k=start, n=ops[0][1], **fill) if boxed else rng.choice(OPENINGS).format(n=start, **fill)]
+        for i, (op, n) in enumerate((*events, ops[-1] if shared else ("?", 0))):
+            if i == aside:
+                story.append(rng.choice(DISTRACTORS).format(n=distractors[0], **fill))
+            clear = friend not in story[-1] and i != aside  # whether "she" and "them" can only mean one thing
+            forms = EVENTS.get(op) or (SHARES if shared else ENDINGS)
+            form = rng.choice(forms)
+            while not clear and "{items}" not in form:
+                form = rng.choice(forms)
+            subject = who if not clear else she if form.startswith("{She}") else she.lower()
+            story.append(form.format(n=n, She=subject, **fill))
+        return " ".join(story)
 
     def _ops(self, params):
         return [("*" if op == "@" else op, n) for op, n in params[2]]
@@ -102,6 +122,9 @@ class Word(Family):
 
     def judge(self, params, lines):
         return PERCENT.judge(params[1:], lines) if params[0] == "percent" else super().judge(params, lines)
+
+    def read(self, params, line):
+        return PERCENT.read(params[1:], line) if params[0] == "percent" else super().read(params, line)
 
     def given(self, params):
         return PERCENT.given(params[1:]) if params[0] == "percent" else super().given(params)
