@@ -26,11 +26,13 @@ class Result:
 
 
 def canonical(answer):
-    """Answers that mean the same number, or the same words, become equal: '1,692', '1692.0' and 'x = 1692' are one vote."""
+    """Answers that mean the same number, or the same words, become equal: '1,692', '1692.0' and 'x = 1692' are one vote, '100' and
+    '100 students' are one."""
     if answer is None:
         return None
     text = answer.strip().rstrip(".").casefold().removeprefix("x = ")
-    value = parse_number(text)
+    number, _, unit = text.partition(" ")
+    value = parse_number(number if unit.isalpha() else text)
     return text if value is None else str(value)
 
 

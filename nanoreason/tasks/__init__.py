@@ -14,14 +14,17 @@ import random
 import re
 from dataclasses import dataclass
 
+from nanoreason.tasks.code import Code
 from nanoreason.tasks.core import MAX_STEPS, MAX_TEXT, Problem, Verdict, wrong
+from nanoreason.tasks.countdown import Countdown
 from nanoreason.tasks.general import Harmful, Harmless, Instruct
+from nanoreason.tasks.logic import Logic
 from nanoreason.tasks.numbers import Addition, Chain, Equation, Multiplication, Percent, Primality
 from nanoreason.tasks.recall import Fact, SimpleQA
 from nanoreason.tasks.user import UserData
 from nanoreason.tasks.words import Word
 
-FAMILIES = {f.name: f for f in (Addition(), Multiplication(), Chain(), Percent(), Word(), Equation(), Primality(), Fact(), SimpleQA(),
+FAMILIES = {f.name: f for f in (Addition(), Multiplication(), Chain(), Percent(), Word(), Equation(), Primality(), Logic(), Countdown(), Code(), Fact(), SimpleQA(),
                                 Instruct(), Harmful(), Harmless())}
 CONTROLS = ("fact", "qa")  # nothing to reason about
 GENERAL = ("instruct",)  # general ability, for the final SFT
@@ -138,7 +141,7 @@ def judge_steps(problem, lines):
     leads nowhere, or repeats, is UNNEEDED. Lines after the first MAX_STEPS are not read, and WRONG.
     """
     lines = list(lines)
-    short = [strip_cue(line) if len(line) <= MAX_TEXT else ("", "?") for line in lines[:MAX_STEPS]]
+    short = [(cue, text if len(text) <= MAX_TEXT else "?") for cue, text in map(strip_cue, lines[:MAX_STEPS])]
     judged = _JUDGES[problem.family].judge(problem.params, short)
     return judged + [wrong(f"a trace of more than {MAX_STEPS} lines is not read to its end")] * (len(lines) - len(judged))
 

@@ -8,7 +8,8 @@ from nanoreason.tasks.core import MAX_TEXT, RIGHT, UNREADABLE, Family, Unreadabl
 
 MOVE = re.compile(r"([1-9][0-9]{0,5}) ?([-+*×/]) ?([1-9][0-9]{0,5}) ?= ?(-?[0-9./]{1,12})(, left [0-9 ]{1,80}|, not [0-9]{1,6})?")
 BACK = re.compile(r"Back to ([1-9][0-9]{0,5}(?: [1-9][0-9]{0,5}){0,9})")
-SIGN_OR_GAP = re.compile(r"(?:^|[-+*×/(]) *-|[0-9)] *\(|\) *[0-9]")  # -7, 2(3): what the shared grammar reads and an answer must not hold
+SIGN_OR_GAP = re.compile(r"(?:^|[-+*×/(]) *-|[0-9)] *\(|\) *[0-9]")  # -7 and 2(3): the shared grammar reads them, an answer must not hold them
+PRIME = 2**61 - 1
 
 
 def result(a, op, b):
@@ -43,7 +44,7 @@ def moves(state, ops="+-*/"):
 
 
 def solutions(state, target):
-    """All paths that make the target of all numbers of a state. Exhaustive: about a millisecond for four numbers, a minute for six."""
+    """All paths that make the target of all numbers of a state. Exhaustive: milliseconds for four numbers, minutes for six."""
     if len(state) == 1:
         yield from [()] if state[0] == target else []
         return
@@ -63,31 +64,28 @@ def fold(path, leaf, join):
 
 
 def expression(path):
-    """The expression of a path with no more brackets than it needs: '(25 - 7) * 3'."""
+    """The expression of a path with no more brackets than it needs: '(25 - 7) * 3', '9 + 5 - 2' for 9 + (5 - 2)."""
+    needy = {"+": "", "-": "+-", "*": "+-", "/": "+-*/"}  # which operations need brackets to the right of one
 
     def join(op, left, right):
-        (a, in_a), (b, in_b) = left, right
-        if op in "*/" and in_a in ("+", "-"):
-            a = f"({a})"
-        if in_b in {"+": (), "-": ("+", "-"), "*": ("+", "-"), "/": ("+", "-", "*", "/")}[op]:
-            b = f"({b})"
+        a = f"({left[0]})" if op in "*/" and left[1] in "+-" else left[0]
+        b = f"({right[0]})" if right[1] in needy[op] else right[0]
         return f"{a} {op} {b}", op
 
-    return fold(path, lambda n: (str(n), ""), join)[0]
+    return fold(path, lambda n: (str(n), "none"), join)[0]
 
 
-def form(path):
-    """Text that two paths share when they differ in order and brackets alone: a - (b - c) and a + c - b, a * (b / c) and a / c * b."""
-    flip = dict(zip("+-*/", "-+/*"))
+def formula(path):
+    """A number that two paths share when they are one formula in another order: (25 - 7) - 3 and 25 - (7 + 3), but not 25 - 7 / 3.
 
-    def join(op, left, right):
-        kind, terms = "+" if op in "+-" else "*", []
-        for sign, (within, parts) in ((kind, left), (op, right)):
-            parts = parts if within == kind else [f"{kind}({''.join(parts)})"]
-            terms += [part if sign == kind else flip[part[0]] + part[1:] for part in parts]
-        return kind, sorted(terms)
+    It is the value for other numbers in place of the given ones, modulo a large prime: different formulas agree by a chance of 1e-18.
+    """
+    compute = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a * pow(b, -1, PRIME)}
+    return fold(path, lambda n: pow(n + 10**9, 7, PRIME), lambda op, a, b: compute[op](a, b) % PRIME)
 
-    return "".join(fold(path, lambda n: ("", [str(n)]), join)[1])
+
+def spaced(state):
+    return " ".join(map(str, state))
 
 
 def ending(state, target):
@@ -95,23 +93,19 @@ def ending(state, target):
     return f", left {spaced(state)}" if len(state) > 1 else "" if state[0] == target else f", not {target}"
 
 
-def spaced(state):
-    return " ".join(map(str, state))
-
-
 class Countdown(Family):
     """Every number once, + - * / and brackets, to make a target. Params: (numbers, target, path), a path being moves (a, op, b).
 
     Levels: three numbers with + and -; with a product; four numbers without division; with a product or a quotient, of numbers up
-    to 50; five numbers; held out: six. By the drawn path: other ways may need less. Every result on it is a whole number above 0 and
-    neither of the two that it is made of, which rules out 7 * 1 and 14 - 7.
+    to 50; five numbers; held out: six. That is said of the drawn path, other ways may need less. Its results are whole numbers above 0
+    and none of them is one of the two that it is made of, which rules out 7 * 1 and 14 - 7.
 
-    A state is what is left, in ascending order. Each move says the state that it leaves, and 'Back to 3 7 25' returns to an earlier one.
+    Each move says the state that it leaves, in ascending order, and 'Back to 3 7 25' returns to an earlier one.
     """
 
     name = "countdown"
-    levels = {1: (3, 20, "+-", 60, "+-"), 2: (3, 25, "+-*", 100, "*"), 3: (4, 25, "+-*", 100, "+-*"), 4: (4, 50, "+-*/", 100, "*/"),
-              5: (5, 50, "+-*/", 200, "+-*/"), 6: (6, 50, "+-*/", 200, "+-*/")}  # numbers, the highest, operations, top target, one of these
+    levels = {1: (3, 20, "+-", 60, "+-"), 2: (3, 25, "+-*", 100, "*"), 3: (4, 20, "+-*", 100, "+-*"), 4: (4, 50, "+-*/*/", 100, "*/"),
+              5: (5, 50, "+-*/*/", 200, "+-*/"), 6: (6, 50, "+-*/*/", 200, "+-*/")}  # numbers, the highest, operations, top target, one of these
 
     def draw(self, rng, level):
         count, highest, ops, top, needed = self.levels[level]
@@ -127,10 +121,10 @@ class Countdown(Family):
                     continue
                 path.append(move)
                 if not state:
+                    if value <= top and value not in numbers and any(op in needed for _, op, _ in path):
+                        return tuple(sorted(numbers)), value, tuple(path)
                     break
                 state.append(value)
-            if not state and value <= top and value not in numbers and any(op in needed for _, op, _ in path):
-                return tuple(sorted(numbers)), value, tuple(path)
 
     def ask(self, params, rng):
         numbers = f"{', '.join(map(str, params[0][:-1]))} and {params[0][-1]}"
@@ -151,10 +145,8 @@ class Countdown(Family):
         text, equals, right = (part.strip(" \n") for part in text.partition("="))
         if (equals and right != str(target)) or not re.fullmatch(r"[-+*×/() 0-9]+", text) or SIGN_OR_GAP.search(text):
             return False
-        if sorted(re.findall(r"[0-9]+", text)) != sorted(map(str, numbers)):
-            return False
         try:
-            return read_statement(f"{text} = {target}")[2]
+            return sorted(re.findall(r"[0-9]+", text)) == sorted(map(str, numbers)) and read_statement(f"{text}={target}")[2]
         except Unreadable:
             return False
 
@@ -165,33 +157,32 @@ class Countdown(Family):
         """(state, move) for each line of the worked solution, move None for a line that goes back to the state: wrong tries, then the path."""
         numbers, target, path = params
         rng = random.Random(f"{params}")
-        ops = "".join(op for op in "+-*/" if op in "+-" or any(op == o for _, o, _ in path))
+        ops = "+-" + "".join(op for op in "*/" if any(op == used for _, used, _ in path))
         route = along(numbers, path)
-        taken, tries = set(route), {i: [] for i in range(len(path))}
+        taken, tries = set(route), [[] for _ in path]
         wanted = 1 if len(path) == 2 and ops == "+-" else rng.randint(1, 2)
         for _ in range(9):
-            at = rng.randrange(len(path))
-            if wanted and (wrong_try := self._try(rng, route[at][0], target, ops, taken)):
-                tries[at] += [*wrong_try, (route[at][0], None)]
-                taken.update(wrong_try)
+            i = rng.randrange(len(path))
+            if wanted and (failed := self._try(rng, route[i][0], target, ops, taken)):
+                tries[i] += [*failed, (route[i][0], None)]
+                taken.update(failed)
                 wanted -= 1
-        return [event for i, step in enumerate(route) for event in (*tries[i], step)]
+        return [event for failed, step in zip(tries, route) for event in (*failed, step)]
 
     def _try(self, rng, state, target, ops, taken):
         """One or two new moves that lead nowhere, [] where chance finds none. Given up with three numbers or fewer left, it is a dead end."""
         events, limit = [], 3 * max(target, *state)
-        for _ in range(rng.randint(1, 2) if len(state) == 4 else 2):
+        for _ in range(min(len(state) - 1, rng.randint(1, 2) if len(state) == 4 else 2)):
             new = [m for m in moves(state, ops) if (state, m) not in taken and result(*m) <= limit and result(*m) not in (m[0], m[2])]
             if not new:
                 return []
             events.append((state, rng.choice(new)))
             state = after(*events[-1])
-            if len(state) == 1:
-                break
-        return events if len(state) > 3 or not any(True for _ in solutions(state, target)) else []
+        return [] if len(state) <= 3 and any(True for _ in solutions(state, target)) else events
 
     def _lines(self, events, target):
-        return [f"{spaced(move)} = {result(*move)}{ending(after(state, move), target)}" if move else f"Back to {spaced(state)}" for state, move in events]
+        return [f"Back to {spaced(state)}" if move is None else f"{spaced(move)} = {result(*move)}{ending(after(state, move), target)}"
+                for state, move in events]
 
     def steps(self, params):
         return self._lines(self._search(params), params[1])
@@ -200,13 +191,11 @@ class Countdown(Family):
         return self._lines(along(params[0], params[2]), params[1])
 
     def another(self, params):
-        """A solution of another form that makes no move of the first search again; of three or four numbers."""
+        """Another formula, for three or four numbers, by moves that the first search did not make."""
         numbers, target, path = params
-        if len(numbers) > 4:
-            return []
-        tried = {event for event in self._search(params) if event[1]}
-        for other in solutions(numbers, target):
-            if not tried.intersection(along(numbers, other)) and form(other) != form(path):
+        tried = set(self._search(params))
+        for other in solutions(numbers, target) if len(numbers) <= 4 else ():
+            if tried.isdisjoint(along(numbers, other)) and formula(other) != formula(path):
                 return self._lines([(numbers, None), *along(numbers, other)], target)
         return []
 
@@ -219,7 +208,7 @@ class Countdown(Family):
     def judge(self, params, lines):
         """A move is right where it is possible, truly worked out and new: exploring is how countdown is solved, so no move is needless.
 
-        It is unneeded where it was made from the same state before, or after the target was hit. Back goes to a state that was passed on
+        It is unneeded where it was made from the same state before, and after the target was hit. Back goes to a state that was passed on
         the way to the current one; after a hit only 'Another way: Back to' the given numbers does, once. Wrong lines change nothing.
         """
         trace, said, judgements = _Trace(*params[:2]), set(), []
@@ -238,7 +227,7 @@ class Countdown(Family):
 
 
 class _Trace:
-    """A search so far: the states from the given numbers to the current one, the moves between them, what was tried, what was hit."""
+    """A search so far: the states from the given numbers to the current one, the moves between them, what was tried from where, all hits."""
 
     def __init__(self, numbers, target):
         self.target, self.states, self.path, self.tried, self.hits, self.hit = target, [numbers], [], set(), [], False
@@ -249,33 +238,31 @@ class _Trace:
             return UNREADABLE
         a, op, b = int(match[1]), match[2].replace("×", "*"), int(match[3])
         value, state = result(a, op, b), self.states[-1]
-        if value is None or match[4] != str(value):
+        if match[4] != str(value):
             return wrong(f"{a} {op} {b} is {value or 'no whole number above 0'}")
         if self.hit:
             return unneeded("the target has been made")
         if missing := Counter((a, b)) - Counter(state):
             return wrong(f"{min(missing)} is not left")
-        move = (max(a, b), op, min(a, b))
-        left = after(state, move)
+        event = (state, (max(a, b), op, min(a, b)))
+        left = after(*event)
         if (match[5] or "") != ending(left, self.target):
             return wrong(f"this leaves {spaced(left)}, and the target is {self.target}")
-        again = (state, move) in self.tried
-        self.tried.add((state, move))
+        again = event in self.tried
+        self.tried.add(event)
         self.states.append(left)
-        self.path.append(move)
+        self.path.append(event[1])
         if left == (self.target,):
-            self.hit = True
-            self.hits.append(form(self.path))
-            again = again or self.hits.count(self.hits[-1]) > 1
-        return unneeded("this was tried before") if again else RIGHT
+            found = formula(self.path)
+            again, self.hit = again or found in self.hits, True
+            self.hits.append(found)
+        return unneeded("this was done before") if again else RIGHT
 
     def back(self, cue, line):
         match = BACK.fullmatch(line)
-        if not match:
-            return UNREADABLE
-        state = tuple(sorted(map(int, match[1].split())))
+        state = tuple(sorted(map(int, match[1].split()))) if match else ()
         if state not in self.states[:-1]:
-            return wrong(f"{spaced(state)} is no earlier state on the way here")
+            return wrong(f"{spaced(state)} was not passed on the way here") if match else UNREADABLE
         if self.hit and (cue != "Another way" or state != self.states[0] or len(self.hits) > 1):
             return unneeded("the target has been made")
         kept = self.states.index(state)

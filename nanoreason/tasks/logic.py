@@ -13,9 +13,13 @@ RELATIONS = (("taller", "tallest", "shorter", "shortest"), ("older", "oldest", "
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 OPERATORS = {"and": operator.and_, "or": operator.or_, "xor": operator.xor}
 ROWS = {n: [" ".join(bits) for bits in product("01", repeat=n)] for n in (2, 3, 4)}  # of n variables, in counting order
-COLUMNS = {n: dict(zip("pqrs", (int("".join(column), 2) for column in zip(*product("01", repeat=n))))) for n in ROWS}  # a bit for each row
-BITS = {"0": 0, "1": 1}
+COLUMNS = {n: [int("".join(column), 2) for column in zip(*product("01", repeat=n))] for n in ROWS}  # each variable in all these rows, as bits
 MAX_DEPTH = 20  # brackets and nots inside each other that are worth reading
+
+
+def of_kind(method):
+    """A method of Logic that asks the kind of puzzle which the params name."""
+    return lambda self, params, *rest: getattr(KINDS[params[0]], method)(params, *rest)
 
 
 class Logic(Family):
@@ -25,8 +29,8 @@ class Logic(Family):
     names[j]; asked is a place. Levels: 3 people; 4; 5, and from here on clues stated the other way round; 6 and a redundant clue; 7 and two;
     held out: 9 and two.
 
-    ("truth", "(p or q) and not p"): an expression over p, q, r, s. Levels: 2 variables and 2 operators, nots not counted; 2 and 3; 3 and 2;
-    3 and 3; 3 and 5; held out: 4 and 3.
+    ("truth", ("and", ("or", 0, 1), ("not", 0))): an expression over variables 0, 1, ... Levels: 2 variables and 2 operators, nots not
+    counted; 2 and 3; 3 and 2; 3 and 3; 3 and 5; held out: 4 and 3.
     """
 
     name = "logic"
@@ -34,23 +38,7 @@ class Logic(Family):
     def draw(self, rng, level):
         return KINDS[rng.choice(("order", "truth"))].draw(rng, level)
 
-    def ask(self, params, rng):
-        return KINDS[params[0]].ask(params, rng)
-
-    def answer(self, params):
-        return KINDS[params[0]].answer(params)
-
-    def steps(self, params):
-        return KINDS[params[0]].steps(params)
-
-    def terse(self, params):
-        return KINDS[params[0]].terse(params)
-
-    def another(self, params):
-        return KINDS[params[0]].another(params)
-
-    def check(self, params):
-        return KINDS[params[0]].check(params)
+    ask, answer, steps, terse, another, check = map(of_kind, ("ask", "answer", "steps", "terse", "another", "check"))
 
     def slip(self, line, rng):
         """Two neighbours of a chain swapped, or the value of a row; '' for other lines."""
@@ -89,6 +77,8 @@ class Logic(Family):
 
 
 class Order:
+    """Methods for params ("order", names, clues, asked), as in Family but for `judge`."""
+
     people = {1: 3, 2: 4, 3: 5, 4: 6, 5: 7, 6: 9}
     redundant = {4: 1, 5: 2, 6: 2}
 
@@ -111,13 +101,10 @@ class Order:
     def answer(self, params):
         return params[1][params[3]]
 
-    def places(self, names, name):
-        """What the place of a name may be called, the usual word first."""
-        i = names.index(name)
-        return ("last", *ORDINALS[i : i + 1]) if i == len(names) - 1 else (ORDINALS[i],)
-
     def conclusions(self, params):
-        return [f"{self.answer(params)} is {place}" for place in self.places(params[1], self.answer(params))]
+        """The lines that answer; 'last' comes before what else the last place may be called."""
+        _, names, _, asked = params
+        return [f"{names[asked]} is {place}" for place in ("last",) * (asked == len(names) - 1) + ORDINALS[asked : asked + 1]]
 
     def steps(self, params):
         """Every clue about neighbours writes the chain that it makes or joins; a redundant clue writes nothing."""
@@ -148,8 +135,8 @@ class Order:
             name, _, place = line.partition(" is ")
             if name not in names or place not in ("last", *ORDINALS):
                 raise Unreadable(line)
-            if place not in (places := self.places(names, name)):
-                return wrong(f"{name} is {places[0]}"), ()
+            if names.index(name) != (len(names) - 1 if place == "last" else ORDINALS.index(place)):
+                return wrong(f"{name} is not {place}"), ()
             if name != names[asked]:
                 return unneeded("this is not what is asked"), ()
             established = not known.isdisjoint({(">", 0, len(names) - 1), ("<", 0, len(names) - 1)})
@@ -176,43 +163,34 @@ def read_chain(names, text):
     people, signs = re.split(" [<>] ", text), set(re.findall("[<>]", text))
     if len(signs) != 1 or not set(people) <= set(names) or len(set(people)) < len(people):
         raise Unreadable(text)
-    return signs.copy().pop(), [names.index(name) for name in (people if ">" in signs else people[::-1])]
+    sign = signs.pop()
+    return sign, [names.index(name) for name in (people if sign == ">" else people[::-1])]
 
 
 class Truth:
+    """Methods for params ("truth", expression), as in Family but for `judge`."""
+
     sizes = {1: (2, 2), 2: (2, 3), 3: (3, 2), 4: (3, 3), 5: (3, 5), 6: (4, 3)}  # variables, operators
 
     def draw(self, rng, level):
         n, operators = self.sizes[level]
         while True:
-            leaves = [*"pqrs"[:n], *rng.choices("pqrs"[:n], k=operators + 1 - n)]
+            leaves = [*range(n), *rng.choices(range(n), k=operators + 1 - n)]
             rng.shuffle(leaves)
-            expression = draw_expression(rng, leaves)
-            if len(set(self.rows(expression).values())) == 2 and len(self.row(expression, ROWS[n][0])) <= MAX_TEXT:
+            expression = draw_tree(rng, leaves)
+            row = f"Wait, {row_line(expression, ROWS[n][0])}"  # all rows are equally long, and longest where they correct another
+            if len(row) <= MAX_TEXT and len(set(rows_of(expression).values())) == 2:
                 return "truth", expression
 
     def ask(self, params, rng):
         wording = rng.choice(("How many rows of the truth table of {} are true?", "In how many rows of its truth table is {} true?",
                               "For how many values of its letters is {} true?"))
-        return wording.format(spell(params[1], rng.choice(("pqrs", "abcd", "xyzw"))))
-
-    def rows(self, expression):
-        """The truth table: {'0 0': 1, '0 1': 0, ...}."""
-        n = len(set(re.findall(r"\b[p-s]\b", expression)))
-        values = read_boolean(expression, COLUMNS[n], 2 ** 2**n - 1)[0]
-        return dict(zip(ROWS[n], map(int, f"{values:0{2**n}b}")))
-
-    def row(self, expression, bits):
-        """'0 1: (0 or 1) and not 0 = 1 and 1 = 1': whatever stands between constants alone is worked out at once."""
-        sides = [spell(expression, bits.split())]
-        while len(sides[-1]) > 1:
-            sides.append(re.sub(r"not [01]|\([01] \w+ [01]\)|^[01] \w+ [01]$", lambda m: str(read_boolean(m[0], BITS)[0]), sides[-1]))
-        return f"{bits}: {' = '.join(sides)}"
+        return wording.format(write(params[1], rng.choice(("pqrs", "abcd", "xyzw"))))
 
     def counts(self, params):
         """(rows, true rows, false rows)."""
-        values = self.rows(params[1]).values()
-        return len(values), sum(values), len(values) - sum(values)
+        values = [*rows_of(params[1]).values()]
+        return len(values), values.count(1), values.count(0)
 
     def answer(self, params):
         return str(self.counts(params)[1])
@@ -222,10 +200,10 @@ class Truth:
         return [f"true in {true} of {n} rows", f"{n} - {false} = {true}"]
 
     def steps(self, params):
-        return [*(self.row(params[1], bits) for bits in self.rows(params[1])), self.conclusions(params)[0]]
+        return [*(row_line(params[1], bits) for bits in rows_of(params[1])), self.conclusions(params)[0]]
 
     def terse(self, params):
-        return [*(f"{bits}: {value}" for bits, value in self.rows(params[1]).items()), self.conclusions(params)[0]]
+        return [*(f"{bits}: {value}" for bits, value in rows_of(params[1]).items()), self.conclusions(params)[0]]
 
     def another(self, params):
         n, _, false = self.counts(params)
@@ -237,7 +215,7 @@ class Truth:
 
     def judge(self, params, check, line, known):
         """(Judgement, facts): a row establishes its bits; every other line has to follow all the rows."""
-        rows, (n, true, false) = self.rows(params[1]), self.counts(params)
+        rows, (n, true, false) = rows_of(params[1]), self.counts(params)
         if not check and (row := re.fullmatch("([01 ]+): (.+)", line)):
             return self.judge_row(params[1], rows, *row.groups()), {row[1]}
         if not check and (said := re.fullmatch("(true|false) in [0-9]+ of [0-9]+ rows", line)):
@@ -247,75 +225,113 @@ class Truth:
             a, b, c = map(int, said.groups())
             if c != (a + b if check else a - b):
                 return wrong("the two sides are not equal"), ()
-            if unknown := {a, b} - {n, true, false}:
-                return wrong(f"{min(unknown)} is neither given nor derived"), ()
             if {a, b} != {true, false} if check else (a, b) != (n, false):
-                return unneeded("this is not needed"), ()
+                return unneeded("this is not needed") if {a, b} <= {n, true, false} else wrong("these numbers come from nowhere"), ()
         else:
             raise Unreadable(line)
         if missing := [bits for bits in rows if bits not in known]:
             return wrong(f"row {missing[0]} has not been worked out"), ()
-        if line[0] in "0123456789" and not check and f"false in {false} of {n} rows" not in known:
+        if " - " in line and f"false in {false} of {n} rows" not in known:
             return wrong("the false rows have not been counted"), ()
         return RIGHT, {"check" if check else line}
 
     def judge_row(self, expression, rows, bits, text):
         if bits not in rows:
             return wrong(f"there is no row {bits}")
-        sides = [read_boolean(side, BITS) for side in text.split("=")]
-        if len(sides) > 1 and sides[0] != read_boolean(spell(expression, bits.split()), BITS):
+        sides = [read_boolean(side) for side in text.split("=")]
+        if len(sides) > 1 and sides[0] != put_in(expression, list(map(int, bits.split()))):
             return wrong("this is not the expression")
-        if any(value != rows[bits] for value, _ in sides):
+        if any(evaluate(side, (0, 1)) != rows[bits] for side in sides):
             return wrong(f"row {bits} is {rows[bits]}")
-        return RIGHT if text.rpartition("=")[2].strip() in BITS else wrong("this does not end in the value of the row")
+        if not all(map(follows, sides[1:], sides)):
+            return wrong("a side does not follow from the one before")
+        return RIGHT if text.rpartition("=")[2].strip() in ("0", "1") else wrong("this does not end in the value of the row")
 
 
 KINDS = {"order": Order(), "truth": Truth()}
 
 
-def draw_expression(rng, leaves, inside=False):
-    """An expression over these leaves, in this order; every operator but the outermost stands in brackets."""
-    text = leaves[0]
+def draw_tree(rng, leaves):
+    """An expression over these leaves, in this order."""
+    tree = leaves[0]
     if len(leaves) > 1:
         cut = rng.randrange(1, len(leaves))
-        text = f"{draw_expression(rng, leaves[:cut], True)} {rng.choice(tuple(OPERATORS))} {draw_expression(rng, leaves[cut:], True)}"
-    negated = rng.random() < 0.3
-    return "not " * negated + (f"({text})" if len(leaves) > 1 and (inside or negated) else text)
+        tree = rng.choice(tuple(OPERATORS)), draw_tree(rng, leaves[:cut]), draw_tree(rng, leaves[cut:])
+    return ("not", tree) if rng.random() < 0.3 else tree
 
 
-def spell(expression, symbols):
-    """The expression with the first symbol for p, the second for q, and so on."""
-    return re.sub(r"\b[p-s]\b", lambda m: symbols["pqrs".index(m[0])], expression)
+def evaluate(tree, values, ones=1):
+    """Value of an expression whose leaves i have values[i]: one bit, or many at once where `ones` has all of the bits set."""
+    if isinstance(tree, int):
+        return values[tree]
+    if tree[0] == "not":
+        return ones ^ evaluate(tree[1], values, ones)
+    return OPERATORS[tree[0]](evaluate(tree[1], values, ones), evaluate(tree[2], values, ones))
 
 
-def read_boolean(text, values, ones=1):
-    """(value, text with all brackets and single blanks) of '(1 or 0) and not 1'. Raises Unreadable, also where precedence would matter.
+def rows_of(expression):
+    """The truth table: {'0 0': 1, '0 1': 0, ...}."""
+    n = 1 + max(map(int, re.findall("[0-9]", str(expression))))
+    return dict(zip(ROWS[n], map(int, f"{evaluate(expression, COLUMNS[n], 2 ** 2**n - 1):0{2**n}b}")))
 
-    values: what each word that is no operator stands for, one bit or many at once; `ones` has all of the bits set.
-    """
-    tokens = ["", *reversed(re.findall(r"[a-z]+|\S", text, re.ASCII))]
+
+def put_in(tree, bits):
+    return bits[tree] if isinstance(tree, int) else (tree[0], *(put_in(part, bits) for part in tree[1:]))
+
+
+def reduced(tree):
+    """An expression of constants in which every operator that stands between bare constants has been worked out."""
+    if isinstance(tree, int) or all(isinstance(part, int) for part in tree[1:]):
+        return evaluate(tree, (0, 1))
+    return tree[0], *map(reduced, tree[1:])
+
+
+def follows(after, before):
+    """Does an expression of constants come from another by working out parts of it?"""
+    if isinstance(after, int):
+        return after == evaluate(before, (0, 1))
+    return isinstance(before, tuple) and after[0] == before[0] and all(map(follows, after[1:], before[1:]))
+
+
+def write(tree, letters, inside=False):
+    """('and', ('or', 0, 1), ('not', 0)) with letters 'pq' -> '(p or q) and not p'."""
+    if isinstance(tree, int):
+        return letters[tree]
+    if tree[0] == "not":
+        return f"not {write(tree[1], letters, True)}"
+    text = f"{write(tree[1], letters, True)} {tree[0]} {write(tree[2], letters, True)}"
+    return f"({text})" if inside else text
+
+
+def row_line(expression, bits):
+    """'0 1: (0 or 1) and not 0 = 1 and 1 = 1'."""
+    sides = [put_in(expression, list(map(int, bits.split())))]
+    while isinstance(sides[-1], tuple):
+        sides.append(reduced(sides[-1]))
+    return f"{bits}: {' = '.join(write(side, '01') for side in sides)}"
+
+
+def read_boolean(text):
+    """'(1 or 0) and not 1' -> ('and', ('or', 1, 0), ('not', 1)). Raises Unreadable, also where brackets have to say what comes first."""
+    tokens = ["", *reversed(re.findall(r"[a-z]+|\S", text))]
 
     def binary(depth):
-        value, left = single(depth)
-        if tokens[-1] not in OPERATORS:
-            return value, left
-        op, (other, right) = tokens.pop(), single(depth)
-        return OPERATORS[op](value, other), f"({left} {op} {right})"
+        left = single(depth)
+        return (tokens.pop(), left, single(depth)) if tokens[-1] in OPERATORS else left
 
     def single(depth):
         token = tokens.pop()
-        if token in values:
-            return values[token], token
-        if depth < MAX_DEPTH and token == "not":
-            value, inner = single(depth + 1)
-            return ones ^ value, f"not {inner}"
-        if depth < MAX_DEPTH and token == "(":
-            inner = binary(depth + 1)
+        if token in ("0", "1"):
+            return int(token)
+        if token == "not" and depth < MAX_DEPTH:
+            return token, single(depth + 1)
+        if token == "(" and depth < MAX_DEPTH:
+            tree = binary(depth + 1)
             if tokens.pop() == ")":
-                return inner
+                return tree
         raise Unreadable(text)
 
-    whole = binary(0)
+    tree = binary(0)
     if tokens != [""]:
         raise Unreadable(text)
-    return whole
+    return tree
