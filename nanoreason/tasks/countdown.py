@@ -6,7 +6,7 @@ from collections import Counter
 
 from nanoreason.tasks.core import MAX_TEXT, RIGHT, UNREADABLE, Family, Unreadable, miscalculate, read_statement, unneeded, wrong
 
-MOVE = re.compile(r"([1-9][0-9]{0,5}) ?([-+*×/]) ?([1-9][0-9]{0,5}) ?= ?(-?[0-9./]{1,12})(, left [0-9 ]{1,80}|, not [0-9]{1,6})?")
+MOVE = re.compile(r"([1-9][0-9]{0,5}) ?([-+*×/]) ?([1-9][0-9]{0,5}) ?= ?(-?[0-9./]{1,12})(, left [-0-9 ]{1,80}|, not [0-9]{1,6})?")
 BACK = re.compile(r"Back to ([1-9][0-9]{0,5}(?: [1-9][0-9]{0,5}){0,9})")
 SIGN_OR_GAP = re.compile(r"(?:^|[-+*×/(]) *-|[0-9)] *\(|\) *[0-9]")  # -7 and 2(3): the shared grammar reads them, an answer must not hold them
 PRIME = 2**61 - 1

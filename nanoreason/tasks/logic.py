@@ -178,8 +178,8 @@ class Truth:
             leaves = [*range(n), *rng.choices(range(n), k=operators + 1 - n)]
             rng.shuffle(leaves)
             expression = draw_tree(rng, leaves)
-            row = f"Wait, {row_line(expression, ROWS[n][0])}"  # all rows are equally long, and longest where they correct another
-            if len(row) <= MAX_TEXT and len(set(rows_of(expression).values())) == 2:
+            # All rows are equally long, and a row that corrects another has to be short enough to be read.
+            if len(set(rows_of(expression).values())) == 2 and len(f"Wait, {row_line(expression, ROWS[n][0])}") <= MAX_TEXT:
                 return "truth", expression
 
     def ask(self, params, rng):
@@ -239,7 +239,7 @@ class Truth:
         if bits not in rows:
             return wrong(f"there is no row {bits}")
         sides = [read_boolean(side) for side in text.split("=")]
-        if len(sides) > 1 and sides[0] != put_in(expression, list(map(int, bits.split()))):
+        if len(sides) > 1 and sides[0] != put_in(expression, bits):
             return wrong("this is not the expression")
         if any(evaluate(side, (0, 1)) != rows[bits] for side in sides):
             return wrong(f"row {bits} is {rows[bits]}")
@@ -276,7 +276,8 @@ def rows_of(expression):
 
 
 def put_in(tree, bits):
-    return bits[tree] if isinstance(tree, int) else (tree[0], *(put_in(part, bits) for part in tree[1:]))
+    """The expression with the values of a row, '0 1', in the places of its variables."""
+    return int(bits[2 * tree]) if isinstance(tree, int) else (tree[0], *(put_in(part, bits) for part in tree[1:]))
 
 
 def reduced(tree):
@@ -305,7 +306,7 @@ def write(tree, letters, inside=False):
 
 def row_line(expression, bits):
     """'0 1: (0 or 1) and not 0 = 1 and 1 = 1'."""
-    sides = [put_in(expression, list(map(int, bits.split())))]
+    sides = [put_in(expression, bits)]
     while isinstance(sides[-1], tuple):
         sides.append(reduced(sides[-1]))
     return f"{bits}: {' = '.join(write(side, '01') for side in sides)}"
