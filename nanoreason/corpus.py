@@ -28,7 +28,7 @@ from nanoreason.tasks.recall import COLORS, TABLES, THINGS
 
 CHUNK = 2000  # documents drawn from one seed and packed together, so that the corpus is the same whatever number of processes makes it
 STYLE_RATES = {"terse": 0.35, "steps": 0.35, "check": 0.12, "slip": 0.10, "another": 0.08}
-FAMILY_RATES = {"logic": 0.4, "countdown": 0.4, "code": 0.4}  # of the base corpus and the demonstrations; 1 for a family not named
+FAMILY_RATES = {"addition": 0.6, "primality": 0.6, "logic": 0.4, "countdown": 0.4, "code": 0.4}  # how often a family is worked, in the base corpus and the demonstrations; 1 where not named
 LEVEL_RATES = {1: 0.42, 2: 0.42, 3: 0.08, 4: 0.05, 5: 0.03}  # of worked solutions; questions answered at once come from all levels alike
 
 

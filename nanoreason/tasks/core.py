@@ -314,8 +314,7 @@ def _brief(value):
 def miscalculate(line, rng):
     """The line with one digit of its result changed: of the number after the last '=', or of its last number."""
     spots = list(re.finditer(r"[0-9]+", line))
-    cut = line.rfind("=")
-    match = next((m for m in spots if m.start() > cut), spots[-1])
+    match = next((m for m in spots if m.start() > line.rfind("=") >= 0), spots[-1])
     digits = match[0]
     i = rng.randrange(len(digits))
     digit = rng.choice([d for d in "123456789" if d != digits[i]])

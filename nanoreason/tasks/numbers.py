@@ -41,6 +41,12 @@ class Addition(Family):
     def another(self, params):
         return chain_lines(params[1], [("+", part) for part in place_parts(params[0])])
 
+    def slip(self, line, rng):
+        """A column added up wrong, and then written and carried as it was added."""
+        total = int(re.search(r"= ([0-9]+)", line)[1])
+        slipped = rng.choice([n for n in (total - 2, total - 1, total + 1, total + 2) if n >= 0])
+        return f"{line.split(' = ')[0]} = {slipped}, write {slipped % 10}, carry {slipped // 10}"
+
     def check(self, params):
         return f"Check: {sum(params)} - {params[1]} = {params[0]}"
 
@@ -411,10 +417,12 @@ class Primality(Family):
         return [self._verdict(params[0])] if not is_prime(params[0]) else self.steps(params)
 
     def another(self, params):
-        """The same trials as products, and a composite number by its cofactor."""
+        """The same trials as products; at the end a composite number by its cofactor."""
         n, p = params[0], smallest_factor(params[0])
-        products = [f"{q} * {n // q} + {n % q} = {n}" for q in self._trials(n)]
-        return products + [f"{n} = {n // p} * {p}, so {n} is not prime"] * (p < n // p)
+        if p == n // p:
+            return []
+        last = f"{n} = {n // p} * {p}, so {n} is not prime" if p < n else f"no prime up to {self._trials(n)[-1]} divides {n}, so {n} is prime"
+        return [*(f"{q} * {n // q} + {n % q} = {n}" for q in self._trials(n)), last]
 
     def check(self, params):
         n, p = params[0], smallest_factor(params[0])
@@ -424,7 +432,9 @@ class Primality(Family):
         return f"Check: {p} * {n // p} = {n}"
 
     def slip(self, line, rng):
-        return miscalculate(line, rng) if " leaves " in line else ""
+        if not (trial := re.match("[0-9]+ / ([0-9]+) leaves ", line)):
+            return ""
+        return trial[0] + str(rng.choice([r for r in range(int(trial[1])) if line != f"{trial[0]}{r}"]))
 
     def verify(self, problem, text):
         n = problem.params[0]
@@ -473,7 +483,7 @@ class Primality(Family):
             return RIGHT if p * q == n and p > 1 and q > 1 else wrong(f"{p} * {q} is {p * q}" if p * q != n else f"1 divides every number")
         if check and f"Check: {line}" == self.check((n,)):
             return RIGHT
-        if line != self._verdict(n):
+        if not is_prime(n) or line not in (self._verdict(n), self.another((n,))[-1]):
             return UNREADABLE
         left = [p for p in self._trials(n) if p not in tried]
         return wrong(f"{left[0]} has not been tried") if left else RIGHT
