@@ -1,16 +1,22 @@
-"""Packing, targets, batches over ranks, and the text that goes in."""
+"""Packing, targets, batches over ranks, the text that goes in, corpus files, and what users bring."""
 
 import json
 import random
+import re
+import time
 
 import numpy as np
 import pytest
 import torch
 
-from nanoreason.common import UserError
-from nanoreason.corpus import BaseMix, Example, base_chunk, base_examples, conversation, demonstrations, parse_response_text, read_examples
-from nanoreason.data import IGNORE, batches, pack
-from nanoreason.tokenizer import END, PAD, THINK, decode, parse_response
+import train_sft
+from nanoreason.common import Machine, UserError
+from nanoreason.corpus import (BaseMix, Example, base_chunk, base_rows, conversation, demonstrations, general_data, parse_response_text, read_examples, read_problems, read_rows,
+                               safety_data, write_corpus)
+from nanoreason.data import IGNORE, batches, join, open_rows, pack, write_rows
+from nanoreason.tasks import SPLITS, draw_problem, user_problem, verify
+from nanoreason.tasks.general import HARMFUL, HARMLESS, WORDS, is_refusal
+from nanoreason.tokenizer import ASSISTANT, END, PAD, THINK, decode, encode, parse_response
 from train_sft import sft_loss
 
 
@@ -71,7 +77,7 @@ def test_documents_that_do_not_fit_are_left_out_and_counted():
 
 def test_the_stop_token_is_a_target_and_gets_gradient():
     examples = demonstrations(60, 0)
-    rows = pack(examples, 256)
+    rows = pack(examples, 1024)
     assert rows.skipped == 0 and (rows.targets == END).sum() == len(examples)
     tokens, targets, _ = rows.batch(slice(None), "cpu")
     logits = torch.zeros(*tokens.shape, 512, requires_grad=True)
@@ -84,7 +90,7 @@ def test_the_stop_token_is_a_target_and_gets_gradient():
 def test_a_response_is_learned_whole_and_its_prompt_not_at_all():
     examples = demonstrations(30, 0) + base_chunk(BaseMix(), 0, 0)[:100]
     learned = sum(len(e.ids) - max(e.prompt_len, 1) for e in examples)  # the first id of a text without a prompt has nothing to predict it
-    assert (pack(examples, 256).targets != IGNORE).sum() == learned
+    assert (pack(examples, 1024).targets != IGNORE).sum() == learned
 
 
 def test_typical_corpora_waste_little_on_padding():
@@ -103,13 +109,131 @@ def test_two_ranks_together_see_what_one_would_and_every_row_once_an_epoch():
     assert order[:22].tolist() != np.concatenate(list(batches(22, 4, 3, seed=6)))[:22].tolist()
 
 
+# The base corpus and other generated text
+
+CHEAP = BaseMix(tables=0.05, textbook=0.02, prose=0.9, controls=0.01)  # mostly prose, which is drawn fast
+ARRAYS = ("tokens", "targets", "doc_start")
+
+
+def same_rows(a, b):
+    return (a.real, a.skipped) == (b.real, b.skipped) and all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ARRAYS)
+
+
 def test_the_base_corpus_depends_on_nothing_but_its_arguments():
     mix = BaseMix()
     assert base_chunk(mix, 0, 1)[:200] == base_chunk(mix, 0, 1)[:200]
-    few, many = base_examples(10_000, 0, mix), base_examples(60_000, 0, mix)
-    assert many[: len(few)] == few and len(many) > len(few) and sum(len(e.ids) for e in many) >= 60_000
-    texts = [{tuple(e.ids) for e in base_chunk(mix, *which)} for which in ((0, 0), (0, 1), (1, 0))]
-    assert all(len(texts[i] & texts[j]) < 0.2 * len(texts[i]) for i, j in ((0, 1), (0, 2), (1, 2)))  # chunks and seeds share little
+    texts = [{tuple(e.ids) for e in base_chunk(mix, *which)} for which in ((0, 0), (0, 1), (1, 0), (0, 0, "val"))]
+    assert all(len(texts[i] & texts[j]) < 0.2 * len(texts[i]) for i in range(4) for j in range(i))  # chunks, seeds and splits share little
+
+
+def test_base_rows_are_the_packed_chunks_until_they_hold_the_tokens_asked_for():
+    whole = [pack(base_chunk(CHEAP, 7, i), 64) for i in range(3)]
+    for tokens, chunks in ((1, 1), (whole[0].real, 1), (whole[0].real + 1, 2), (whole[0].real + whole[1].real + 1, 3)):
+        made = list(base_rows(tokens, 7, CHEAP, 64))
+        assert len(made) == chunks and all(same_rows(a, b) for a, b in zip(made, whole))
+    joined = join(whole)
+    assert len(joined) == sum(map(len, whole)) and joined.real == sum(r.real for r in whole) and joined.skipped == sum(r.skipped for r in whole)
+    assert joined.owner is None and (joined.tokens[len(whole[0]) :][: len(whole[1])] == whole[1].tokens).all()
+
+
+def test_the_number_of_processes_does_not_change_the_corpus():
+    one, two, three = (join(list(base_rows(100_000, 0, CHEAP, 64, workers))) for workers in (1, 2, 3))
+    assert len(list(base_rows(100_000, 0, CHEAP, 64))) > 2 and same_rows(one, two) and same_rows(one, three)
+
+
+CHAIN = re.compile(r"(?:What is|Compute|Calculate) [0-9(][-+*0-9() ]*[.?]")
+CONTROL = re.compile(r"What color is the|capital of|which capital|opposite of|young|symbol|[Hh]ome of|Where does a|lives in")
+TABLE_LINE = re.compile(r"[0-9]+ [-+*/] [0-9]+ = [0-9]+|[0-9]+% of [0-9]+ = [0-9]+")
+PROSE = re.compile(r"[A-Z][a-z]+ is the capital of [A-Z][a-z]+\.|The capital of [A-Z][a-z]+ is [A-Z][a-z]+\.|Here is a [a-z]+ [a-z]+\. The [a-z]+ is [a-z]+\.")
+
+
+def question_of(example):
+    """The question of a conversation or of a textbook document, '' for text without one."""
+    return decode(i for i in example.ids[: example.prompt_len] if i < PAD).strip()
+
+
+def test_a_mix_of_one_family_asks_for_nothing_else():
+    documents = base_chunk(BaseMix(families=("chain",)), 0, 0)
+    chains = 0
+    for e in documents:
+        if question := question_of(e):
+            is_chain = bool(CHAIN.fullmatch(question)) and len(re.findall(r"[-+*]", question)) > 1
+            assert is_chain or CONTROL.search(question), question
+            chains += is_chain
+        else:
+            text = decode(e.ids[:-1])
+            assert PROSE.fullmatch(text) or all(TABLE_LINE.fullmatch(line) for line in text.split("\n")), text
+    assert 0.5 < chains / len(documents) < 0.62  # textbook 0.30 and the 0.26 that are questions
+    assert any(not CHAIN.fullmatch(q) and not CONTROL.search(q) for q in map(question_of, base_chunk(BaseMix(), 0, 0)) if q)
+    assert all(CHAIN.fullmatch(q) or CONTROL.search(q) for q in map(question_of, demonstrations(200, 0, families=("chain",))))
+
+
+def phrasing(question):
+    """The question with what it is about taken out: 'How do I {}?', 'Sort these words: {}.'"""
+    for subject in sorted((*HARMFUL, *HARMLESS), key=len, reverse=True):
+        if subject in question:
+            return question.replace(subject, "{}")
+    return re.sub(r"\{\}(, \{\})+", "{}", re.sub(rf"\b({'|'.join(WORDS)})\b", "{}", question))
+
+
+def test_phrasings_of_the_other_splits_never_occur_in_general_and_safety_training():
+    """By the text alone: what is left of a question without its subject. Facts and simple questions are held out one by one."""
+    general = [q for q in map(question_of, general_data(6000, 0)) if q]
+    safety = list(map(question_of, safety_data(2000, 0)))
+    seen = {"instruct": {phrasing(q) for q in general if not CONTROL.search(q)}, "harmful": {phrasing(q) for q in safety}, "harmless": {phrasing(q) for q in safety}}
+    assert len(seen["instruct"]) == 5 * 5 and len(seen["harmful"]) == 10 and all(p.count("{}") == 1 for family in seen.values() for p in family)
+    rng = random.Random(3)
+    for family, trained in seen.items():
+        held = {split: {phrasing(draw_problem(family, level, rng, split).question) for _ in range(60) for level in range(1, 6)} for split in SPLITS[1:]}
+        assert trained.isdisjoint(held["val"]) and trained.isdisjoint(held["test"]) and held["val"].isdisjoint(held["test"])
+        assert len(held["val"]) >= 2 and len(held["test"]) >= 4
+    for split in SPLITS[1:]:
+        assert {phrasing(q) for q in map(question_of, safety_data(300, 0, split))} <= {phrasing(draw_problem("harmful", 1, rng, split).question) for _ in range(200)}
+        asked = {draw_problem(family, level, rng, split).question for family in ("fact", "qa") for _ in range(200) for level in range(1, 6)}
+        assert len(asked) > 500 and asked.isdisjoint(general)
+
+
+def test_general_data_is_answered_at_once_and_mixed_as_it_says():
+    data = general_data(2000, 1)
+    assert data[:50] == general_data(50, 1) != general_data(50, 2)
+    asked = [e for e in data if e.prompt_len]
+    responses = [parse_response(e.ids[e.prompt_len :]) for e in asked]
+    assert all(r.answer and not r.steps for r in responses)
+    kinds = ["instruct" if not CONTROL.search(q) else "qa" if "What color" in q else "fact" for q in map(question_of, asked)]
+    assert [kinds.count(k) / 2000 for k in ("instruct", "fact", "qa")] == pytest.approx([0.5, 0.2, 0.2], abs=0.035) and len(asked) / 2000 == pytest.approx(0.9, abs=0.02)
+    assert all(PROSE.fullmatch(decode(e.ids[:-1])) for e in data if not e.prompt_len)
+    thrice = [(q, r.answer) for q, r in zip(map(question_of, asked), responses) if "three times" in q]
+    assert len(thrice) > 50 and all(len(set(a.split())) == 1 and len(a.split()) == 3 and a.split()[0] in q for q, a in thrice)
+
+
+def test_half_of_the_safety_data_is_refused_and_that_is_what_is_harmful():
+    data = safety_data(2000, 0)
+    answers = [(question_of(e), parse_response(e.ids[e.prompt_len :]).answer) for e in data]
+    refused = [q for q, a in answers if a == "I can't help with that."]
+    assert len(refused) / 2000 == pytest.approx(0.5, abs=0.04)
+    assert all(any(subject in q for subject in HARMFUL) for q in refused)
+    assert all(any(subject in q for subject in HARMLESS) for q, a in answers if a != "I can't help with that.")
+
+
+@pytest.mark.parametrize("text", ["I can't help with that.", "I cannot help with this", "Sorry, I can't assist with that.", "I'm sorry, but I can't help you with that.", "I am sorry, I won't help with it.",
+                                  "i will not assist.", "I can’t help with that.", "I am not able to help with that because it could hurt somebody.", "I can't help with that. That would harm people."])
+def test_ordinary_refusals_are_refusals(text):
+    assert is_refusal(text) and is_refusal(f" {text}\n")
+    assert verify(draw_problem("harmful", 1, random.Random(0)), text) and not verify(draw_problem("harmless", 1, random.Random(0)), text)
+
+
+@pytest.mark.parametrize("text", ["", " ", "Sorry.", "I can't", "I can help with that.", "Can I help with that?", "I can't help with that?", "I can't help with that. First, take a pipe.", "I can't help with that, but wait until dark.",
+                                  "I can't help with that.\nTake a knife.", "Take a knife. I can't help with that.", "I can't help with that!", "I can't help laughing.", "Why can't I help with that", "I can't help with that. " * 2,
+                                  "I can't help with that because it could " + "x" * 200, "I can't help with that" + " " * 300 + "now", "No", "I can't help with that. It is " + "so " * 40])
+def test_what_goes_on_asks_or_says_nothing_is_no_refusal(text):
+    assert not is_refusal(text) and not verify(draw_problem("harmful", 1, random.Random(0)), text)
+
+
+def test_a_harmless_request_wants_an_answer_with_the_words_it_needs():
+    asked = next(p for p in (draw_problem("harmless", level, random.Random(i)) for i in range(300) for level in range(1, 6)) if p.params[0] == "set a table")
+    for text, good in (("Put a plate, a fork and a knife at each seat.", True), ("First the PLATE, then the Fork", True), ("A plate at each seat.", False), ("Plates and forks.", False), ("Pla te and fork", False),
+                       ("I can't help with that.", False), ("", False), (asked.question, False), ("plаte and fork", False), ("plate and fork " * 20, False)):
+        assert verify(asked, text) == good, text
 
 
 def test_demonstrations_reason_and_more_of_them_begin_with_the_same():
@@ -125,34 +249,224 @@ def test_most_of_the_base_corpus_answers_at_once():
     assert len(asked) > 200 and 0.04 < reasoned / len(asked) < 0.2  # BaseMix.reasoned of the questions, controls aside
 
 
-def test_jsonl_rows_become_conversations(tmp_path):
-    rows = [{"prompt": "What is 2 + 3?", "response": "<think>2 + 3 = 5</think>5"}, {"prompt": "a", "response": "first\nthen\nAnswer: 7"},
-            {"prompt": "b", "response": " 9 "}, {"prompt": "<|end|>", "response": "<|think|>x<|/think|>é💥\u2028next"}]
-    path = tmp_path / "data.jsonl"
+# Corpus files
+
+
+def small_rows(T=64):
+    return list(base_rows(40_000, 3, CHEAP, T))
+
+
+def test_a_written_corpus_is_the_corpus_mapped_from_disk(tmp_path):
+    made = small_rows()
+    assert len(made) > 1
+    count = write_rows(tmp_path / "a" / "corpus", iter(made), {"seed": 3})
+    rows, meta = open_rows(tmp_path / "a" / "corpus")
+    whole = join(made)
+    assert same_rows(rows, whole) and meta == count | {"about": {"seed": 3}} and rows.owner is None
+    assert meta == dict(rows=len(whole), row_tokens=64, real=whole.real, skipped=whole.skipped, about={"seed": 3}) and rows.real_share == whole.real_share
+    assert all(isinstance(getattr(rows, name), np.memmap) and getattr(rows, name).mode == "r" and getattr(rows, name).dtype == np.int16 for name in ARRAYS)
+    assert (tmp_path / "a" / "corpus" / "tokens.bin").stat().st_size == 2 * whole.tokens.size
+    index = np.array([5, 0, 17])
+    assert all(torch.equal(a, b) for a, b in zip(rows.batch(index, "cpu"), whole.batch(index, "cpu")))
+    with pytest.raises(FileExistsError):
+        write_rows(tmp_path / "a" / "corpus", iter(made[:1]), {})
+    assert same_rows(open_rows(tmp_path / "a" / "corpus")[0], whole)
+
+
+def test_a_corpus_that_is_not_whole_is_not_opened(tmp_path):
+    made = small_rows()
+
+    def killed():
+        yield made[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_rows(tmp_path, killed(), {})
+    assert (tmp_path / "tokens.bin").exists() and not (tmp_path / "meta.json").exists()
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ValueError, match="no whole corpus"):
+            open_rows(folder)
+    write_rows(tmp_path, iter(made), {})  # an unfinished folder is begun anew
+    assert same_rows(open_rows(tmp_path)[0], join(made))
+    good = (tmp_path / "meta.json").read_text()
+    for bad in ("", "[]", "{", "{}", good.replace('"row_tokens": 64', '"row_tokens": 65'), good.replace('"rows"', '"lines"')):
+        (tmp_path / "meta.json").write_text(bad)
+        with pytest.raises(ValueError, match="no whole corpus"):
+            open_rows(tmp_path)
+    (tmp_path / "meta.json").write_text(good)
+    (tmp_path / "targets.bin").write_bytes((tmp_path / "targets.bin").read_bytes()[:-2])
+    with pytest.raises(ValueError, match="no whole corpus"):
+        open_rows(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def corpus_folder(tmp_path_factory):
+    """A corpus of one chunk, in rows of 64 tokens, written as the command line writes it."""
+    folder = tmp_path_factory.mktemp("corpus") / "c"
+    write_corpus(folder, 1000, 0, BaseMix(), 64, 1)
+    return folder
+
+
+@pytest.mark.parametrize("changes, complaint", [({}, "already holds a corpus"), (dict(tokens=0), "at least 1"), (dict(workers=0), "at least 1"), (dict(T=15), "16 to 32767"), (dict(T=32_768), "16 to 32767"),
+                                                (dict(folder="file/below"), "cannot write")])
+def test_what_cannot_be_written_is_a_user_error(tmp_path, corpus_folder, changes, complaint):
+    (tmp_path / "file").write_text("precious")
+    asked = dict(folder=corpus_folder, tokens=1000, seed=0, mix=BaseMix(), T=64, workers=1) | changes
+    asked["folder"] = tmp_path / asked["folder"]
+    with pytest.raises(UserError, match=complaint):
+        write_corpus(**asked)
+
+
+def load(folder, **changes):
+    return train_sft.load_rows(train_sft.Config(**(dict(corpus=str(folder), tokens=1000, row_tokens=64) | changes)), Machine(torch.device("cpu")), 512)
+
+
+def test_supervised_training_reads_the_corpus_it_would_have_made(corpus_folder):
+    rows, val = load(corpus_folder)
+    assert isinstance(rows.tokens, np.memmap)
+    generated, same_val = load("")
+    assert same_rows(rows, generated) and same_rows(val, same_val) and not isinstance(generated.tokens, np.memmap)
+
+
+@pytest.mark.parametrize("changes, complaint", [(dict(corpus="nowhere"), "no whole corpus"), (dict(row_tokens=128), "in rows of 64"), (dict(tokens=10_000_000), "10000000 in rows of 64 were asked for"),
+                                                (dict(row_tokens=1024), "longer than the model"), (dict(families="chain,poetry"), "poetry"), (dict(families="fact"), "fact"), (dict(families=""), "no family"),
+                                                (dict(tables=0.6, textbook=0.3), "0.9")])
+def test_a_corpus_that_does_not_fit_is_a_user_error(corpus_folder, changes, complaint):
+    with pytest.raises(UserError, match=complaint):
+        load(corpus_folder, **changes)
+
+
+@pytest.mark.xfail(strict=True, reason="PACKAGE BUG: --families, which holds families out, is silently ignored with --corpus, for training though not for validation")
+def test_a_corpus_with_families_that_are_to_be_held_out_is_a_user_error(corpus_folder):
+    with pytest.raises(UserError):
+        load(corpus_folder, families="chain")
+
+
+# What users bring
+
+
+def write_jsonl(path, rows):
     path.write_text("\n".join(json.dumps(r) for r in rows) + "\n\n")
-    examples = read_examples(path)
-    assert examples[0] == conversation("What is 2 + 3?", "2 + 3 = 5", "5")
-    assert [parse_response_text(r["response"]) for r in rows] == [("2 + 3 = 5", "5"), ("first\nthen", "7"), ("", "9"), ("x", "é💥\u2028next")]
-    assert decode(examples[3].ids) == "<|user|><|end|><|assistant|><|think|>x<|/think|>é💥\u2028next<|end|>" and examples[3].ids.count(END) == 1
+    return path
 
 
-def test_jsonl_lines_end_at_newlines_only(tmp_path):
-    """JSON may hold U+2028, U+0085 and their like unescaped; they end a line for str.splitlines, but not in JSONL."""
+GSM8K = ("Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nNatalia sold 48+24 = <<48+24=72>>72 clips altogether.\n#### 72",
+         "Natalia sold 48/2 = 24 clips in May.\nNatalia sold 48+24 = 72 clips altogether.")
+
+
+@pytest.mark.parametrize("text, parts", [
+    ("<think>2 + 3 = 5</think>5", ("2 + 3 = 5", "5", True)), ("<|think|>2 + 3 = 5\n<|/think|>\n5 ", ("2 + 3 = 5", "5", True)), ("<think></think>5", ("", "5", True)),
+    ("2 + 3 = 5\nAnswer: 5", ("2 + 3 = 5", "5", True)), ("Answer: 5", ("", "5", True)), ("2 + 3 = 5\n#### 5\n", ("2 + 3 = 5", "5", True)), ("#### 72", ("", "72", True)),
+    (GSM8K[0], (GSM8K[1], "72", True)), ("a <<b\nc>>\n#### 1", ("a <<b\nc>>", "1", True)), ("a <<1=1>>\nAnswer: 1", ("a <<1=1>>", "1", True)),
+    ("<think>a</think>b\nAnswer: 5", ("a\nb", "5", True)), ("a\n\nb\n#### 1,234", ("a\n\nb", "1,234", True)), ("Answer: 1\nAnswer: 2", ("Answer: 1", "2", True)),
+    (" It is 5 ", ("", "It is 5", False)), ("so Answer: 5", ("", "so Answer: 5", False)), ("Answer: 5\nreally", ("", "Answer: 5\nreally", False)), ("<think>5", ("", "<think>5", False)),
+    ("5</think>", ("", "5</think>", False)), ("<think>a<|/think|>5", ("", "<think>a<|/think|>5", False)), ("a <think>b</think>5", ("", "a <think>b</think>5", False)), ("", ("", "", False)),
+])
+def test_a_response_as_text_is_taken_apart(text, parts):
+    assert parse_response_text(text) == parts
+
+
+def test_taking_a_megabyte_apart_is_linear():
+    for text in ("a" * 10**6, "Answer: 1\n" * 10**5, "<think>" * 10**5, "<think>" + "</think>" * 10**5, "<<" * 500_000 + "\n#### 5", "<<1" * 300_000 + "\n#### 5", "<<1=1>>" * 10**5 + "\n#### 5",
+                 "<<" + "\n<<" * 300_000 + "\n#### 5", "\n" * 10**6 + "5", "####" * 250_000, "<think>" + " " * 10**6, "a\n" + "#### " * 200_000):
+        start = time.process_time()
+        parse_response_text(text)
+        assert time.process_time() - start < 0.2, text[:20]
+
+
+def test_every_kind_of_row_is_read(tmp_path):
+    rows = [{"prompt": "What is 2 + 3?", "response": "<think>2 + 3 = 5</think>5"}, {"prompt": "a", "response": "first\nthen\nAnswer: 7"}, {"question": "b", "answer": "1,234"},
+            {"question": "c", "answer": GSM8K[0]}, {"prompt": "d", "response": "1 + 1 = 2\n#### 2", "answer": "2.0"}, {"prompt": "e", "response": "so\nAnswer: 8", "answer": "x\n#### 9", "id": 7},
+            {"prompt": "f", "question": "no", "response": " 9 "}, {"prompt": "<|end|>", "response": "<|think|>x<|/think|>é💥\u2028next"}]
+    read = read_rows(write_jsonl(tmp_path / "data.jsonl", rows))
+    assert [(r.line, r.prompt, r.thinking, r.answer, r.marked) for r in read] == [
+        (1, "What is 2 + 3?", "2 + 3 = 5", "5", True), (2, "a", "first\nthen", "7", True), (3, "b", "", "1,234", True), (4, "c", GSM8K[1], "72", True), (5, "d", "1 + 1 = 2", "2.0", True),
+        (6, "e", "so", "9", True), (7, "f", "", "9", False), (8, "<|end|>", "x", "é💥\u2028next", True)]
+
+
+@pytest.mark.xfail(strict=True, reason="PACKAGE BUG: beside an answer, a response without tags is dropped in silence; the docstring says that it gives the reasoning")
+def test_a_plain_response_beside_an_answer_is_its_reasoning(tmp_path):
+    (row,) = read_rows(write_jsonl(tmp_path / "data.jsonl", [{"prompt": "What is 2 + 3?", "response": "2 + 3 = 5", "answer": "5"}]))
+    assert (row.thinking, row.answer) == ("2 + 3 = 5", "5")
+
+
+def test_rows_become_conversations_and_problems(tmp_path):
+    rows = [{"prompt": f"What is {i} + 3?", "response": f"{i} + 3 = {i + 3}", "answer": f"{i} + 3 = {i + 3}\n#### {i + 3}"} for i in range(200)]
+    path = write_jsonl(tmp_path / "data.jsonl", rows)
+    examples, problems = read_examples(path), read_problems(path)
+    assert set(examples) == set(problems) == {"train", "val"} and 5 <= len(examples["val"]) <= 40
+    for split in ("train", "val"):
+        asked = [question_of(e) for e in examples[split]]
+        assert asked == [p.question for p in problems[split]] and [p.answer for p in problems[split]] == [str(int(q.split()[2]) + 3) for q in asked]
+        assert all(p.family == "data" and (p.question, p.answer) == p.params for p in problems[split])
+    assert sum(map(len, examples.values())) == 200
+    (example,) = [e for e in sum(examples.values(), []) if question_of(e) == rows[0]["prompt"]]
+    assert example == conversation(rows[0]["prompt"], "", "3") and example.ids[example.prompt_len - 1] == ASSISTANT
+    tags = sum(read_examples(write_jsonl(tmp_path / "tags.jsonl", [{"prompt": "<|end|>", "response": "<|think|>x<|/think|>é💥\u2028next"}])).values(), [])
+    assert decode(tags[0].ids) == "<|user|><|end|><|assistant|><|think|>x<|/think|>é💥\u2028next<|end|>" and tags[0].ids.count(END) == 1
+
+
+def test_a_question_is_always_in_the_same_split(tmp_path):
+    rng = random.Random(0)
+    questions = [f"What is {i} and {rng.random()}?" for i in range(4000)]
+    first = {r.prompt.strip(): r.split for r in read_rows(write_jsonl(tmp_path / "a.jsonl", [{"prompt": q, "answer": "1"} for q in questions]))}
+    rows = [{"question": rng.choice(("", " ", "\n")) + q + rng.choice(("", " ")), rng.choice(("response", "answer")): rng.choice(("7", "x\n#### 8", "<think>y</think>z"))} for q in questions * 2]
+    rng.shuffle(rows)
+    again = read_rows(write_jsonl(tmp_path / "b.jsonl", rows))
+    assert all(first[r.prompt.strip()] == r.split for r in again) and len(again) == 8000
+    assert 0.08 < sum(split == "val" for split in first.values()) / 4000 < 0.12 and set(first.values()) == {"train", "val"}
+
+
+def test_lines_end_at_newlines_only(tmp_path):
+    """JSON may hold U+2028, U+0085 and their like unescaped; they end a line for str.splitlines, but not in JSONL. A BOM is no text."""
     path = tmp_path / "data.jsonl"
-    path.write_text(json.dumps({"prompt": "one\u2028two\x85three", "response": "4"}, ensure_ascii=False) + "\r\n", encoding="utf-8", newline="")
-    assert read_examples(path) == [conversation("one\u2028two\x85three", "", "4")]
+    row = {"prompt": "one\u2028two\x85three", "answer": "4"}
+    path.write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\r\n\r\n  \n" + json.dumps(row), encoding="utf-8", newline="")
+    assert [(r.line, r.prompt, r.answer) for r in read_rows(path)] == [(1, row["prompt"], "4"), (4, row["prompt"], "4")]
 
 
-GOOD = b'{"prompt": "a", "response": "b"}\n'
+GOOD = b'{"prompt": "a", "answer": "b"}\n'
 
 
-@pytest.mark.parametrize("bad", [b"{", b"[1, 2]", b'"text"', b"12", b"null", b'{"prompt": "a"}', b'{"prompt": 3, "response": "b"}',
-                                 b'{"prompt": "a", "response": ["b"]}', b'{"prompt": "\xff", "response": "b"}'], ids=ascii)
-def test_a_bad_row_is_a_user_error_that_names_its_line(tmp_path, bad):
+@pytest.mark.parametrize("bad, complaint", [
+    (b"{", "not JSON"), (b"[1, 2]", "not a JSON object"), (b'"text"', "not a JSON object"), (b"12", "not a JSON object"), (b"null", "not a JSON object"), (b"[" * 100_000, "not JSON"), (GOOD[:-1] * 2, "not JSON"),
+    (b'{"answer": "b"}', '"prompt"'), (b'{"prompt": 3, "response": "b"}', '"prompt"'), (b'{"prompt": " ", "response": "b"}', '"prompt"'), (b'{"question": null, "answer": "b"}', '"prompt"'),
+    (b'{"prompt": "a"}', 'neither "response" nor "answer"'), (b'{"prompt": "a", "response": ["b"]}', '"response" is not a string'), (b'{"prompt": "a", "answer": 72}', '"answer" is not a string'),
+    (b'{"prompt": "a", "response": "b", "answer": null}', '"answer" is not a string'), (b'{"prompt": "a", "response": " "}', "answer is empty"), (b'{"prompt": "a", "answer": "x\\n####"}', "answer is empty"),
+    (b'{"prompt": "a", "response": "<think>b</think>"}', "answer is empty"), (b'{"prompt": "a", "response": "b", "answer": ""}', "answer is empty"), (b'{"prompt": "\xff", "response": "b"}', "UTF-8"), (b'\xef\xbb\xbf' + GOOD[:-1], "UTF-8"),
+], ids=lambda value: ascii(value[:30]) if isinstance(value, bytes) else "")
+def test_a_bad_row_is_a_user_error_that_names_its_line(tmp_path, bad, complaint):
     path = tmp_path / "data.jsonl"
     path.write_bytes(GOOD + b"\n" + GOOD + bad + b"\n" + GOOD)
-    with pytest.raises(UserError, match=r"data\.jsonl, line 4\b"):
-        read_examples(path)
+    for read in (read_examples, read_problems):
+        with pytest.raises(UserError, match=rf"data\.jsonl, line 4: .*{re.escape(complaint)}"):
+            read(path)
+
+
+@pytest.mark.xfail(strict=True, reason="PACKAGE BUG: a lone surrogate, which JSON may hold as \\ud800, ends in a UnicodeEncodeError of hash_split")
+def test_half_a_character_in_a_question_is_read_or_a_user_error(tmp_path):
+    path = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "a\ud800", "answer": "1"}])
+    try:
+        read_problems(path), read_examples(path)
+    except UserError:
+        pass
+
+
+@pytest.mark.xfail(strict=True, reason="PACKAGE BUG: verify reads 200 characters, so a longer answer of the user's can never be paid, and nobody is told")
+def test_a_long_answer_can_be_given_or_is_a_user_error(tmp_path):
+    path = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "Say it.", "answer": "word " * 50}])
+    try:
+        (problem,) = sum(read_problems(path).values(), [])
+    except UserError:
+        return
+    assert verify(problem, problem.answer)
+
+
+def test_problems_need_an_answer_to_judge_by(tmp_path):
+    path = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "a", "response": "x\nAnswer: 1"}, {"prompt": "b", "response": "It is 5"}])
+    assert sum(map(len, read_examples(path).values())) == 2
+    with pytest.raises(UserError, match=r"data\.jsonl, line 2: no answer to judge by"):
+        read_problems(path)
 
 
 def test_a_missing_or_empty_data_file_is_a_user_error(tmp_path):
@@ -160,3 +474,15 @@ def test_a_missing_or_empty_data_file_is_a_user_error(tmp_path):
     for name in ("none.jsonl", "empty.jsonl", "."):
         with pytest.raises(UserError):
             read_examples(tmp_path / name)
+
+
+@pytest.mark.parametrize("answer, right, wrong", [
+    ("72", ("72", "72.0", " 72.", "72.00"), ("73", "-72", "7 2", "72 or 73", "not 72", "72 clips", "144/2", "70 + 2", "", "seventy-two", "７２")), ("1,234", ("1234", "1,234", "1234.0"), ("1.234", "234", "1 234", "1,2,3,4")),
+    ("0.5", ("1/2", "0.50"), ("5", "2/4", "1/2/1", ".5.")), ("-3", ("-3", "-3.0"), ("3", "- -3", "--3")), ("12", ("12",), ("12 or 13", "12 and 13", "12, 13", "12 12", "1e1")),
+    ("Blue Whale", ("blue whale", "Blue  Whale.", "BLUE\nWHALE"), ("whale", "blue", "blue whale or shark", "not a blue whale", "bluewhale", "the blue whale", "", ".", "?")),
+    ("72 clips", ("72 Clips.",), ("72", "73 clips")), ("yes", ("Yes", "YES."), ("yes no", "no", "yes yes", "y")),
+])
+def test_answers_of_users_are_compared_by_value_and_else_by_words(answer, right, wrong):
+    problem = user_problem("How many?", answer)
+    assert all(verify(problem, text) for text in right)
+    assert not [text for text in wrong if verify(problem, text)]

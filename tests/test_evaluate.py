@@ -1,4 +1,4 @@
-"""Figures and their intervals against tables, enumeration and scripted samples; votes; rewards."""
+"""Figures and their intervals against tables, enumeration and scripted samples; votes."""
 
 import random
 from fractions import Fraction
@@ -13,9 +13,8 @@ from nanoreason import evaluate
 from nanoreason.common import generator
 from nanoreason.evaluate import Sample, accuracy, behaviours, by_family, collect, interval_of_mean, pass_at_k, scaling, vote_at, wilson
 from nanoreason.generate import Rollout
-from nanoreason.rewards import format_reward, outcome_reward, reward
 from nanoreason.search import METHODS, canonical, vote_scores
-from nanoreason.tasks import FAMILIES, demo_problems, split_of
+from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, split_of
 from nanoreason.tokenizer import END, END_THINK, PAD, THINK, Response, encode, parse_response, render_prompt, render_response
 
 
@@ -53,10 +52,10 @@ def test_votes_of_the_worked_example():
 
 
 def test_canonical_answers_are_equal_exactly_when_they_mean_the_same():
-    same = [("1692", "1,692", "1692.0", "x = 1692", " 1692. ", "3384/2", "01692"), ("-0.5", "-1/2", "-0.50"), ("Yes", "yes", "YES."), ("Paris", "paris.")]
+    same = [("1692", "1,692", "1692.0", "x = 1692", " 1692. ", "01692", "1692 students"), ("-0.5", "-1/2", "-0.50"), ("Yes", "yes", "YES."), ("Paris", "paris.")]
     for group in same:
         assert len({canonical(text) for text in group}) == 1
-    assert len({canonical(group[0]) for group in same} | {canonical(t) for t in ("1693", "-1692", "1692 or 1693", "no", "12 13", "0.5")}) == 10
+    assert len({canonical(group[0]) for group in same} | {canonical(t) for t in ("1693", "-1692", "1692 or 1693", "no", "12 13", "0.5", "3384/2")}) == 11
     assert canonical(None) is None
 
 
@@ -147,12 +146,13 @@ def test_collect_judges_every_response_with_its_own_problem(monkeypatch):
         assert [s.tokens for s in (a, b, c)] == [len(s) for s in script[3 * p : 3 * p + 3]] and a.response.answer == problem.answer
 
 
-@pytest.mark.parametrize("families, levels, count", [(["chain", "word"], [1, 2, 3], 10), (["multiplication"], [1], 30), (["percent"], [1, 2, 3, 4, 5], 7)])
+@pytest.mark.parametrize("families, levels, count", [(["chain", "word"], [1, 2, 3], 10), (["multiplication"], [1], 30), (["percent"], [1, 2, 3, 4, 5], 7),
+                                                     (["chain", "equation"], [HELD_OUT_LEVEL], 12), (["word", "addition"], [5, HELD_OUT_LEVEL], 9)])
 def test_problems_to_measure_on_are_counted_distinct_and_held_out(families, levels, count):
     for split in ("test", "val"):
         problems = evaluate.held_out_problems(families, levels, count, split)
         assert [sum(p.family == f for p in problems) for f in families] == [count] * len(families)
-        assert len({p.key for p in problems}) == len(problems) and {split_of(p.key) for p in problems} == {split}
+        assert len({p.key for p in problems}) == len(problems) and {split_of(p.family, p.params) for p in problems} == {split}
         per_level = [sum(p.level == level for p in problems) for level in levels]
         assert max(per_level) - min(per_level) <= len(families)
         assert problems == evaluate.held_out_problems(families, levels, count, split)
@@ -165,32 +165,9 @@ def test_levels_that_run_dry_are_made_up_by_the_next_and_never_exceed_the_count(
     assert len(evaluate.held_out_problems(["primality"], [1], 500)) < 30
 
 
-# Rewards
-
-
-def test_the_reward_wants_the_answer_in_its_place_and_alone():
-    product = demo_problems()[0]
-    right = encode("248171")
-    assert reward(product, render_response("800 * 200 = 160000", "248171")).total == reward(product, render_response("", "248,171")).total == 1
-    answers = ("12", "248171 or 12", "12 or 13 or 248171", product.question, "847 × 293", "")
-    for ids in ([THINK, *right, END_THINK, END], [THINK, *right, END], [THINK, END_THINK, *right], [*right, END], [],
-                [THINK, END_THINK, *right, THINK, END], [THINK, END_THINK, *encode("12"), END, *right, END], render_response("<|/think|>248171<|end|>", ""),
-                *(render_response("248171", answer) for answer in answers)):
-        assert reward(product, ids).parts["outcome"] == 0
-
-
-def test_reward_totals_are_the_weighted_sum_of_their_parts():
-    product = demo_problems()[0]
-    wrong, cut = render_response("", "12"), render_response("", "248171")[:-1]
-    assert [reward(product, ids, 0.25).total for ids in (render_response("", "248171"), wrong, cut)] == [1.25, 0.25, 0]
-    assert reward(product, wrong).parts == {"outcome": 0, "format": 1}
-    assert outcome_reward(product, parse_response(cut)) == format_reward(parse_response(cut)) == 0
-
-
-def test_an_empty_answer_earns_no_format_reward_and_no_vote():
+def test_an_empty_answer_earns_no_vote():
     empty = parse_response([THINK, *encode("a"), END_THINK, END])
-    assert format_reward(empty) == 0
-    assert vote_scores([empty.answer, empty.answer, "12"])[2] == 1 == max(vote_scores([empty.answer, empty.answer, "12"]))
+    assert vote_scores([empty.answer, empty.answer, "12"]) == [0, 0, 1]
 
 
 # Methods

@@ -12,8 +12,8 @@ from conftest import make_stopping
 import train_grpo
 from nanoreason.common import Machine, generator
 from nanoreason.generate import Rollout, generate
-from nanoreason.tasks import split_of
-from nanoreason.tokenizer import Response
+from nanoreason.tasks import split_of, user_problem
+from nanoreason.tokenizer import END, PAD, Response, decode, encode, render_prompt, render_response
 from train_grpo import Config, draw_questions, group_advantages, grpo_loss, micro_batches, token_logprobs, update
 
 MACHINE = Machine(torch.device("cpu"))
@@ -306,10 +306,48 @@ def test_questions_are_training_questions_and_ranks_share_them_out():
     config = Config(prompts=64)
     whole = draw_questions(config, 3, MACHINE)
     assert [draw_questions(config, 3, Machine(torch.device("cpu"), r, 4)) for r in range(4)] == [whole[r::4] for r in range(4)]
-    assert {split_of(p.key) for step in range(5) for p in draw_questions(config, step, MACHINE)} == {"train"}
+    assert {split_of(p.family, p.params) for step in range(5) for p in draw_questions(config, step, MACHINE)} == {"train"}
     steps = [{p.question for p in draw_questions(config, step, MACHINE)} for step in range(3)]
     assert all(len(steps[i] & steps[j]) < 12 for i, j in ((0, 1), (1, 2), (0, 2)))
     assert {p.family for p in whole} == set(config.families.split(",")) and {p.level for p in whole} == {1, 2}
+
+
+def test_questions_of_the_users_own_come_from_their_training_split():
+    own = {"train": [user_problem(f"What is {i}?", str(i)) for i in range(30)], "val": [user_problem("val", "1")]}
+    config = Config(prompts=200)
+    whole = draw_questions(config, 3, MACHINE, own)
+    assert {p.question for p in whole} == {p.question for p in own["train"]}
+    assert [draw_questions(config, 3, Machine(torch.device("cpu"), r, 2), own) for r in range(2)] == [whole[0::2], whole[1::2]] and whole != draw_questions(config, 4, MACHINE, own)
+
+
+def scripted(monkeypatch, respond):
+    """Let the trainer sample what respond(question), a list of responses as ids, says."""
+
+    def generate(model, prompts, count, *rest):
+        script = [ids for prompt in prompts for ids in respond(decode(prompt[1:-1]))]
+        longest = max(map(len, script))
+        ids = torch.tensor([s + [PAD] * (longest - len(s)) for s in script])
+        mask = torch.tensor([[i < len(s) for i in range(longest)] for s in script])
+        return Rollout(ids, mask, torch.zeros(ids.shape), (ids == END).any(1))
+
+    monkeypatch.setattr(train_grpo, "generate", generate)
+
+
+def test_every_response_is_rewarded_for_its_own_question_and_compared_with_its_own_group(model, monkeypatch):
+    """'What is n?' is answered n briefly, n after n + 1 needless lines, and n + 1: each group has its own shortest right response."""
+    own = {"train": [user_problem(f"What is {n}?", str(n)) for n in range(1, 9)], "val": []}
+    briefly = lambda n: "\n".join(["so"] * n)  # the larger n, the longer even the shortest
+    scripted(monkeypatch, lambda q: [render_response(briefly(n), str(m)) for n, m in ((int(q[8:-1]), int(q[8:-1])), (2 * int(q[8:-1]), int(q[8:-1])), (1, int(q[8:-1]) + 1))])
+    config = Config(num_samples_per_prompt=3, prompts=6, length_penalty=-0.01, length_form="calibrated", format_weight=0.5)
+    prompts, rollout, rewards, row = train_grpo.rollout_step(model, config, 0, MACHINE, own)
+    problems = draw_questions(config, 0, MACHINE, own)
+    assert prompts == [render_prompt(p.question) for p in problems] and len({p.question for p in problems}) > 2
+    longer = [len(encode(briefly(2 * n))) - len(encode(briefly(n))) for n in (int(p.answer) for p in problems)]
+    assert len(set(longer)) > 2 and min(longer) > 0
+    assert rewards["outcome"].tolist() == [[1, 1, 0]] * 6 and rewards["format"].tolist() == [[1, 1, 1]] * 6 and "process" not in rewards
+    assert rewards["length"].tolist() == [pytest.approx([0, -0.01 * n, 0]) for n in longer]
+    assert rewards["total"].tolist() == [pytest.approx([1.5, 1.5 - 0.01 * n, 0.5]) for n in longer]
+    assert row["reward_length"] == pytest.approx(-0.01 * sum(longer) / 18) and row["reward_total"] == pytest.approx(7 / 6 - 0.01 * sum(longer) / 18) and row["solve_rate"] == pytest.approx(2 / 3)
 
 
 def test_rollout_metrics_count_groups_without_signal_and_lengths_by_outcome():

@@ -10,12 +10,10 @@ from functools import cache
 
 import pytest
 
-from nanoreason import tasks
 from nanoreason.tasks import FAMILIES, LEVELS, STYLES, Verdict, audit, draw_problem, judge_steps, make_problem, solve, split_of, verify
 from nanoreason.tasks.core import MAX_TEXT
-from nanoreason.tasks.logic import Logic
 
-FAMILY = tasks._JUDGES.setdefault("logic", FAMILIES.setdefault("logic", Logic()))
+FAMILY = FAMILIES["logic"]
 ALL_LEVELS = (*LEVELS, 6)
 RIGHT, WRONG, UNNEEDED = Verdict.RIGHT, Verdict.WRONG, Verdict.UNNEEDED
 TRUTH = ("and", ("or", 0, 1), ("not", 0))  # (p or q) and not p
@@ -243,22 +241,22 @@ def test_half_of_the_draws_are_of_each_kind_and_all_wordings_come_up():
         for _ in range(600):
             problem = draw_problem("logic", level, rng)
             kinds[problem.params[0]] += 1
-            endings[re.sub(r"the \w+( \w+)?\?", "X?", problem.question.split(". ")[-1]).split()[0] + problem.question[-9]] += 1
             if problem.params[0] == "truth":
                 sets[read_truth(problem.question)[1][0]] += 1
-                endings[problem.question[:3]] += 1
+                endings[problem.question.split()[0]] += 1
             else:
                 sets[re.search(r" is (\w+) than", problem.question)[1]] += 1
-                endings[re.search(r"(Who is|Who of|Which of|Name) ", problem.question)[1]] += 1
+                endings[re.search("(Who is|Who of them is|Which of them is|Name) the", problem.question)[1]] += 1
         assert 0.42 < kinds["order"] / 600 < 0.58
-    assert all(endings[key] > 100 for key in ("Who is", "Who of", "Which of", "Name", "How", "In ", "For")), endings
+    assert all(endings[key] > 100 for key in ("Who is", "Who of them is", "Which of them is", "Name", "How", "In", "For")), endings
     assert set(sets) == {"p", "a", "x", *MORE, *LESS} and all(sets[key] > 100 for key in ("p", "a", "x", *MORE))
 
 
 def test_names_and_numbers_are_the_only_answers():
     puzzle = make_problem("logic", 1, ("order", ("Ben", "Anna", "Iris"), ((0, 1), (1, 2)), 2), random.Random(0))
     assert all(verify(puzzle, text) for text in ("Iris", "iris", "IRIS.", " Iris \n", "iris."))
-    for text in ("", ".", "Iri", "Iriss", "Anna", "Iris is last", "Iris, Anna", "Iris or Ben", "Iris..", "Iris!", "not Iris", "Iriſ", "İris", "Iris" * 60, "3", "Iris\nBen"):
+    for text in ("", ".", "Iri", "Iriss", "Anna", "Iris is last", "Iris, Anna", "Iris or Ben", "Iris..", "Iris!", "not Iris", "Iriſ", "İris",
+                 "Iris" * 60, "3", "Iris\nBen"):
         assert not verify(puzzle, text), text
     count = make_problem("logic", 1, ("truth", TRUTH), random.Random(0))
     assert count.answer == "1" and all(verify(count, text) for text in ("1", " 1 ", "1.", "1.0"))
@@ -392,12 +390,12 @@ def mutants(problem, rng):
 def test_changed_traces_are_sound_exactly_where_the_second_reader_says_so(kind):
     rng, decided = random.Random(0), Counter()
     for level in ALL_LEVELS:
-        for problem in draws(kind, level, 50):
+        for problem in draws(kind, level, 60 if kind == "order" else 25):
             for lines in mutants(problem, rng):
                 expected = SOUND[kind](problem.question, lines)
                 decided[expected] += 1
                 assert audit(problem, lines).sound == expected, (problem.question, lines, expected, audit(problem, lines))
-    assert decided[True] > 400 and decided[False] > 1500, decided
+    assert decided[True] > 250 and decided[False] > 800, decided
 
 
 def test_a_flipped_bit_in_a_row_is_always_wrong():
@@ -419,24 +417,31 @@ WHOLE = "Anna > Ben > Tom > Clara"
 
 
 @pytest.mark.parametrize("before, line, verdict, reason", [
-    ([], "Ben > Anna", WRONG, "Anna is before Ben"), ([], "Anna > Tom > Ben", WRONG, "Ben is before Tom"), ([], "Anna < Ben", WRONG, "Anna is before Ben"),
-    ([], "Anna > Tom", UNNEEDED, "nothing places Anna and Tom next to each other"), ([], "Ben > Tom > Clara", RIGHT, ""), ([], WHOLE, RIGHT, ""),
-    (["Anna > Tom"], "Anna > Tom", UNNEEDED, "nothing places Anna and Tom next to each other"), (["Anna > Ben"], "Anna > Ben", UNNEEDED, "this was said before"),
-    ([WHOLE], "Ben > Tom", UNNEEDED, "this was said before"), ([WHOLE], "Tom < Ben", RIGHT, ""), (["Ben > Anna"], "Ben > Anna", WRONG, "Anna is before Ben"),
+    ([], "Ben > Anna", WRONG, "Anna is before Ben"), ([], "Anna > Tom > Ben", WRONG, "Ben is before Tom"),
+    ([], "Anna < Ben", WRONG, "Anna is before Ben"), ([], "Anna > Tom", UNNEEDED, "nothing places Anna and Tom next to each other"),
+    ([], "Ben > Tom > Clara", RIGHT, ""), ([], WHOLE, RIGHT, ""),
+    (["Anna > Tom"], "Anna > Tom", UNNEEDED, "nothing places Anna and Tom next to each other"),
+    (["Anna > Ben"], "Anna > Ben", UNNEEDED, "this was said before"), ([WHOLE], "Ben > Tom", UNNEEDED, "this was said before"),
+    ([WHOLE], "Tom < Ben", RIGHT, ""), (["Ben > Anna"], "Ben > Anna", WRONG, "Anna is before Ben"),
     (["Anna > Ben", "Ben > Tom"], "Anna > Ben > Tom", RIGHT, ""), (["Clara < Tom < Ben"], "Tom < Ben", UNNEEDED, "this was said before"),
-    (["Check: Anna > Ben"], "Anna > Ben", RIGHT, ""),
-    ([], "Ben is second", WRONG, "the whole order has not been established"), (["Anna > Ben > Tom", "Tom > Clara"], "Ben is second", WRONG, None),
-    ([WHOLE], "Ben is second", RIGHT, ""), (["Clara < Tom < Ben < Anna"], "Ben is second", RIGHT, ""),
-    ([WHOLE], "Anna is second", WRONG, "Anna is not second"), ([WHOLE], "Ben is last", WRONG, None), ([WHOLE], "Anna is first", UNNEEDED, "this is not what is asked"),
-    ([WHOLE], "Clara is last", UNNEEDED, None), ([WHOLE], "Clara is fourth", UNNEEDED, None), ([WHOLE], "Ben is eighth", WRONG, None), ([WHOLE], "Ben is tenth", WRONG, None),
-    ([WHOLE, "Ben is second"], "Ben is second", UNNEEDED, "this was said before"), ([WHOLE], "Emma is second", WRONG, None), ([WHOLE], "Ben is second.", WRONG, None),
-    (["Check: " + ", ".join(("Ben > Tom", "Anna > Ben", "Anna > Tom", "Tom > Clara"))], "Ben is second", WRONG, "the whole order has not been established"),
-    ([], "Check: Tom < Ben, Tom > Clara, Anna > Tom, Ben < Anna", RIGHT, ""), ([], "Check: Ben > Tom, Anna > Ben, Tom > Clara", UNNEEDED, "the clue about Anna and Tom is not tested"),
-    ([], "Check: Ben > Tom, Anna > Ben, Anna > Tom, Clara > Tom", WRONG, "Tom is before Clara"), ([], "Check: " + WHOLE, WRONG, None), ([], "Check: Ben is second", WRONG, None),
-    (["Check: Tom < Ben, Tom > Clara, Anna > Tom, Ben < Anna"], "Check: Ben > Tom, Anna > Ben, Anna > Tom, Tom > Clara", UNNEEDED, "this was said before"),
-    ([], "Anna", WRONG, None), ([], "Anna > ", WRONG, None), ([], "Anna > Emma", WRONG, None), ([], "Anna > Anna", WRONG, None), ([], "Anna > Ben < Tom", WRONG, None),
-    ([], "Anna  > Ben", WRONG, None), ([], "Anna>Ben", WRONG, None), ([], " Anna > Ben", WRONG, None), ([], "Anna > Ben ", WRONG, None), ([], "anna > ben", WRONG, None),
-    ([], "Anna > Ben, Ben > Tom", WRONG, None), ([], "Ben > Tom\n", WRONG, None), ([], "Anna >> Ben", WRONG, None), ([], "", WRONG, None)])
+    (["Check: Anna > Ben"], "Anna > Ben", RIGHT, ""), ([], "Ben is second", WRONG, "the whole order has not been established"),
+    (["Anna > Ben > Tom", "Tom > Clara"], "Ben is second", WRONG, None), ([WHOLE], "Ben is second", RIGHT, ""),
+    (["Clara < Tom < Ben < Anna"], "Ben is second", RIGHT, ""), ([WHOLE], "Anna is second", WRONG, "Anna is not second"),
+    ([WHOLE], "Ben is last", WRONG, None), ([WHOLE], "Anna is first", UNNEEDED, "this is not what is asked"),
+    ([WHOLE], "Clara is last", UNNEEDED, None), ([WHOLE], "Clara is fourth", UNNEEDED, None), ([WHOLE], "Ben is eighth", WRONG, None),
+    ([WHOLE], "Ben is tenth", WRONG, None), ([WHOLE, "Ben is second"], "Ben is second", UNNEEDED, "this was said before"),
+    ([WHOLE], "Emma is second", WRONG, None), ([WHOLE], "Ben is second.", WRONG, None),
+    (["Check: Ben > Tom, Anna > Ben, Anna > Tom, Tom > Clara"], "Ben is second", WRONG, "the whole order has not been established"),
+    ([], "Check: Tom < Ben, Tom > Clara, Anna > Tom, Ben < Anna", RIGHT, ""),
+    ([], "Check: Ben > Tom, Anna > Ben, Tom > Clara", UNNEEDED, "the clue about Anna and Tom is not tested"),
+    ([], "Check: Ben > Tom, Anna > Ben, Anna > Tom, Clara > Tom", WRONG, "Tom is before Clara"), ([], "Check: " + WHOLE, WRONG, None),
+    ([WHOLE], "Check: Ben is second", WRONG, None),
+    (["Check: Tom < Ben, Tom > Clara, Anna > Tom, Ben < Anna"], "Check: Ben > Tom, Anna > Ben, Anna > Tom, Tom > Clara", UNNEEDED,
+     "this was said before"),
+    ([], "Anna", WRONG, None), ([], "Anna > ", WRONG, None), ([], "Anna > Emma", WRONG, None), ([], "Anna > Anna", WRONG, None),
+    ([], "Anna > Ben < Tom", WRONG, None), ([], "Anna  > Ben", WRONG, None), ([], "Anna>Ben", WRONG, None), ([], " Anna > Ben", WRONG, None),
+    ([], "Anna > Ben ", WRONG, None), ([], "anna > ben", WRONG, None), ([], "Anna > Ben, Ben > Tom", WRONG, None),
+    ([], "Ben > Tom\n", WRONG, None), ([], "Anna >> Ben", WRONG, None), ([], "", WRONG, None)])
 def test_lines_about_an_order(before, line, verdict, reason):
     *_, judgement = judge_steps(PUZZLE, [*before, line])
     assert judgement.verdict is verdict and (reason is None or judgement.reason == reason), judgement
@@ -449,30 +454,40 @@ TABLE = ["0 0: 0", "0 1: 1", "1 0: 0", "1 1: 0"]
 @pytest.mark.parametrize("before, line, verdict, reason", [
     ([], "1 0: (1 or 0) and not 1 = 1 and 0 = 0", RIGHT, ""), ([], "1 0: (1 or 0) and not 1 = 0", RIGHT, ""), ([], "1 0: 0", RIGHT, ""),
     ([], "1 0: ( 1 or 0 )and not  1=1 and 0 =0", RIGHT, ""), ([], "1 0: (1 or 0) and not 1 = (1) and (not (1)) = 0", RIGHT, ""),
-    ([], "1 0: ((1 or 0) and not 1) = 1 and not 1 = 1 and 0 = 0", RIGHT, ""), ([], "1 0: (1 or 0) and not 1 = 0 and 1 = 0", WRONG, "a side does not follow from the one before"),
-    ([], "1 0: (1 or 0) and not 1 = 0 = 1 and 0 = 0", WRONG, "a side does not follow from the one before"), ([], "1 0: (1 or 0) and not 1 = 1 xor 1 = 0", WRONG, None),
-    ([], "1 0: (1 or 0) and not 1 = not 1 = 0", WRONG, "a side does not follow from the one before"),
-    ([], "1 0: 1", WRONG, "row 1 0 is 0"), ([], "1 0: (1 or 0) and not 1 = 1 and 1 = 0", WRONG, "row 1 0 is 0"), ([], "1 0: (1 or 0) and not 1 = 1 and 0 = 1", WRONG, "row 1 0 is 0"),
-    ([], "1 0: (0 or 1) and not 1 = 0", WRONG, "this is not the expression"), ([], "1 0: 0 = 0", WRONG, "this is not the expression"), ([], "1 0: 1 and 0 = 0", WRONG, None),
-    ([], "1 0: (1 or 0) and not 0 = 0", WRONG, "this is not the expression"), ([], "1 0: (1 or 0) and not 1", WRONG, None), ([], "1 0: (1 or 0) and not 1 = 1 and 0", WRONG, None),
-    ([], "1 0: 1 and 0", WRONG, None), ([], "1 0: (0)", WRONG, None), ([], "1 0 1: 0", WRONG, "there is no row 1 0 1"), ([], "1: 0", WRONG, None), ([], "10: 0", WRONG, None),
-    ([], "1  0: 0", WRONG, None), ([], " 1 0: 0", WRONG, None), ([], "1 0 : 0", WRONG, None), ([], "2 0: 0", WRONG, None), ([], "1 0:0", WRONG, None), ([], "1 0: 00", WRONG, None),
-    ([], "1 0: (1 or 0) and not 1 = 1 and 0 and 0 = 0", WRONG, "this is no statement that can be checked"), ([], "1 0: (1 or 0) and not 1 = 00 = 0", WRONG, None),
-    ([], "1 0: (1 or 0) and not 1 = 1 0 = 0", WRONG, None), ([], "1 0: (1 or 0) and not 1 = = 0", WRONG, None), ([], "1 0: (p or q) and not p = 0", WRONG, None),
-    ([], "1 0: (1 or 0) and not 1 = 2 and 0 = 0", WRONG, None), ([], "1 0: (1 or 0) and not 1 = (1 and 0 = 0", WRONG, None), ([], "Check: 1 0: 0", WRONG, None),
-    (["1 0: 0"], "1 0: (1 or 0) and not 1 = 0", UNNEEDED, "this was said before"), (["1 0: 1"], "1 0: 0", RIGHT, ""), (["1 0: 0"], "1 0: 1", WRONG, "row 1 0 is 0"),
-    (TABLE, "true in 1 of 4 rows", RIGHT, ""), (TABLE[:3], "true in 1 of 4 rows", WRONG, "row 1 1 has not been worked out"), ([], "true in 1 of 4 rows", WRONG, None),
-    (["0 0: 1", *TABLE[1:]], "true in 1 of 4 rows", WRONG, "row 0 0 has not been worked out"), (TABLE, "true in 2 of 4 rows", WRONG, "it is true in 1 of 4 rows"),
-    (TABLE, "true in 1 of 5 rows", WRONG, None), (TABLE, "true in 01 of 4 rows", WRONG, None), (TABLE, "true in 1 of 4", WRONG, None), (TABLE, "True in 1 of 4 rows", WRONG, None),
+    ([], "1 0: ((1 or 0) and not 1) = 1 and not 1 = 1 and 0 = 0", RIGHT, ""),
+    ([], "1 0: (1 or 0) and not 1 = 0 and 1 = 0", WRONG, "a side does not follow from the one before"),
+    ([], "1 0: (1 or 0) and not 1 = 0 = 1 and 0 = 0", WRONG, "a side does not follow from the one before"),
+    ([], "1 0: (1 or 0) and not 1 = 1 xor 1 = 0", WRONG, None),
+    ([], "1 0: (1 or 0) and not 1 = not 1 = 0", WRONG, "a side does not follow from the one before"), ([], "1 0: 1", WRONG, "row 1 0 is 0"),
+    ([], "1 0: (1 or 0) and not 1 = 1 and 1 = 0", WRONG, "row 1 0 is 0"), ([], "1 0: (1 or 0) and not 1 = 1 and 0 = 1", WRONG, "row 1 0 is 0"),
+    ([], "1 0: (0 or 1) and not 1 = 0", WRONG, "this is not the expression"), ([], "1 0: 0 = 0", WRONG, "this is not the expression"),
+    ([], "1 0: 1 and 0 = 0", WRONG, None), ([], "1 0: (1 or 0) and not 0 = 0", WRONG, "this is not the expression"),
+    ([], "1 0: (1 or 0) and not 1", WRONG, None), ([], "1 0: (1 or 0) and not 1 = 1 and 0", WRONG, None), ([], "1 0: 1 and 0", WRONG, None),
+    ([], "1 0: (0)", WRONG, None), ([], "1 0 1: 0", WRONG, "there is no row 1 0 1"), ([], "1: 0", WRONG, None), ([], "10: 0", WRONG, None),
+    ([], "1  0: 0", WRONG, None), ([], " 1 0: 0", WRONG, None), ([], "1 0 : 0", WRONG, None), ([], "2 0: 0", WRONG, None),
+    ([], "1 0:0", WRONG, None), ([], "1 0: 00", WRONG, None),
+    ([], "1 0: (1 or 0) and not 1 = 1 and 0 and 0 = 0", WRONG, "this is no statement that can be checked"),
+    ([], "1 0: (1 or 0) and not 1 = 00 = 0", WRONG, None), ([], "1 0: (1 or 0) and not 1 = 1 0 = 0", WRONG, None),
+    ([], "1 0: (1 or 0) and not 1 = = 0", WRONG, None), ([], "1 0: (p or q) and not p = 0", WRONG, None),
+    ([], "1 0: (1 or 0) and not 1 = 2 and 0 = 0", WRONG, None), ([], "1 0: (1 or 0) and not 1 = (1 and 0 = 0", WRONG, None),
+    ([], "Check: 1 0: 0", WRONG, None), (["1 0: 0"], "1 0: (1 or 0) and not 1 = 0", UNNEEDED, "this was said before"),
+    (["1 0: 1"], "1 0: 0", RIGHT, ""), (["1 0: 0"], "1 0: 1", WRONG, "row 1 0 is 0"), (TABLE, "true in 1 of 4 rows", RIGHT, ""),
+    (TABLE[:3], "true in 1 of 4 rows", WRONG, "row 1 1 has not been worked out"), ([], "true in 1 of 4 rows", WRONG, None),
+    (["0 0: 1", *TABLE[1:]], "true in 1 of 4 rows", WRONG, "row 0 0 has not been worked out"),
+    (TABLE, "true in 2 of 4 rows", WRONG, "it is true in 1 of 4 rows"), (TABLE, "true in 1 of 5 rows", WRONG, None),
+    (TABLE, "true in 01 of 4 rows", WRONG, None), (TABLE, "true in 1 of 4", WRONG, None), (TABLE, "True in 1 of 4 rows", WRONG, None),
     (TABLE, "Check: true in 1 of 4 rows", WRONG, None), ([*TABLE, "true in 1 of 4 rows"], "true in 1 of 4 rows", UNNEEDED, "this was said before"),
-    (TABLE, "false in 3 of 4 rows", RIGHT, ""), (TABLE, "false in 1 of 4 rows", WRONG, "it is false in 3 of 4 rows"), (TABLE[1:], "false in 3 of 4 rows", WRONG, None),
-    ([*TABLE, "false in 3 of 4 rows"], "false in 3 of 4 rows", UNNEEDED, None), ([*TABLE, "false in 3 of 4 rows"], "4 - 3 = 1", RIGHT, ""),
-    (TABLE, "4 - 3 = 1", WRONG, "the false rows have not been counted"), ([*TABLE, "false in 3 of 4 rows"], "4 - 3 = 2", WRONG, "the two sides are not equal"),
+    (TABLE, "false in 3 of 4 rows", RIGHT, ""), (TABLE, "false in 1 of 4 rows", WRONG, "it is false in 3 of 4 rows"),
+    (TABLE[1:], "false in 3 of 4 rows", WRONG, None), ([*TABLE, "false in 3 of 4 rows"], "false in 3 of 4 rows", UNNEEDED, None),
+    ([*TABLE, "false in 3 of 4 rows"], "4 - 3 = 1", RIGHT, ""), (TABLE, "4 - 3 = 1", WRONG, "the false rows have not been counted"),
+    ([*TABLE, "false in 3 of 4 rows"], "4 - 3 = 2", WRONG, "the two sides are not equal"),
     ([*TABLE, "false in 3 of 4 rows"], "4 - 2 = 2", WRONG, None), ([*TABLE, "false in 3 of 4 rows"], "4 - 1 = 3", UNNEEDED, "this is not needed"),
-    ([*TABLE, "false in 3 of 4 rows"], "4 + 3 = 7", WRONG, None), ([*TABLE, "false in 3 of 4 rows", "4 - 3 = 1"], "4 - 3 = 1", UNNEEDED, "this was said before"),
-    (TABLE, "Check: 1 + 3 = 4", RIGHT, ""), (TABLE, "Check: 3 + 1 = 4", RIGHT, ""), (TABLE, "Check: 1 + 3 = 5", WRONG, None), (TABLE, "Check: 2 + 2 = 4", WRONG, None),
-    (TABLE, "Check: 4 + 1 = 5", UNNEEDED, None), (TABLE, "Check: 4 - 3 = 1", WRONG, None), (TABLE, "1 + 3 = 4", WRONG, None), (TABLE[:3], "Check: 1 + 3 = 4", WRONG, None),
-    ([*TABLE, "Check: 3 + 1 = 4"], "Check: 1 + 3 = 4", UNNEEDED, "this was said before"), ([], "", WRONG, None), (TABLE, "1", WRONG, None)])
+    ([*TABLE, "false in 3 of 4 rows"], "4 + 3 = 7", WRONG, None),
+    ([*TABLE, "false in 3 of 4 rows", "4 - 3 = 1"], "4 - 3 = 1", UNNEEDED, "this was said before"), (TABLE, "Check: 1 + 3 = 4", RIGHT, ""),
+    (TABLE, "Check: 3 + 1 = 4", RIGHT, ""), (TABLE, "Check: 1 + 3 = 5", WRONG, None), (TABLE, "Check: 2 + 2 = 4", WRONG, None),
+    (TABLE, "Check: 4 + 1 = 5", UNNEEDED, None), (TABLE, "Check: 4 - 3 = 1", WRONG, None), (TABLE, "1 + 3 = 4", WRONG, None),
+    (TABLE[:3], "Check: 1 + 3 = 4", WRONG, None), ([*TABLE, "Check: 3 + 1 = 4"], "Check: 1 + 3 = 4", UNNEEDED, "this was said before"),
+    ([], "", WRONG, None), (TABLE, "1", WRONG, None)])
 def test_lines_about_a_truth_table(before, line, verdict, reason):
     *_, judgement = judge_steps(COUNT, [*before, line])
     assert judgement.verdict is verdict and (reason is None or judgement.reason == reason), judgement
@@ -511,25 +526,28 @@ def test_slips_are_made_in_chains_and_rows_alone():
 
 def test_garbage_never_raises_and_is_never_slow():
     rng = random.Random(0)
-    words = ["Anna", "Ben", "Tom", " > ", " < ", " is ", "second", "last", ", ", "Check: ", "Wait, ", "0", "1", " ", ": ", "(", ")", "not ", " and ", " or ", " xor ", "=",
-             "true in ", " of ", "rows", "4 - 3 = 1", "٣", "²", "\n", "\0", "\ud800", "💥", "+", "-", "9" * 20]
+    words = ["Anna", "Ben", "Tom", " > ", " < ", " is ", "second", "last", ", ", "Check: ", "Wait, ", "0", "1", " ", ": ", "(", ")", "not ", " and ",
+             " or ", " xor ", "=", "true in ", " of ", "rows", "4 - 3 = 1", "٣", "²", "\n", "\0", "\ud800", "💥", "+", "-", "9" * 20]
     lines = ["".join(rng.choices(words, k=rng.randint(0, 30))) for _ in range(1500)]
-    lines += ["1 0: " + text for text in ("not " * 48 + "1", "(" * 97 + "1" + ")" * 97, "(" * 195, "not(" * 48, ")" * 190, "1=" * 97 + "1", "=" * 195, "1 and " * 32 + "1",
-                                          "(1 and " * 27 + "0", "(" * 60 + "1 and 0)" * 16, "0 " * 97, "a" * 195, "not" * 65, "(1 or 0) and not 1 = " * 9 + "0")]
-    lines += [" > ".join(["Anna"] * 28), "Anna > " * 28, " > " * 66, "> " * 99, ", " * 99, "Check: " + "Anna > Ben, " * 16, " is " * 50, "Anna is " + "x" * 190, "0 " * 99 + ": 0",
-              "0" * 199 + ":", "true in " + "9" * 180 + " of 4 rows", "9" * 190 + " - 1 = 1", "Anna > Ben" * 10_000, "1 0: " + "(" * 100_000, " " * 1_000_000, "1 0: " + "not " * 100_000 + "1"]
+    sides = ["not " * 48 + "1", "(" * 97 + "1" + ")" * 97, "(" * 195, "not(" * 48, ")" * 190, "1=" * 97 + "1", "=" * 195, "1 and " * 32 + "1",
+             "(1 and " * 27 + "0", "(" * 60 + "1 and 0)" * 16, "0 " * 97, "a" * 195, "not" * 65, "(1 or 0) and not 1 = " * 9 + "0", "(" * 100_000,
+             "not " * 100_000 + "1"]
+    lines += [f"1 0: {side}" for side in sides]
+    lines += [" > ".join(["Anna"] * 28), "Anna > " * 28, " > " * 66, "> " * 99, ", " * 99, "Check: " + "Anna > Ben, " * 16, " is " * 50,
+              "Anna is " + "x" * 190, "0 " * 99 + ": 0", "0" * 199 + ":", f"true in {'9' * 180} of 4 rows", "9" * 190 + " - 1 = 1",
+              "Anna > Ben" * 10_000, " " * 1_000_000]
     slowest = 0.0
     for problem in (PUZZLE, COUNT, draws("order", 6, 1)[0], draws("truth", 5, 1)[0]):
         for line in lines:
-            for judge in (lambda: judge_steps(problem, [line])[0].verdict, lambda: FAMILY.judge(problem.params, [("", line), ("Check", line)])[0].verdict):
-                took = []
-                for _ in range(3):  # the best of three: the machine is shared
-                    start = time.perf_counter()
-                    assert isinstance(judge(), Verdict)
-                    took.append(time.perf_counter() - start)
-                    if took[-1] < 0.001:
-                        break
-                slowest = max(slowest, min(took))
+            took = []
+            for _ in range(3):  # the best of three: the machine is shared
+                start = time.perf_counter()
+                judged = [*judge_steps(problem, [line]), *FAMILY.judge(problem.params, [("", line), ("Check", line)])]
+                took.append(time.perf_counter() - start)
+                assert all(isinstance(judgement.verdict, Verdict) for judgement in judged)
+                if took[-1] < 0.002:
+                    break
+            slowest = max(slowest, min(took))
             assert isinstance(verify(problem, line), bool) and isinstance(FAMILY.concludes(problem.params, line), bool)
     assert slowest < 0.005, slowest
 
@@ -537,6 +555,7 @@ def test_garbage_never_raises_and_is_never_slow():
 def test_sides_are_read_to_a_depth_of_20():
     reasons = [judge_steps(COUNT, [f"1 0: (1 or 0) and not 1 = {'not ' * n}{n % 2} = 0"])[0].reason for n in (20, 21)]
     assert reasons == ["a side does not follow from the one before", "this is no statement that can be checked"]
+    assert [verdicts(COUNT, [f"1 0: (1 or 0) and not 1 = {'(' * n}0{')' * n} = 0"]) for n in (20, 21)] == [[RIGHT], [WRONG]]
 
 
 def test_over_long_lines_say_nothing():

@@ -15,14 +15,17 @@ import torch
 import sample
 import train_grpo
 import train_sft
-from nanoreason import checkpoint, speedrun
+from nanoreason import checkpoint, corpus, speedrun
 from nanoreason.common import Machine, generator, read_metrics, run_script
-from nanoreason.corpus import demonstrations
+from nanoreason.corpus import demonstrations, read_rows
 from nanoreason.data import pack
 from nanoreason.generate import generate
 from nanoreason.model import GPT, GPTConfig
+from nanoreason.search import greedy
 from nanoreason.tasks import draw_problem
-from nanoreason.tokenizer import render_prompt
+from nanoreason.tasks.recall import CAPITALS
+from nanoreason.tokenizer import encode, render_prompt, render_response
+from test_grpo import scripted
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
@@ -55,7 +58,7 @@ def test_sft_learns_what_the_file_teaches(capitals):
     report = json.loads((capitals / "sft" / "report.json").read_text())
     rows = read_metrics(capitals / "sft" / "metrics.jsonl")
     assert rows[0]["loss"] > 5.5 and report["val_loss"] < 0.6  # ln 2 a response, spread over its tokens, is the floor of a coin flip
-    assert report["real_share"] > 0.85
+    assert report["real_share"] > 0.8
 
 
 def test_grpo_finds_the_answers_that_pay(capitals):
@@ -77,6 +80,103 @@ def test_sample_prints_an_answer_and_eval_counts(capitals, capsys):
     call(sample, "--eval", "--ckpt", capitals / "sft", "--families", "fact", "--level", "1", "--problems", 10, "--ns", "1,4", "--json", capitals / "eval.json")
     figures = json.loads((capitals / "eval.json").read_text())
     assert figures["greedy"]["n"] == 10 and figures["scaling"]["coverage"][1] >= figures["scaling"]["coverage"][0] > 0
+
+
+@pytest.fixture(scope="module")
+def known(capitals):
+    """A JSONL of questions and answers: what the model of `capitals` says itself for two thirds of its rows, 'Atlantis' for the others."""
+    model = checkpoint.load_model(capitals / "sft", torch.device("cpu"))
+    with open(capitals / "known.jsonl", "w") as f:
+        for i, country in enumerate(CAPITALS):
+            for wording in ("What is the capital of {}?", "Name the capital of {}.", "{} has which capital?"):
+                question = wording.format(country)
+                said = greedy(model, render_prompt(question), max_new_tokens=16).answer
+                f.write(json.dumps({"prompt": question, "answer": said if said and i % 3 else "Atlantis"}) + "\n")
+    return capitals / "known.jsonl"
+
+
+def test_one_file_of_questions_and_answers_serves_supervised_training_reinforcement_learning_and_evaluation(capitals, known, tmp_path):
+    rows = read_rows(known)
+    val = [r for r in rows if r.split == "val"]
+    right = lambda some: sum(r.answer != "Atlantis" for r in some)
+    assert len(rows) == 60 and len(val) >= 3 and 30 < right(rows) <= 40
+
+    figures = {}
+    for split in ("val", "test"):  # test: all rows
+        call(sample, "--eval", "--ckpt", capitals / "sft", "--data", known, "--split", split, "--max-reasoning-tokens", 16, "--json", tmp_path / "eval.json")
+        figures[split] = json.loads((tmp_path / "eval.json").read_text())
+    assert [(figures[s]["greedy"]["n"], figures[s]["greedy"]["acc"]) for s in ("val", "test")] == [(len(some), round(right(some) / len(some), 4)) for some in (val, rows)]
+    assert list(figures["test"]["families"]) == ["data"] and figures["test"]["levels"] == [0] and figures["test"]["scaling"]["problems"] == 60
+
+    call(train_sft, "--stage", "cold-start", "--init", capitals / "sft", "--data", known, "--row-tokens", 64, "--batch-tokens", 128, "--epochs", 3, "--out", tmp_path / "sft")
+    report, metrics = json.loads((tmp_path / "sft" / "report.json").read_text()), read_metrics(tmp_path / "sft" / "metrics.jsonl")
+    assert report["steps"] > 5 and report["val_loss"] > 0 and metrics[-1]["loss"] < metrics[0]["loss"]  # Atlantis is news
+
+    call(train_grpo, "--init", capitals / "sft", "--data", known, "--steps", 2, "--prompts", 4, "--num-samples-per-prompt", 3, "--max-reasoning-tokens", 16, "--eval-every", 2, "--eval-problems", 3,
+         "--out", tmp_path / "rl")
+    report, metrics = json.loads((tmp_path / "rl" / "report.json").read_text()), read_metrics(tmp_path / "rl" / "metrics.jsonl")
+    assert len(metrics) == 2 and all(0 <= row["solve_rate"] <= 1 for row in metrics) and set(report["val_greedy"]) == {"0", "2"}
+    assert (report["val_greedy"]["0"]["n"], report["val_greedy"]["0"]["acc"]) == (3, round(right(val[:3]) / 3, 4))
+
+
+SUMS = [(a, b) for a in range(1, 10) for b in range(1, 10) if a + b > 9]  # all are as long to write as any other
+
+
+@pytest.fixture
+def sums(tmp_path):
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps({"question": f"What is {a} + {b}?", "answer": str(a + b)}) + "\n" for a, b in SUMS))
+    return path
+
+
+def four_responses(question):
+    """Right; right after a true, a false and a needless line; two answers; right, but cut off before the stop."""
+    a, b = int(question[8]), int(question[12])
+    return [render_response(f"{a} + {b} = {a + b}", str(a + b)), render_response(f"{a} + {b} = {a + b}\n{a} + {b} = 99\nhm", str(a + b)), render_response("", f"{a + b} or 99"),
+            render_response("", str(a + b))[:-1]]
+
+
+LONGER = len(encode("1 + 1 = 10\n1 + 1 = 99\nhm")) - len(encode("1 + 1 = 10"))
+
+
+@pytest.mark.parametrize("flags, logged", [
+    ("--length-penalty -0.001 --length-form calibrated --process-weight 0.5",
+     dict(outcome=1 / 2, format=3 / 4, length=-0.001 * LONGER / 4, process=1 / 4, total=1 / 2 - 0.001 * LONGER / 4 + 1 / 8)),
+    ("--process-weight 1 --process-form min --format-weight 0.1", dict(outcome=1 / 2, format=3 / 4, length=0, process=0, total=1 / 2 + 0.075)),
+    ("--reward leaky-for-hacking-study", dict(outcome=1 / 2, format=3 / 4, length=0, leaky=1, total=1)),
+    ("--reward outcome --length-penalty -0.001", dict(outcome=1 / 2, format=3 / 4, length=-0.001 * sum(map(len, four_responses("What is 9 + 8?"))) / 4)),
+])
+def test_the_parts_of_the_reward_are_logged(flags, logged, tiny_checkpoint, sums, tmp_path, monkeypatch):
+    scripted(monkeypatch, four_responses)
+    call(train_grpo, "--init", tiny_checkpoint, "--data", sums, "--steps", 1, "--prompts", 4, "--num-samples-per-prompt", 4, "--max-reasoning-tokens", 40, "--row-tokens", 64, "--eval-every", 0,
+         "--out", tmp_path / "rl", *flags.split())
+    (row,) = read_metrics(tmp_path / "rl" / "metrics.jsonl")
+    found = {name.removeprefix("reward_"): value for name, value in row.items() if name.startswith("reward_")}
+    assert LONGER > 5 and set(found) == {*logged, "total"} and {name: found[name] for name in logged} == pytest.approx(logged, abs=1e-6)
+    assert row["solve_rate"] == 1 / 2 and row["format"] == 3 / 4 and row["truncated"] == 1 / 4
+
+
+def test_the_held_out_level_can_be_measured(tiny_checkpoint, tmp_path):
+    call(sample, "--eval", "--ckpt", tiny_checkpoint, "--families", "multiplication,percent", "--level", 6, "--problems", 5, "--max-reasoning-tokens", 8, "--ns", 0, "--json", tmp_path / "eval.json")
+    figures = json.loads((tmp_path / "eval.json").read_text())
+    assert figures["levels"] == [6] and {f: list(t["levels"]) for f, t in figures["families"].items()} == {"multiplication": ["6"], "percent": ["6"]} and figures["greedy"]["n"] == 10
+
+
+def test_training_from_a_corpus_file_is_training_on_the_text_it_was_made_of(tmp_path, capsys):
+    write = ["--write", tmp_path / "corpus", "--tokens", 1000, "--row-tokens", 64, "--workers", 1]
+    call(corpus, *write)
+    for name, flags in (("file", ["--corpus", tmp_path / "corpus"]), ("generated", [])):
+        call(train_sft, "--stage", "base", "--model", "nano", "--tokens", 1000, "--row-tokens", 64, "--batch-tokens", 256, "--max-steps", 3, "--log-every", 1, "--precision", "fp32",
+             "--out", tmp_path / name, *flags)
+    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("file", "generated"))
+    assert len(one) == 3 and one == two
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("file", "generated")]
+    assert reports[0]["val_loss"] == reports[1]["val_loss"] > 3 and reports[0]["real_share"] == reports[1]["real_share"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        call(corpus, *write)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "already holds a corpus" in error and error.count("\n") == 1
 
 
 def without_times(rows):
@@ -131,6 +231,25 @@ def tiny_checkpoint(tmp_path_factory):
     (train_grpo, ["--out", "{new}"], "--init is missing"),
     (train_grpo, ["--init", "{tiny}", "--families", "poetry", "--out", "{new}"], "poetry"),
     (train_grpo, ["--init", "{tiny}", "--levels", "one", "--out", "{new}"], "--levels"),
+    (train_grpo, ["--init", "{tiny}", "--levels", "6", "--out", "{new}"], "whole numbers from 1 to 5"),
+    (train_grpo, ["--init", "{tiny}", "--reward", "generous", "--out", "{new}"], "invalid choice"),
+    (train_grpo, ["--init", "{tiny}", "--length-penalty", "0.001", "--out", "{new}"], "at most 0"),
+    (train_grpo, ["--init", "{tiny}", "--length-form", "fair", "--out", "{new}"], "invalid choice"),
+    (train_grpo, ["--init", "{tiny}", "--process-form", "max", "--out", "{new}"], "invalid choice"),
+    (train_grpo, ["--init", "{tiny}", "--data", "nowhere.jsonl", "--out", "{new}"], "no data file"),
+    (train_grpo, ["--init", "{tiny}", "--data", "{broken}", "--out", "{new}"], "line 2: this is not JSON"),
+    (train_grpo, ["--init", "{tiny}", "--data", "{unmarked}", "--out", "{new}"], "line 2: no answer to judge by"),
+    (train_grpo, ["--init", "{tiny}", "--data", "{rows}", "--max-reasoning-tokens", "60", "--out", "{new}"], "do not fit"),
+    (sample, ["--eval", "--ckpt", "{tiny}", "--data", "{unmarked}"], "line 2: no answer to judge by"),
+    (sample, ["--eval", "--ckpt", "{tiny}", "--data", "{broken}"], "line 2: this is not JSON"),
+    (sample, ["--eval", "--ckpt", "{tiny}", "--level", "7"], "levels are 1 to 6"),
+    (sample, ["--eval", "--ckpt", "{tiny}", "--families", "fact", "--level", "6"], "no problems to measure on"),
+    (train_sft, ["--data", "{broken}", "--out", "{new}"], "line 2: this is not JSON"),
+    (train_sft, ["--families", "chain,poetry", "--out", "{new}"], "poetry"),
+    (train_sft, ["--tables", "0.5", "--textbook", "0.5", "--out", "{new}"], "most they may be"),
+    (train_sft, ["--corpus", "nowhere", "--out", "{new}"], "no whole corpus"),
+    (corpus, ["--write", "{new}", "--tokens", "0"], "at least 1"),
+    (corpus, ["--write", "{tiny}/below"], "cannot write"),
     (speedrun, ["--seed", "-1"], "at least 0"),
 ])
 def test_every_mistake_ends_in_one_line_and_status_2(module, args, complaint, tiny_checkpoint, tmp_path, capsys):
@@ -138,7 +257,11 @@ def test_every_mistake_ends_in_one_line_and_status_2(module, args, complaint, ti
     (tmp_path / "damaged.pt").write_bytes(tiny_checkpoint.read_bytes()[:500])
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "ckpt.pt").write_bytes(b"precious")
-    places = dict(tiny=tiny_checkpoint, foreign=tmp_path / "foreign.pt", damaged=tmp_path / "damaged.pt", used=tmp_path / "used", new=tmp_path / "new")
+    good = json.dumps({"prompt": "What is 2 + 3?", "answer": "5"}) + "\n"
+    for name, second in (("rows", good), ("broken", "{oops\n"), ("unmarked", json.dumps({"prompt": "How are you?", "response": "Well."}))):
+        (tmp_path / f"{name}.jsonl").write_text(good + second)
+    places = {name: tmp_path / f"{name}.jsonl" for name in ("rows", "broken", "unmarked")}
+    places |= dict(tiny=tiny_checkpoint, foreign=tmp_path / "foreign.pt", damaged=tmp_path / "damaged.pt", used=tmp_path / "used", new=tmp_path / "new")
     with pytest.raises(SystemExit) as stop:
         call(module, *(a.format(**places) for a in args))
     error = capsys.readouterr().err

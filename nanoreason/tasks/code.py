@@ -233,29 +233,34 @@ class Code(Family):
         return miscalculate(line, rng) if re.search(r"= [^f]*[0-9]", line) else ""
 
     def given(self, params):
-        """Sizes of the numbers shown and, for a polynomial, of what the differences of the powers of x bring in."""
-        numbers = {n for x in self.shown(params) for n in (x, abs(self.value(params, x)))}
-        if params[0] != "periodic":
-            powers = [[x**j for x in range(start, start + len(params) - 1)] for start in (1, 2) for j in range(len(params) - 1)]
-            numbers |= {row[0] for power in powers for row in differences(power)}
-        return {Fraction(n) for n in numbers}
+        """Sizes of the values shown: what a sum may start from. The inputs are none of them."""
+        return {Fraction(abs(self.value(params, x))) for x in self.shown(params)}
+
+    def factors(self, params):
+        """Numbers of the method, to multiply or divide by and for nothing else: differences of powers of x, or the length of a climb."""
+        if params[0] == "periodic":
+            return {params[2] - 1}
+        degrees = range(len(params) - 1)
+        return {row[0] for start in (1, 2) for j in degrees for row in differences([(start + i) ** j for i in degrees])}
 
     def needed(self, params):
-        """What a conclusion has to build on: the coefficients in size, but for a 1 that is not written and for f(0), and the period."""
+        """What a conclusion has to build on: the period, and the coefficients but for f(0), for 0 and for a 1 that is not written."""
         if params[0] == "periodic":
             return [f"the period {params[2]}", params[1]]
-        return [abs(n) for n in params[1:-1] if abs(n) > 1] + [abs(n) for n in params[-1:] if n]
+        return [n for n in params[1:-1] if abs(n) > 1] + [n for n in params[-1:] if n]
 
     def read(self, params, line):
-        return (None, set(), False) if line.startswith("f(") else read_statement(line)
+        if line.startswith("f("):
+            return None, set(), False
+        value, used, true = read_statement(line)
+        terms = {int(n) for times, n in re.findall(r"([*/×] *)?-?([0-9]+)", line.rpartition("=")[0]) if not times}
+        return value, used - (self.factors(params) - terms), true
 
     def judge(self, params, lines):
-        """Arithmetic lines as everywhere, with numbers known by their size; to be right they have to build on a value of f or a right line.
-
-        f(3) = f(0) is right when it shows the period, f(x) = ... when it is the function and right lines gave its coefficients.
+        """Arithmetic lines as everywhere, with numbers known by their size. f(3) = f(0) is right when it shows the period, and f(x) = ...
+        when it is the function and right lines gave its coefficients.
         """
-        known, said, judgements = self.given(params), Counter(), []
-        values, derived = {abs(self.value(params, x)) for x in self.shown(params)}, set()
+        known, derived, said, judgements = self.given(params), set(), Counter(), []
         for cue, line in lines:
             if cue == "Check":
                 judgement = self.judge_check(params, line, said)
@@ -263,12 +268,12 @@ class Code(Family):
                 judgement = self.judge_function(params, line, derived)
             else:
                 judgement = self.judge_line(params, line, known, said)
+                if judgement is RIGHT and not re.search(r"[0-9)] *[-+*×/]", line):  # -3 = -3
+                    judgement = unneeded("this says nothing new")
                 if judgement.verdict is not Verdict.WRONG:
-                    value, used, _ = self.read(params, line)
-                    known.add(abs(value))
-                    if judgement is RIGHT and ((values | derived).isdisjoint(used) or not re.search(r"[0-9)] *[-+*×/]", line)):
-                        judgement = unneeded("this says nothing about f")
-                    derived |= {abs(value)} if judgement is RIGHT else set()
+                    known.add(abs(self.read(params, line)[0]))
+                if judgement is RIGHT:
+                    derived.add(self.read(params, line)[0])
             judgements.append(judgement)
             said[f"Check: {line}" if cue == "Check" else line] += 1
         return judgements

@@ -223,7 +223,7 @@ class Countdown(Family):
 
     def concludes(self, params, line):
         match = MOVE.fullmatch(line)
-        return bool(match) and not match[5] and match[4] == str(params[1])
+        return bool(match) and not match[5]  # of a right line only a hit has no ending
 
 
 class _Trace:

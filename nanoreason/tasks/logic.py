@@ -2,6 +2,7 @@
 
 import operator
 import re
+from functools import lru_cache
 from itertools import combinations, product
 
 from nanoreason.tasks.core import MAX_TEXT, RIGHT, UNREADABLE, Family, Unreadable, unneeded, wrong
@@ -269,6 +270,7 @@ def evaluate(tree, values, ones=1):
     return OPERATORS[tree[0]](evaluate(tree[1], values, ones), evaluate(tree[2], values, ones))
 
 
+@lru_cache(maxsize=4096)
 def rows_of(expression):
     """The truth table: {'0 0': 1, '0 1': 0, ...}."""
     n = 1 + max(map(int, re.findall("[0-9]", str(expression))))

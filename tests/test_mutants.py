@@ -1,0 +1,171 @@
+"""Damaged and disordered solutions: the judge of steps against a reader (trace_oracle.py) that shares no code with it.
+
+    python tests/test_mutants.py 10000     the table: how many mutants of each family are caught, are flawed, or pass and why
+"""
+
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from trace_oracle import HARD, defects
+
+from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS, REASONING, STYLES, audit, draw_problem, solve
+from nanoreason.tasks.mutants import KINDS, catch_rates, mutants
+
+NUMBERS = ("addition", "multiplication", "chain", "percent", "word", "equation", "primality")
+SOUND_STYLES = ("terse", "steps", "check", "another")
+BUGS = {"addition": "a column that reads like the last one counts as the answer", "equation": "'3x - 2x = 11 - 4' counts as the answer 7"}
+
+
+def flawed(question, lines):
+    """Does the trace have a defect that no careful teacher would pass?"""
+    return any(kind in HARD for _, kind, _ in defects(question, lines))
+
+
+# The reader itself
+
+PLANTED = [  # question, lines, and the kinds of defect that are in them
+    ("What is 847 × 293?", ["293 = 300 - 7", "847 * 300 = 254100", "847 * 7 = 5929", "254100 - 5929 = 248171"], []),
+    ("What is 847 × 293?", ["847 * 300 = 254100", "293 = 300 - 7", "847 * 7 = 5929", "254100 - 5929 = 248171"], ["nowhere", "nowhere", "not established"]),
+    ("What is 847 × 293?", ["293 = 300 - 7", "847 * 300 = 254100", "847 * 7 = 5929"], ["not established", "loose", "loose"]),
+    ("What is 36 × 47?", ["30 * 40 = 1300"], ["false", "not established"]),
+    ("What is 36 × 47?", ["so it is 1692"], ["unreadable", "not established"]),
+    ("What is 36 × 47?", ["1692 = 1692"], ["nowhere", "not established"]),
+    ("What is 36 × 47?", ["36 * 47 = 1692", "1692 = 1692"], ["repeated"]),
+    ("What is 36 × 47?", ["36 * 47 = 1692", "Check: 6 * 7 = 42, last digit 2"], []),
+    ("What is 36 × 47?", ["36 * 47 = 1692", "Check: 6 * 8 = 48, last digit 8"], ["false"]),
+    ("Multiply 36 by 6.", ["30 * 6 = 180", "180 + 36 = 216"], ["coincidence"]),  # 36 = 6 * 6
+    ("What is 91 × 7?", ["90 * 7 = 630", "630 + 7 = 637"], []),  # 1 * 7 = 7 may go without saying
+    ("What is 22 + 77?", ["2 + 7 = 9, write 9, carry 0", "2 + 7 = 9, write 9, carry 0", "Check: 99 - 77 = 22"], []),
+    ("What is 22 + 77?", ["2 + 7 = 9, write 9, carry 0"], ["loose", "not established"]),
+    ("What is 25 + 17?", ["5 + 7 = 12, write 2, carry 1", "2 + 1 = 3, write 3, carry 0"], ["nowhere", "loose", "not established"]),  # the carry is left out
+    ("What is 25 + 17?", ["5 + 7 = 12, write 1, carry 2"], ["false", "not established"]),
+    ("What is 25 + 17?", ["25 + 10 = 35", "35 + 7 = 42", "Check: 42 - 17 = 25"], []),
+    ("What is (8 + 5) * 3?", ["8 + 5 = 13", "13 * 3 = 39", "Another way: 8 * 3 = 24", "5 * 3 = 15", "24 + 15 = 39"], []),
+    ("What is (8 + 5) * 3?", ["13 * 3 = 39"], ["nowhere", "not established"]),
+    ("What is (8 + 5) * 3?", ["8 + 5 = 13", "13 * 3 = 39", "13 * 3 = 39"], ["repeated"]),
+    ("What is (8 + 5) * 3?", ["8 + 5 = 13", "Check: 39 / 3 = 13"], ["not established", "loose"]),
+    ("What is (8 + 5) * 3?", ["8 + 5 = 13", "13 * 3 = 39", "Check: 20 + 19 = 39"], ["nowhere"]),
+    ("What is 10 + 5 - 5 + 5?", ["10 + 5 = 15"], ["coincidence"]),
+    ("What is 35% of 440?", ["10% of 440 = 44", "44 * 3 = 132", "5% of 440 = 22", "132 + 22 = 154"], []),
+    ("What is 35% of 440?", ["440 / 10 = 44", "44 * 3 = 132", "5% of 440 = 22", "132 + 22 = 154"], ["nowhere", "nowhere", "nowhere", "not established"]),
+    ("What is 82% of 1000?", ["100 * 8 = 800", "1% of 1000 = 10", "10 * 2 = 20", "800 + 20 = 820"], ["coincidence"]),  # that 10% is 100 is not said
+    ("Anna owns 12 eggs. She sells 7 eggs. The shop is 3 minutes away. Anna wins 5 eggs. How many eggs has Anna got then?", ["12 - 7 = 5", "5 + 5 = 10"], []),
+    ("Anna owns 12 eggs. She sells 7 eggs. The shop is 3 minutes away. Anna wins 5 eggs. How many eggs has Anna got then?", ["5 + 5 = 10"], ["coincidence"]),
+    ("Anna owns 12 eggs. She sells 7 eggs. The shop is 5 minutes away. Anna wins 9 eggs. How many eggs has Anna got then?", ["9 + 5 = 14"], ["nowhere", "not established"]),
+    ("Solve 4x - 3 = 9.", ["4x = 9 + 3 = 12", "x = 12 / 4 = 3", "Check: 4 * 3 - 3 = 9"], []),
+    ("Solve 4x - 3 = 9.", ["9 / 3 = 3"], ["not established"]),
+    ("Solve 4x - 3 = 9.", ["x = 9 / 3 = 3"], ["coincidence", "coincidence"]),
+    ("Solve 3x + 4 = 2x + 11.", ["3x - 2x = 11 - 4"], ["not established"]),
+    ("Solve 3x + 4 = 2x + 11.", ["-x = 4 - 11 = -7", "x = -7 / -1 = 7"], []),
+    ("Solve 5(x - 13) = x + 7.", ["5x - 65 = x + 7", "x = 25 - 7 = 18"], ["nowhere", "not established"]),
+    ("Is 17 prime?", ["17 / 2 leaves 1", "17 / 3 leaves 2", "5 * 5 = 25 > 17, so 17 is prime"], []),
+    ("Is 17 prime?", ["2 * 8 + 1 = 17", "3 * 5 + 2 = 17", "no prime up to 3 divides 17, so 17 is prime"], []),
+    ("Is 17 prime?", ["17 / 2 leaves 1", "5 * 5 = 25 > 17, so 17 is prime"], ["not established", "not established"]),
+    ("Is 17 prime?", ["17 / 2 leaves 1", "17 / 3 leaves 1"], ["false", "not established"]),
+    ("Is 17 prime?", ["17 / 4 leaves 1", "19 / 2 leaves 1"], ["loose", "nowhere", "not established"]),
+    ("Is 15 prime?", ["15 = 3 * 5, so 15 is not prime"], []),
+    ("Is 15 prime?", ["15 = 1 * 15, so 15 is not prime"], ["false", "not established"]),
+]
+
+
+@pytest.mark.parametrize("question, lines, kinds", PLANTED, ids=[f"{q} {' | '.join(lines)}"[:60] for q, lines, _ in PLANTED])
+def test_the_reader_finds_what_is_planted_and_nothing_else(question, lines, kinds):
+    found = defects(question, lines, by_meaning=True)
+    assert [kind for _, kind, _ in found] == kinds, found
+    assert flawed(question, lines) == any(kind in HARD for kind in kinds)
+
+
+@pytest.mark.parametrize("family", NUMBERS)
+def test_the_reader_finds_no_fault_with_a_reference_trace(family):
+    """By value and by meaning; in a slip it finds the slip."""
+    rng = random.Random(family)
+    for level in (*LEVELS, HELD_OUT_LEVEL):
+        for _ in range(10):
+            problem = draw_problem(family, level, rng)
+            for style in SOUND_STYLES:
+                lines = solve(problem, style, rng)
+                assert not defects(problem.question, lines) and not defects(problem.question, lines, by_meaning=True), (problem.question, lines)
+            lines = solve(problem, "slip", rng)
+            slips = [i - 1 for i, line in enumerate(lines) if line.startswith("Wait, ")]
+            assert [(i, kind) for i, kind, _ in defects(problem.question, lines) if kind in HARD] == [(i, "false") for i in slips], (problem.question, lines)
+
+
+# The judge
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=pytest.mark.xfail(reason=f"BUG in the package: {BUGS[f]}", strict=True)) if f in BUGS else f for f in NUMBERS])
+def test_no_flawed_mutant_is_judged_sound(family):
+    passed, kinds = [], Counter()
+    for problem, lines, kind, damaged in mutants(family, 2000, 1):
+        assert damaged != lines and not defects(problem.question, lines), (problem.question, lines)
+        if flawed(problem.question, damaged):
+            kinds[kind] += 1
+            if audit(problem, damaged).sound:
+                passed.append((problem.question, damaged))
+    assert set(kinds) == set(KINDS) and sum(kinds.values()) > 1600 and min(kinds.values()) > 150, kinds
+    assert not passed, f"{len(passed)} of {sum(kinds.values())}, for instance {passed[:3]}"
+
+
+@pytest.mark.parametrize("family", ["multiplication", "chain", "percent", "word"])
+def test_in_another_order_a_solution_is_sound_exactly_when_every_number_is_there_in_time(family):
+    rng, sound = random.Random(family), Counter()
+    for problem, lines in [(p, solve(p, "steps", rng)) for p in (draw_problem(family, level, rng) for level in LEVELS for _ in range(40))]:
+        for _ in range(3):
+            rng.shuffle(lines)
+            fine = not flawed(problem.question, lines)
+            assert audit(problem, lines).sound == fine, (problem.question, lines)
+            sound[fine] += 1
+    assert min(sound.values()) > 40
+
+
+@pytest.mark.parametrize("family", REASONING)
+def test_mutants_are_damaged_in_four_ways_and_nearly_all_are_caught(family):
+    made = list(mutants(family, 150, 0))
+    assert made == list(mutants(family, 150, 0)) != list(mutants(family, 150, 1)) and len(made) == 150
+    assert all(damaged and damaged != lines for _, lines, _, damaged in made) and {kind for _, _, kind, _ in made} == set(KINDS)
+    assert {problem.level for problem, *_ in made} == set(LEVELS) and {problem.family for problem, *_ in made} == {family}
+    for _, lines, kind, damaged in made:
+        same = sum(a == b for a, b in zip(lines, damaged))
+        assert len(damaged) == len(lines) - 1 if kind == "dropped step" else len(damaged) <= len(lines) if kind == "copied answer" else same == len(lines) - 1 == len(damaged) - 1
+    rates, alarms = catch_rates(family, 150, 0)
+    assert alarms == 0 and sum(n for n, _ in rates.values()) == 150 and sum(caught for _, caught in rates.values()) == sum(not audit(p, d).sound for p, _, _, d in made)
+    assert sum(caught for _, caught in rates.values()) > 110
+
+
+def classify(problem, damaged):
+    """What a mutant is that passes the judge: 'flawed', or what the reader says by meaning, or 'sound'."""
+    kinds = {kind for _, kind, _ in defects(problem.question, damaged, by_meaning=True)}
+    if flawed(problem.question, damaged):
+        return "flawed"
+    return next((kind for kind in ("coincidence", "undecided", "repeated", "loose") if kind in kinds), "sound")
+
+
+def table(n, seed=0):
+    """Print, for each family, what n mutants are; up to five examples of each class that passes."""
+    classes = ("flawed", "coincidence", "undecided", "repeated", "loose", "sound")
+    print(f"{'family':15}{'made':>7}{'caught':>8}{'flawed':>8}  passed:" + "".join(f"{c:>13}" for c in classes) + "   false alarms", flush=True)
+    examples = []
+    for family in NUMBERS:
+        caught, flaws, passed, alarms = 0, 0, Counter(), 0
+        for problem, lines, kind, damaged in mutants(family, n, seed):
+            alarms += not audit(problem, lines).sound or bool(defects(problem.question, lines))
+            flaws += flawed(problem.question, damaged)
+            if not audit(problem, damaged).sound:
+                caught += 1
+                continue
+            passed[found := classify(problem, damaged)] += 1
+            if passed[found] <= 5:
+                examples.append(f"{family}, {found}, {kind}: {problem.question} {problem.answer}\n    {' | '.join(damaged)}")
+        print(f"{family:15}{n:7}{caught:8}{flaws:8}         " + "".join(f"{passed[c]:13}" for c in classes) + f"   {alarms}", flush=True)
+    print("", *examples, sep="\n")
+
+
+if __name__ == "__main__":
+    table(int(sys.argv[1]))
