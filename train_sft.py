@@ -16,8 +16,9 @@ the task generator. Matrices train with Muon (Jordan et al. 2024; torch.optim.Mu
     8 GPUs      torchrun --nproc-per-node 8 train_sft.py --stage base --preset node --out runs/base
 """
 
+import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -112,6 +113,10 @@ def load_rows(config, machine, max_len):
         rows, meta = open_rows(config.corpus)
     except ValueError as error:
         raise UserError(f"--corpus: {error}; write one with `python -m nanoreason.corpus --write {config.corpus} --tokens {config.tokens} --row-tokens {T}`") from None
+    made = meta["about"]
+    wanted = dict(seed=config.seed, mix=json.loads(json.dumps(asdict(mix))))
+    if wanted != {"seed": made.get("seed"), "mix": made.get("mix")}:
+        raise UserError(f"--corpus {config.corpus} was written with {made}; this run asks for {wanted}")
     if meta["row_tokens"] != T or meta["real"] < config.tokens:
         raise UserError(f"--corpus {config.corpus} holds {meta['real']} tokens in rows of {meta['row_tokens']}; --tokens {config.tokens} in rows of {T} were asked for")
     return rows, val

@@ -24,6 +24,7 @@ from nanoreason import tokenizer
 from nanoreason.common import UserError, progress, run_script, say
 from nanoreason.data import pack, write_rows
 from nanoreason.tasks import CONTROLS, FAMILIES, LEVELS, REASONING, SAFETY, draw_problem, solve, split_of, user_problem
+from nanoreason.tasks.core import MAX_TEXT
 from nanoreason.tasks.recall import COLORS, TABLES, THINGS
 
 CHUNK = 2000  # documents drawn from one seed and packed together, so that the corpus is the same whatever number of processes makes it
@@ -273,12 +274,14 @@ def _row(number, record):
         raise UserError('neither "response" nor "answer"')
     if bad := [key for key in given if not isinstance(record[key], str)]:
         raise UserError(f'"{bad[0]}" is not a string')
+    try:
+        "".join((prompt, *(record[key] for key in given))).encode()
+    except UnicodeEncodeError:
+        raise UserError("it holds half a character (a lone surrogate)") from None
     thinking, answer, marked = parse_response_text(record[given[0]])
-    if "answer" in record:
-        reasoned, answer, _ = parse_response_text(record["answer"])
-        if given == ["answer"]:
-            thinking = reasoned
-        marked = True
+    if given == ["response", "answer"]:  # the reasoning of the one, the answer of the other
+        thinking, answer, marked = thinking if marked else answer, parse_response_text(record["answer"])[1], True
+    marked = marked or given == ["answer"]
     if not answer:
         raise UserError("the answer is empty")
     return Row(number, prompt, thinking, answer, marked)
@@ -298,6 +301,8 @@ def read_problems(path):
     for row in read_rows(path):
         if not row.marked:
             raise UserError(f'{path}, line {row.line}: no answer to judge by; give "answer", or end the response in a line "Answer: ..." or "#### ..."')
+        if len(row.answer) > MAX_TEXT:
+            raise UserError(f"{path}, line {row.line}: an answer of {len(row.answer)} characters is too long to be judged; {MAX_TEXT} is the most")
         problems[row.split].append(user_problem(row.prompt, row.answer))
     return problems
 
@@ -342,12 +347,16 @@ def main():
     parser.add_argument("--tokens", type=int, default=500_000_000, help="tokens of the corpus to write (default: %(default)s)")
     parser.add_argument("--row-tokens", type=int, default=1024, help="length of its rows (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the corpus (default: %(default)s)")
+    parser.add_argument("--families", default=",".join(REASONING), help="families of the corpus to write, separated by commas; leave some out to hold them out")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: as many as there are cores. The corpus is the same for any number")
     args = parser.parse_args()
     if args.learn_ranks:
         tokenizer.save_ranks(learn_ranks())
     if args.write:
-        write_corpus(args.write, args.tokens, args.seed, BaseMix(), args.row_tokens, args.workers or os.cpu_count())
+        families = tuple(args.families.split(","))
+        if unknown := [f for f in families if f not in REASONING]:
+            raise UserError(f"--families: there is no family {unknown[0]!r} to reason about; there are {', '.join(REASONING)}")
+        write_corpus(args.write, args.tokens, args.seed, BaseMix(families=families), args.row_tokens, args.workers or os.cpu_count())
     stages = {"base": lambda n: base_chunk(BaseMix(), 0, 0)[:n], "cold start": lambda n: demonstrations(n, 0), "general": lambda n: general_data(n, 0),
               "safety": lambda n: safety_data(n, 0)}
     for name, make in stages.items():

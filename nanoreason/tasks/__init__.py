@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 
 from nanoreason.tasks.code import Code
-from nanoreason.tasks.core import MAX_STEPS, MAX_TEXT, Problem, Verdict, wrong
+from nanoreason.tasks.core import MAX_STEPS, MAX_TEXT, MAX_TRACE, Problem, Verdict, wrong
 from nanoreason.tasks.countdown import Countdown
 from nanoreason.tasks.general import Harmful, Harmless, Instruct
 from nanoreason.tasks.logic import Logic
@@ -138,12 +138,18 @@ def judge_steps(problem, lines):
     """Exact Judgement (verdict and reason) of every line of a reasoning trace.
 
     RIGHT needs a true statement that follows from what is given or was derived, and that a solution has use for. A true line that
-    leads nowhere, or repeats, is UNNEEDED. Lines after the first MAX_STEPS are not read, and WRONG.
+    leads nowhere, or repeats, is UNNEEDED. What comes after MAX_STEPS lines or MAX_TRACE characters is not read, and WRONG.
     """
-    lines = list(lines)
-    short = [(cue, text if len(text) <= MAX_TEXT else "?") for cue, text in map(strip_cue, lines[:MAX_STEPS])]
-    judged = _JUDGES[problem.family].judge(problem.params, short)
-    return judged + [wrong(f"a trace of more than {MAX_STEPS} lines is not read to its end")] * (len(lines) - len(judged))
+    read, characters = [], 0
+    for line in lines[:MAX_STEPS]:
+        cue, text = strip_cue(line)
+        text = text if len(text) <= MAX_TEXT else "?"
+        characters += len(text)
+        if characters > MAX_TRACE:
+            break
+        read.append((cue, text))
+    judged = _JUDGES[problem.family].judge(problem.params, read)
+    return judged + [wrong(f"a trace of more than {MAX_STEPS} lines or {MAX_TRACE} characters is not read to its end")] * (len(lines) - len(judged))
 
 
 def check_step(problem, previous, line):
@@ -169,4 +175,4 @@ def audit(problem, lines):
     judgements = judge_steps(problem, lines)
     f = _JUDGES[problem.family]
     right = [strip_cue(line) for line, j in zip(lines, judgements) if j.verdict is Verdict.RIGHT]
-    return Audit(judgements, any(cue != "Check" and f.concludes(problem.params, text) for cue, text in right))
+    return Audit(judgements, f.concludes(problem.params, [text for cue, text in right if cue != "Check"]))

@@ -6,7 +6,7 @@ from collections import Counter
 from fractions import Fraction
 from math import factorial
 
-from nanoreason.tasks.core import MAX_TEXT, RIGHT, UNREADABLE, Family, Verdict, miscalculate, read_statement, unneeded, wrong
+from nanoreason.tasks.core import MAX_TEXT, RIGHT, UNREADABLE, Family, Unreadable, Verdict, miscalculate, read_statement, unneeded, wrong
 from nanoreason.tasks.numbers import sign
 
 TOKEN = re.compile(r"\*\*|//|[-+*%(),x]|abs|min|max|0|[1-9][0-9]{0,8}")
@@ -267,13 +267,17 @@ class Code(Family):
             elif line.startswith("f("):
                 judgement = self.judge_function(params, line, derived)
             else:
-                judgement = self.judge_line(params, line, known, said)
+                try:
+                    reading = self.read(params, line)
+                except Unreadable:
+                    reading = None
+                judgement = self.judge_line(params, line, reading, known, said, second=False)
                 if judgement is RIGHT and not re.search(r"[0-9)] *[-+*×/]", line):  # -3 = -3
                     judgement = unneeded("this says nothing new")
                 if judgement.verdict is not Verdict.WRONG:
-                    known.add(abs(self.read(params, line)[0]))
+                    known.add(abs(reading[0]))
                 if judgement is RIGHT:
-                    derived.add(self.read(params, line)[0])
+                    derived.add(reading[0])
             judgements.append(judgement)
             said[f"Check: {line}" if cue == "Check" else line] += 1
         return judgements
@@ -316,5 +320,5 @@ class Code(Family):
             return unneeded("this does not test the function")
         return unneeded("this was said before") if said[f"Check: {line}"] else RIGHT
 
-    def concludes(self, params, line):
-        return line.startswith("f(x) = ")
+    def concludes(self, params, lines):
+        return any(line.startswith("f(x) = ") for line in lines)

@@ -14,6 +14,7 @@ from math import gcd
 
 MAX_TEXT = 200  # characters of an answer or a step that are worth reading
 MAX_STEPS = 200  # lines of a trace that are worth reading
+MAX_TRACE = 10_000  # characters of all its lines
 MAX_DIGITS = 15  # longest number that is worth reading
 NUMBER = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?", re.ASCII)
 TOKEN = re.compile(rf"\s*(?:({NUMBER.pattern})|([-+*×/()%x])|(of))", re.ASCII)
@@ -244,10 +245,9 @@ class Family:
 
     @lru_cache(maxsize=4096)
     def useful(self, params):
-        """(how often each line may be said, values) of all reference solutions: a right step has a value that one of them passes through."""
-        routes = self.steps(params), self.terse(params), self.another(params)
-        times = Counter(routes[0] + routes[2]) | Counter(routes[1])  # a second route may pass a line of the first again
-        return times, {self.read(params, line)[0] for line in times}
+        """How often each line may be said in the first way and in two ways together, and the values that reference solutions pass through."""
+        steps, terse, another = (Counter(route) for route in (self.steps(params), self.terse(params), self.another(params)))
+        return steps | terse | another, (steps + another) | terse, {self.read(params, line)[0] for line in steps | terse | another}
 
     def judge(self, params, lines):
         """Judgements of a whole trace, line by line. lines: (cue, text) pairs as strip_cue gives them.
@@ -256,52 +256,58 @@ class Family:
         are true on known numbers derive their result, needed or not; a wrong line derives nothing.
         """
         given = self.given(params)
-        known, said, judgements = self.with_places(given) if self.places == "all" else given, Counter(), []
+        known, said, second, judgements = self.with_places(given) if self.places == "all" else given, Counter(), False, []
         for cue, line in lines:
-            judgements.append(self.judge_check(params, line, said) if cue == "Check" else self.judge_line(params, line, known, said))
-            said[f"Check: {line}" if cue == "Check" else line] += 1
             try:
-                value, used, true = self.read(params, line)
+                reading = self.read(params, line)
             except Unreadable:
-                continue
-            if true and used <= known:
-                known |= self.with_places({value})
+                reading = None
+            second = second or cue == "Another way"
+            if cue == "Check":
+                judgements.append(self.judge_check(params, line, reading, known, said))
+            else:
+                judgements.append(self.judge_line(params, line, reading, known, said, second))
+            said[f"Check: {line}" if cue == "Check" else line] += 1
+            if reading and reading[2] and reading[1] <= known and "x" not in line.rpartition("=")[2]:  # x + 7 is no number yet
+                known |= self.with_places({abs(reading[0])})  # the reader takes signs for operators
         return judgements
 
-    def judge_line(self, params, line, known, said):
-        """Judgement of one line, given the numbers known by now and how often each line has been said."""
-        try:
-            value, used, true = self.read(params, line)
-        except Unreadable:
+    def judge_line(self, params, line, reading, known, said, second):
+        """Judgement of one line, given what it says, the numbers known by now, how often each line was said, and whether a second way has begun."""
+        if reading is None:
             return UNREADABLE
+        value, used, true = reading
         if not true:
             return wrong("the two sides are not equal")
         if unknown := used - known:
             return wrong(f"{_brief(min(unknown))} is neither given nor derived")
-        times, values = self.useful(params)
-        if said[line] >= max(1, times[line]):
+        once, twice, values = self.useful(params)
+        if said[line] >= max(1, (twice if second else once)[line]):  # a second way may pass a line again
             return unneeded("this was said before")
-        if not re.search(r"[-+*×/]|of|[0-9]x", line) or ("x" in line.rsplit("=", 1)[1] and line not in times):  # x = x
+        if not re.search(r"[-+*×/]|of|[0-9]x", line) or ("x" in line.rsplit("=", 1)[1] and line not in once):  # x = x
             return unneeded("this says nothing new")
         return RIGHT if value in values else unneeded(f"{_brief(value)} is not needed")
 
-    def judge_check(self, params, line, said):
-        """Judgement of a 'Check: ' line: the family's own, or any true statement about the answer."""
+    def judge_check(self, params, line, reading, known, said):
+        """Judgement of a 'Check: ' line: the family's own, or any true statement about the answer and known numbers."""
         check = f"Check: {line}"
         if check != self.check(params):
-            try:
-                value, used, true = self.read(params, line)
-            except Unreadable:
+            if reading is None:
                 return UNREADABLE
+            value, used, true = reading
+            answer = parse_number(self.answer(params))
             if not true:
                 return wrong("the check fails")
-            if parse_number(self.answer(params)) not in used | {value} or not re.search(r"[-+*×/]|of", line):
+            if answer not in used | {value} or not re.search(r"[-+*×/]|of", line):
                 return unneeded("this does not test the answer")
+            if unknown := used - known - {answer}:
+                return wrong(f"{_brief(min(unknown))} is neither given nor derived")
         return unneeded("this was said before") if said[check] else RIGHT
 
-    def concludes(self, params, line):
-        """Does this right line establish the answer?"""
-        return self.read(params, line)[0] == Fraction(self.answer(params))
+    def concludes(self, params, lines):
+        """Do these right lines establish the answer?"""
+        answer = parse_number(self.answer(params))
+        return answer is not None and any(self.read(params, line)[0] == answer for line in lines)
 
 
 def _brief(value):

@@ -221,9 +221,8 @@ class Countdown(Family):
                 judgements.append(trace.back(cue, line) if line.startswith("Back") else trace.move(line))
         return judgements
 
-    def concludes(self, params, line):
-        match = MOVE.fullmatch(line)
-        return bool(match) and not match[5]  # of a right line only a hit has no ending
+    def concludes(self, params, lines):
+        return any((match := MOVE.fullmatch(line)) and not match[5] for line in lines)  # of right lines only a hit has no ending
 
 
 class _Trace:

@@ -73,8 +73,8 @@ class Logic(Family):
             judgements.append(judgement)
         return judgements
 
-    def concludes(self, params, line):
-        return line in KINDS[params[0]].conclusions(params)
+    def concludes(self, params, lines):
+        return not set(lines).isdisjoint(KINDS[params[0]].conclusions(params))
 
 
 class Order:

@@ -53,17 +53,18 @@ class Addition(Family):
     def read(self, params, line):
         return read_statement(line.split(", write ")[0])
 
-    def judge_line(self, params, line, known, said):
+    def judge_line(self, params, line, reading, known, said, second):
         if ", write " not in line:
-            return super().judge_line(params, line, known, said)
+            return super().judge_line(params, line, reading, known, said, second)
         columns = self.steps(params)
         done = next((i for i, column in enumerate(columns) if said[column] < columns[: i + 1].count(column)), len(columns))
         if columns[done : done + 1] == [line]:  # columns come in order; two of them may read alike
             return RIGHT
         return unneeded("this was said before") if line in columns[:done] else wrong("this is not the next column")
 
-    def concludes(self, params, line):
-        return line == self.steps(params)[-1] or (", write " not in line and super().concludes(params, line))
+    def concludes(self, params, lines):
+        columns = [line for line in lines if ", write " in line]  # right ones only, hence in order
+        return len(columns) == len(self.steps(params)) or super().concludes(params, [line for line in lines if line not in columns])
 
 
 class Multiplication(Family):
@@ -116,12 +117,12 @@ class Multiplication(Family):
                 return [f"{b} = {up} - {up - b}", f"{a} * {up} = {a * up}", f"{a} * {up - b} = {a * (up - b)}", f"{a * up} - {a * (up - b)} = {a * b}"]
         return []
 
-    def judge_line(self, params, line, known, said):
+    def judge_line(self, params, line, reading, known, said, second):
         rounded = self._rounded(params)
         if line in rounded[:1]:
             known |= {Fraction(n) for n in NUMBER.findall(line)}
             return unneeded("this was said before") if said[line] else RIGHT
-        return super().judge_line(params, line, known, said)
+        return super().judge_line(params, line, reading, known, said, second)
 
     def check(self, params):
         a, b = params
@@ -349,6 +350,10 @@ class Equation(Family):
         a, b, c, d, bracket = params
         return {Fraction(abs(n)) for n in (a, b, c, d, a - c)} | ({Fraction(abs(a * b))} if bracket else set())
 
+    def concludes(self, params, lines):
+        """x has to be said: 'x = 15 / 3 = 5', and not '3x - 2x = 11 - 4'."""
+        return super().concludes(params, [line for line in lines if re.fullmatch(r"x = (.*= )?-?[0-9]+", line)])
+
     def verify(self, problem, text):
         match = re.fullmatch(r"\s*(?:x\s*=\s*)?([^=x]+)", text[:201])
         value = parse_number(match[1]) if match else None
@@ -488,5 +493,5 @@ class Primality(Family):
         left = [p for p in self._trials(n) if p not in tried]
         return wrong(f"{left[0]} has not been tried") if left else RIGHT
 
-    def concludes(self, params, line):
-        return line.endswith("prime")
+    def concludes(self, params, lines):
+        return any(line.endswith("prime") for line in lines)

@@ -1,5 +1,6 @@
 """Word problems: a short story composed from a start, some events and a question, or a percentage of a crowd."""
 
+import re
 from fractions import Fraction
 
 from nanoreason.tasks.core import Family, chain_lines, parse_number, undo_last
@@ -21,9 +22,9 @@ EVENTS = {
           "{friend} buys {n} {items} from {her}.", "In the evening {n} of them are gone.", "{who} hands out {n} {items}.", "Later {She} uses up {n} {items}."),
     "*": ("Then the number of {items} grows to {n} times as many.", "By spring {who} has {n} times as many {items}."),
 }
-SHARES = ("{She} shares them equally among {n} friends. How many {items} does each friend get?",
-          "{She} puts them into {n} bowls, equally many in each. How many {items} are in a bowl?",
-          "{She} divides them evenly over {n} shelves. How many {items} are on each shelf?")
+SHARES = ("{She} shares all the {items} equally among {n} friends. How many {items} does each friend get?",
+          "{She} puts all the {items} into {n} bowls, equally many in each. How many {items} are in a bowl?",
+          "{She} divides all the {items} evenly over {n} shelves. How many {items} are on each shelf?")
 ENDINGS = ("How many {items} does {who} have now?", "How many {items} does {who} own at the end?", "How many {items} does that make for {who}?", "How many {items} has {who} got then?")
 DISTRACTORS = ("{friend} has {n} {others}.", "{friend} is {n} years old.", "The shop is {n} minutes away.", "The next bus is number {n}.", "{friend} lives at number {n}.",
                "It is {n} degrees outside.", "A bus passes every {n} minutes.", "There are {n} children in the street.")
@@ -127,15 +128,16 @@ class Word(Family):
         return PERCENT.read(params[1:], line) if params[0] == "percent" else super().read(params, line)
 
     def given(self, params):
-        return PERCENT.given(params[1:]) if params[0] == "percent" else super().given(params)
+        return PERCENT.given(params[1:]) if params[0] == "percent" else super().given(params[1:3])
 
     def identity(self, params):
         """A percentage of a crowd is the same problem as the bare percentage; what does not matter is left out of a story."""
         return PERCENT.identity(params[1:]) if params[0] == "percent" else f"{self.name}:{params[1:3]}"
 
     def verify(self, problem, text):
-        """A number, alone or with one of the units of the question: '100' and '100 students'."""
+        """A number, alone or with the unit that is asked for: '100' and '100 students'."""
         number, _, unit = text[:201].strip().rstrip(".").partition(" ")
-        if unit and not (unit in UNITS and unit in problem.question):
+        asked = re.findall("[a-z]+", problem.question.rstrip("?").rpartition(". ")[2])
+        if unit and not (unit in UNITS and unit in asked):
             return False
         return parse_number(number) == Fraction(self.answer(problem.params))
