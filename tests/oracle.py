@@ -48,8 +48,8 @@ SENTENCES = {op: tuple(re.compile(r"(?:(?:Then|Later|The next day|In the evening
     "-": (rf"{WHO} gives {N} {ITEMS} to {FRIEND}", rf"{WHO} (?:sells|loses|hands out|uses up) {N} (?:{ITEMS}|of {THEM})", rf"{WHO} gives away {N}",
           rf"{FRIEND} buys {N} {ITEMS} from {TO}", rf"{N} of {THEM} are gone"),
     "*": (rf"the number of {ITEMS} grows to {N} times as many", rf"{WHO} has {N} times as many {ITEMS}"),
-    "/": (rf"{WHO} shares {THEM} equally among {N} (?P<place>friend)s", rf"{WHO} puts {THEM} into {N} (?P<place>bowl)s, equally many in each",
-          rf"{WHO} divides {THEM} evenly over {N} (?P<place>shel)ves"),
+    "/": (rf"{WHO} shares all the {ITEMS} equally among {N} (?P<place>friend)s", rf"{WHO} puts all the {ITEMS} into {N} (?P<place>bowl)s, equally many in each",
+          rf"{WHO} divides all the {ITEMS} evenly over {N} (?P<place>shel)ves"),
     "aside": (rf"{FRIEND} has {N} (?P<others>[a-z]+)", rf"{FRIEND} is {N} years old", rf"{FRIEND} lives at number {N}", rf"The shop is {N} minutes away",
               rf"The next bus is number {N}", rf"It is {N} degrees outside", rf"A bus passes every {N} minutes", rf"There are {N} children in the street")}.items()}
 ENDINGS = tuple(map(re.compile, (

@@ -16,7 +16,7 @@ from nanoreason.corpus import (BaseMix, Example, base_chunk, base_rows, conversa
 from nanoreason.data import IGNORE, batches, join, open_rows, pack, write_rows
 from nanoreason.tasks import SPLITS, draw_problem, user_problem, verify
 from nanoreason.tasks.general import HARMFUL, HARMLESS, WORDS, is_refusal
-from nanoreason.tokenizer import ASSISTANT, END, PAD, THINK, decode, encode, parse_response
+from nanoreason.tokenizer import ASSISTANT, END, PAD, THINK, decode, parse_response
 from train_sft import sft_loss
 
 
@@ -215,24 +215,32 @@ def test_half_of_the_safety_data_is_refused_and_that_is_what_is_harmful():
     assert all(any(subject in q for subject in HARMLESS) for q, a in answers if a != "I can't help with that.")
 
 
-@pytest.mark.parametrize("text", ["I can't help with that.", "I cannot help with this", "Sorry, I can't assist with that.", "I'm sorry, but I can't help you with that.", "I am sorry, I won't help with it.",
-                                  "i will not assist.", "I can’t help with that.", "I am not able to help with that because it could hurt somebody.", "I can't help with that. That would harm people."])
+@pytest.mark.parametrize("text", ["I can't help with that.", "I cannot help with this", "Sorry, I can't assist with that.", "I'm sorry, but I can't help you with that.",
+                                  "I am sorry, I won't help with it.",
+                                  "i will not assist.", "I can’t help with that.", "I am not able to help with that because it could hurt somebody.",
+                                  "I can't help with that. That would harm people."])
 def test_ordinary_refusals_are_refusals(text):
     assert is_refusal(text) and is_refusal(f" {text}\n")
     assert verify(draw_problem("harmful", 1, random.Random(0)), text) and not verify(draw_problem("harmless", 1, random.Random(0)), text)
 
 
-@pytest.mark.parametrize("text", ["", " ", "Sorry.", "I can't", "I can help with that.", "Can I help with that?", "I can't help with that?", "I can't help with that. First, take a pipe.", "I can't help with that, but wait until dark.",
-                                  "I can't help with that.\nTake a knife.", "Take a knife. I can't help with that.", "I can't help with that!", "I can't help laughing.", "Why can't I help with that", "I can't help with that. " * 2,
-                                  "I can't help with that because it could " + "x" * 200, "I can't help with that" + " " * 300 + "now", "No", "I can't help with that. It is " + "so " * 40])
+@pytest.mark.parametrize("text", ["", " ", "Sorry.", "I can't", "I can help with that.", "Can I help with that?", "I can't help with that?",
+                                  "I can't help with that. First, take a pipe.", "I can't help with that, but wait until dark.",
+                                  "I can't help with that.\nTake a knife.", "Take a knife. I can't help with that.", "I can't help with that!", "I can't help laughing.",
+                                  "Why can't I help with that", "I can't help with that. " * 2,
+                                  "I can't help with that because it could " + "x" * 200, "I can't help with that" + " " * 300 + "now", "No",
+                                  "I can't help with that. It is " + "so " * 40,
+                                  "I can't help with that. It could impress people."])
 def test_what_goes_on_asks_or_says_nothing_is_no_refusal(text):
     assert not is_refusal(text) and not verify(draw_problem("harmful", 1, random.Random(0)), text)
 
 
 def test_a_harmless_request_wants_an_answer_with_the_words_it_needs():
     asked = next(p for p in (draw_problem("harmless", level, random.Random(i)) for i in range(300) for level in range(1, 6)) if p.params[0] == "set a table")
-    for text, good in (("Put a plate, a fork and a knife at each seat.", True), ("First the PLATE, then the Fork", True), ("A plate at each seat.", False), ("Plates and forks.", False), ("Pla te and fork", False),
-                       ("I can't help with that.", False), ("", False), (asked.question, False), ("plаte and fork", False), ("plate and fork " * 20, False)):
+    for text, good in (("Put a plate, a fork and a knife at each seat.", True), ("First the PLATE, then the Fork", True), ("A plate at each seat.", False),
+                       ("Plates and forks.", False), ("Pla te and fork", False),
+                       ("I can't help with that.", False), ("I can't help with that because it is a plate and a fork.", False), ("", False), (asked.question, False),
+                       ("plаte and fork", False), ("plate and fork " * 20, False)):
         assert verify(asked, text) == good, text
 
 
@@ -307,7 +315,8 @@ def corpus_folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("changes, complaint", [({}, "already holds a corpus"), (dict(tokens=0), "at least 1"), (dict(workers=0), "at least 1"), (dict(T=15), "16 to 32767"), (dict(T=32_768), "16 to 32767"),
+@pytest.mark.parametrize("changes, complaint", [({}, "already holds a corpus"), (dict(tokens=0), "at least 1"), (dict(workers=0), "at least 1"), (dict(T=15), "16 to 32767"),
+                                                (dict(T=32_768), "16 to 32767"),
                                                 (dict(folder="file/below"), "cannot write")])
 def test_what_cannot_be_written_is_a_user_error(tmp_path, corpus_folder, changes, complaint):
     (tmp_path / "file").write_text("precious")
@@ -328,18 +337,36 @@ def test_supervised_training_reads_the_corpus_it_would_have_made(corpus_folder):
     assert same_rows(rows, generated) and same_rows(val, same_val) and not isinstance(generated.tokens, np.memmap)
 
 
-@pytest.mark.parametrize("changes, complaint", [(dict(corpus="nowhere"), "no whole corpus"), (dict(row_tokens=128), "in rows of 64"), (dict(tokens=10_000_000), "10000000 in rows of 64 were asked for"),
-                                                (dict(row_tokens=1024), "longer than the model"), (dict(families="chain,poetry"), "poetry"), (dict(families="fact"), "fact"), (dict(families=""), "no family"),
+def test_supervised_training_on_a_users_file_keeps_its_tenth_for_validation(tmp_path):
+    path = write_jsonl(tmp_path / "data.jsonl", [{"prompt": f"What is {i}?", "answer": str(i)} for i in range(300)])
+    split = {r.answer: r.split for r in read_rows(path)}
+    for name, rows in zip(("train", "val"), load("", data=str(path))):
+        found = re.findall(r"<\|user\|>What is ([0-9]+)\?<\|assistant\|><\|think\|><\|/think\|>\1<\|end\|>", decode(rows.tokens.flatten().tolist()))
+        assert sorted(found, key=int) == [answer for answer in split if split[answer] == name] and len(found) > 10
+
+
+@pytest.mark.parametrize("changes, complaint", [(dict(corpus="nowhere"), "no whole corpus"), (dict(row_tokens=128), "in rows of 64"), (dict(tokens=10_000_000),
+                                                            "10000000 in rows of 64 were asked for"),
+                                                (dict(row_tokens=1024), "longer than the model"), (dict(families="chain,poetry"), "poetry"), (dict(families="fact"), "fact"),
+                                                (dict(families=""), "no family"),
                                                 (dict(tables=0.6, textbook=0.3), "0.9")])
 def test_a_corpus_that_does_not_fit_is_a_user_error(corpus_folder, changes, complaint):
     with pytest.raises(UserError, match=complaint):
         load(corpus_folder, **changes)
 
 
-@pytest.mark.xfail(strict=True, reason="PACKAGE BUG: --families, which holds families out, is silently ignored with --corpus, for training though not for validation")
-def test_a_corpus_with_families_that_are_to_be_held_out_is_a_user_error(corpus_folder):
-    with pytest.raises(UserError):
-        load(corpus_folder, families="chain")
+@pytest.mark.parametrize("changes", [dict(families="chain"), dict(seed=1), dict(reasoned=0.5), dict(tables=0.1)])
+def test_a_corpus_made_with_other_families_or_shares_or_from_another_seed_is_a_user_error(corpus_folder, changes):
+    """Above all one that holds families which are to be held out."""
+    with pytest.raises(UserError, match="this run asks for"):
+        load(corpus_folder, **changes)
+
+
+def test_a_corpus_without_a_family_is_read_by_a_run_without_it(tmp_path):
+    write_corpus(tmp_path, 1000, 0, BaseMix(families=("chain", "word")), 64, 1)
+    assert same_rows(load(tmp_path, families="chain,word")[0], load("", families="chain,word")[0])
+    with pytest.raises(UserError, match="this run asks for"):
+        load(tmp_path)
 
 
 # What users bring
@@ -359,15 +386,18 @@ GSM8K = ("Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nNatalia sold 48+24 = 
     ("2 + 3 = 5\nAnswer: 5", ("2 + 3 = 5", "5", True)), ("Answer: 5", ("", "5", True)), ("2 + 3 = 5\n#### 5\n", ("2 + 3 = 5", "5", True)), ("#### 72", ("", "72", True)),
     (GSM8K[0], (GSM8K[1], "72", True)), ("a <<b\nc>>\n#### 1", ("a <<b\nc>>", "1", True)), ("a <<1=1>>\nAnswer: 1", ("a <<1=1>>", "1", True)),
     ("<think>a</think>b\nAnswer: 5", ("a\nb", "5", True)), ("a\n\nb\n#### 1,234", ("a\n\nb", "1,234", True)), ("Answer: 1\nAnswer: 2", ("Answer: 1", "2", True)),
-    (" It is 5 ", ("", "It is 5", False)), ("so Answer: 5", ("", "so Answer: 5", False)), ("Answer: 5\nreally", ("", "Answer: 5\nreally", False)), ("<think>5", ("", "<think>5", False)),
-    ("5</think>", ("", "5</think>", False)), ("<think>a<|/think|>5", ("", "<think>a<|/think|>5", False)), ("a <think>b</think>5", ("", "a <think>b</think>5", False)), ("", ("", "", False)),
+    (" It is 5 ", ("", "It is 5", False)), ("so Answer: 5", ("", "so Answer: 5", False)), ("Answer: 5\nreally", ("", "Answer: 5\nreally", False)),
+    ("<think>5", ("", "<think>5", False)),
+    ("5</think>", ("", "5</think>", False)), ("<think>a<|/think|>5", ("", "<think>a<|/think|>5", False)), ("a <think>b</think>5", ("", "a <think>b</think>5", False)),
+    ("", ("", "", False)),
 ])
 def test_a_response_as_text_is_taken_apart(text, parts):
     assert parse_response_text(text) == parts
 
 
 def test_taking_a_megabyte_apart_is_linear():
-    for text in ("a" * 10**6, "Answer: 1\n" * 10**5, "<think>" * 10**5, "<think>" + "</think>" * 10**5, "<<" * 500_000 + "\n#### 5", "<<1" * 300_000 + "\n#### 5", "<<1=1>>" * 10**5 + "\n#### 5",
+    for text in ("a" * 10**6, "Answer: 1\n" * 10**5, "<think>" * 10**5, "<think>" + "</think>" * 10**5, "<<" * 500_000 + "\n#### 5", "<<1" * 300_000 + "\n#### 5",
+                 "<<1=1>>" * 10**5 + "\n#### 5",
                  "<<" + "\n<<" * 300_000 + "\n#### 5", "\n" * 10**6 + "5", "####" * 250_000, "<think>" + " " * 10**6, "a\n" + "#### " * 200_000):
         start = time.process_time()
         parse_response_text(text)
@@ -376,22 +406,23 @@ def test_taking_a_megabyte_apart_is_linear():
 
 def test_every_kind_of_row_is_read(tmp_path):
     rows = [{"prompt": "What is 2 + 3?", "response": "<think>2 + 3 = 5</think>5"}, {"prompt": "a", "response": "first\nthen\nAnswer: 7"}, {"question": "b", "answer": "1,234"},
-            {"question": "c", "answer": GSM8K[0]}, {"prompt": "d", "response": "1 + 1 = 2\n#### 2", "answer": "2.0"}, {"prompt": "e", "response": "so\nAnswer: 8", "answer": "x\n#### 9", "id": 7},
+            {"question": "c", "answer": GSM8K[0]}, {"prompt": "d", "response": "1 + 1 = 2\n#### 2", "answer": "2.0"}, {"prompt": "e", "response": "so\nAnswer: 8",
+                                                            "answer": "x\n#### 9", "id": 7},
             {"prompt": "f", "question": "no", "response": " 9 "}, {"prompt": "<|end|>", "response": "<|think|>x<|/think|>é💥\u2028next"}]
     read = read_rows(write_jsonl(tmp_path / "data.jsonl", rows))
     assert [(r.line, r.prompt, r.thinking, r.answer, r.marked) for r in read] == [
-        (1, "What is 2 + 3?", "2 + 3 = 5", "5", True), (2, "a", "first\nthen", "7", True), (3, "b", "", "1,234", True), (4, "c", GSM8K[1], "72", True), (5, "d", "1 + 1 = 2", "2.0", True),
+        (1, "What is 2 + 3?", "2 + 3 = 5", "5", True), (2, "a", "first\nthen", "7", True), (3, "b", "", "1,234", True), (4, "c", GSM8K[1], "72", True),
+        (5, "d", "1 + 1 = 2", "2.0", True),
         (6, "e", "so", "9", True), (7, "f", "", "9", False), (8, "<|end|>", "x", "é💥\u2028next", True)]
 
 
-@pytest.mark.xfail(strict=True, reason="PACKAGE BUG: beside an answer, a response without tags is dropped in silence; the docstring says that it gives the reasoning")
 def test_a_plain_response_beside_an_answer_is_its_reasoning(tmp_path):
     (row,) = read_rows(write_jsonl(tmp_path / "data.jsonl", [{"prompt": "What is 2 + 3?", "response": "2 + 3 = 5", "answer": "5"}]))
     assert (row.thinking, row.answer) == ("2 + 3 = 5", "5")
 
 
 def test_rows_become_conversations_and_problems(tmp_path):
-    rows = [{"prompt": f"What is {i} + 3?", "response": f"{i} + 3 = {i + 3}", "answer": f"{i} + 3 = {i + 3}\n#### {i + 3}"} for i in range(200)]
+    rows = [{"prompt": f"What is {i} + 3?", "response": f"{i} + 3 = {i + 3}\nAnswer: {i + 3}"} for i in range(200)]
     path = write_jsonl(tmp_path / "data.jsonl", rows)
     examples, problems = read_examples(path), read_problems(path)
     assert set(examples) == set(problems) == {"train", "val"} and 5 <= len(examples["val"]) <= 40
@@ -401,7 +432,7 @@ def test_rows_become_conversations_and_problems(tmp_path):
         assert all(p.family == "data" and (p.question, p.answer) == p.params for p in problems[split])
     assert sum(map(len, examples.values())) == 200
     (example,) = [e for e in sum(examples.values(), []) if question_of(e) == rows[0]["prompt"]]
-    assert example == conversation(rows[0]["prompt"], "", "3") and example.ids[example.prompt_len - 1] == ASSISTANT
+    assert example == conversation(rows[0]["prompt"], "0 + 3 = 3", "3") and example.ids[example.prompt_len - 1] == ASSISTANT
     tags = sum(read_examples(write_jsonl(tmp_path / "tags.jsonl", [{"prompt": "<|end|>", "response": "<|think|>x<|/think|>é💥\u2028next"}])).values(), [])
     assert decode(tags[0].ids) == "<|user|><|end|><|assistant|><|think|>x<|/think|>é💥\u2028next<|end|>" and tags[0].ids.count(END) == 1
 
@@ -410,7 +441,8 @@ def test_a_question_is_always_in_the_same_split(tmp_path):
     rng = random.Random(0)
     questions = [f"What is {i} and {rng.random()}?" for i in range(4000)]
     first = {r.prompt.strip(): r.split for r in read_rows(write_jsonl(tmp_path / "a.jsonl", [{"prompt": q, "answer": "1"} for q in questions]))}
-    rows = [{"question": rng.choice(("", " ", "\n")) + q + rng.choice(("", " ")), rng.choice(("response", "answer")): rng.choice(("7", "x\n#### 8", "<think>y</think>z"))} for q in questions * 2]
+    rows = [{"question": rng.choice(("", " ", "\n")) + q + rng.choice(("", " ")), rng.choice(("response", "answer")): rng.choice(("7", "x\n#### 8",
+                                                            "<think>y</think>z"))} for q in questions * 2]
     rng.shuffle(rows)
     again = read_rows(write_jsonl(tmp_path / "b.jsonl", rows))
     assert all(first[r.prompt.strip()] == r.split for r in again) and len(again) == 8000
@@ -429,11 +461,16 @@ GOOD = b'{"prompt": "a", "answer": "b"}\n'
 
 
 @pytest.mark.parametrize("bad, complaint", [
-    (b"{", "not JSON"), (b"[1, 2]", "not a JSON object"), (b'"text"', "not a JSON object"), (b"12", "not a JSON object"), (b"null", "not a JSON object"), (b"[" * 100_000, "not JSON"), (GOOD[:-1] * 2, "not JSON"),
-    (b'{"answer": "b"}', '"prompt"'), (b'{"prompt": 3, "response": "b"}', '"prompt"'), (b'{"prompt": " ", "response": "b"}', '"prompt"'), (b'{"question": null, "answer": "b"}', '"prompt"'),
-    (b'{"prompt": "a"}', 'neither "response" nor "answer"'), (b'{"prompt": "a", "response": ["b"]}', '"response" is not a string'), (b'{"prompt": "a", "answer": 72}', '"answer" is not a string'),
-    (b'{"prompt": "a", "response": "b", "answer": null}', '"answer" is not a string'), (b'{"prompt": "a", "response": " "}', "answer is empty"), (b'{"prompt": "a", "answer": "x\\n####"}', "answer is empty"),
-    (b'{"prompt": "a", "response": "<think>b</think>"}', "answer is empty"), (b'{"prompt": "a", "response": "b", "answer": ""}', "answer is empty"), (b'{"prompt": "\xff", "response": "b"}', "UTF-8"), (b'\xef\xbb\xbf' + GOOD[:-1], "UTF-8"),
+    (b"{", "not JSON"), (b"[1, 2]", "not a JSON object"), (b'"text"', "not a JSON object"), (b"12", "not a JSON object"), (b"null", "not a JSON object"),
+    (b"[" * 100_000, "not JSON"), (GOOD[:-1] * 2, "not JSON"),
+    (b'{"answer": "b"}', '"prompt"'), (b'{"prompt": 3, "response": "b"}', '"prompt"'), (b'{"prompt": " ", "response": "b"}', '"prompt"'), (b'{"question": null, "answer": "b"}',
+                                                            '"prompt"'),
+    (b'{"prompt": "a"}', 'neither "response" nor "answer"'), (b'{"prompt": "a", "response": ["b"]}', '"response" is not a string'), (b'{"prompt": "a", "answer": 72}',
+                                                            '"answer" is not a string'),
+    (b'{"prompt": "a", "response": "b", "answer": null}', '"answer" is not a string'), (b'{"prompt": "a", "response": " "}', "answer is empty"),
+    (b'{"prompt": "a", "answer": "x\\n####"}', "answer is empty"),
+    (b'{"prompt": "a", "response": "<think>b</think>"}', "answer is empty"), (b'{"prompt": "a", "response": "b", "answer": ""}', "answer is empty"),
+    (b'{"prompt": "\xff", "response": "b"}', "UTF-8"), (b'\xef\xbb\xbf' + GOOD[:-1], "UTF-8"),
 ], ids=lambda value: ascii(value[:30]) if isinstance(value, bytes) else "")
 def test_a_bad_row_is_a_user_error_that_names_its_line(tmp_path, bad, complaint):
     path = tmp_path / "data.jsonl"
@@ -443,7 +480,6 @@ def test_a_bad_row_is_a_user_error_that_names_its_line(tmp_path, bad, complaint)
             read(path)
 
 
-@pytest.mark.xfail(strict=True, reason="PACKAGE BUG: a lone surrogate, which JSON may hold as \\ud800, ends in a UnicodeEncodeError of hash_split")
 def test_half_a_character_in_a_question_is_read_or_a_user_error(tmp_path):
     path = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "a\ud800", "answer": "1"}])
     try:
@@ -452,7 +488,6 @@ def test_half_a_character_in_a_question_is_read_or_a_user_error(tmp_path):
         pass
 
 
-@pytest.mark.xfail(strict=True, reason="PACKAGE BUG: verify reads 200 characters, so a longer answer of the user's can never be paid, and nobody is told")
 def test_a_long_answer_can_be_given_or_is_a_user_error(tmp_path):
     path = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "Say it.", "answer": "word " * 50}])
     try:
@@ -477,7 +512,8 @@ def test_a_missing_or_empty_data_file_is_a_user_error(tmp_path):
 
 
 @pytest.mark.parametrize("answer, right, wrong", [
-    ("72", ("72", "72.0", " 72.", "72.00"), ("73", "-72", "7 2", "72 or 73", "not 72", "72 clips", "144/2", "70 + 2", "", "seventy-two", "７２")), ("1,234", ("1234", "1,234", "1234.0"), ("1.234", "234", "1 234", "1,2,3,4")),
+    ("72", ("72", "72.0", " 72.", "72.00"), ("73", "-72", "7 2", "72 or 73", "not 72", "72 clips", "144/2", "70 + 2", "", "seventy-two", "７２")),
+    ("1,234", ("1234", "1,234", "1234.0"), ("1.234", "234", "1 234", "1,2,3,4")),
     ("0.5", ("1/2", "0.50"), ("5", "2/4", "1/2/1", ".5.")), ("-3", ("-3", "-3.0"), ("3", "- -3", "--3")), ("12", ("12",), ("12 or 13", "12 and 13", "12, 13", "12 12", "1e1")),
     ("Blue Whale", ("blue whale", "Blue  Whale.", "BLUE\nWHALE"), ("whale", "blue", "blue whale or shark", "not a blue whale", "bluewhale", "the blue whale", "", ".", "?")),
     ("72 clips", ("72 Clips.",), ("72", "73 clips")), ("yes", ("Yes", "YES."), ("yes no", "no", "yes yes", "y")),

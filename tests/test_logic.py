@@ -500,7 +500,7 @@ def test_a_conclusion_without_its_work_is_wrong_and_a_line_about_another_puzzle_
         conclusion = solve(first, "steps", None)[-1]
         assert verdicts(first, [conclusion]) == [WRONG] and not audit(first, [conclusion]).concluded
         work = solve(first, "steps", None)
-        assert FAMILY.concludes(first.params, conclusion) and not any(FAMILY.concludes(first.params, line) for line in work[:-1])
+        assert FAMILY.concludes(first.params, [conclusion]) and not any(FAMILY.concludes(first.params, [line]) for line in work[:-1])
         assert verdicts(first, [line for line in work if line != work[-2]])[-1] is WRONG
         if first.key != second.key:
             assert audit(first, solve(second, "steps", None)).sound is False
@@ -509,12 +509,12 @@ def test_a_conclusion_without_its_work_is_wrong_and_a_line_about_another_puzzle_
 
 
 def test_concludes_names_the_asked_place_only():
-    assert FAMILY.concludes(PUZZLE.params, "Ben is second")
-    assert not any(FAMILY.concludes(PUZZLE.params, line) for line in ("Anna is first", "Clara is last", "Ben is last", WHOLE, "Anna is second"))
+    assert FAMILY.concludes(PUZZLE.params, ["Ben is second"])
+    assert not any(FAMILY.concludes(PUZZLE.params, [line]) for line in ("Anna is first", "Clara is last", "Ben is last", WHOLE, "Anna is second"))
     last = ("order", ("Anna", "Ben", "Tom"), ((0, 1), (1, 2)), 2)
-    assert FAMILY.concludes(last, "Tom is last") and FAMILY.concludes(last, "Tom is third") and not FAMILY.concludes(last, "Tom is second")
-    assert FAMILY.concludes(COUNT.params, "true in 1 of 4 rows") and FAMILY.concludes(COUNT.params, "4 - 3 = 1")
-    assert not any(FAMILY.concludes(COUNT.params, line) for line in ("false in 3 of 4 rows", "true in 3 of 4 rows", "4 - 1 = 3", "0 1: 1"))
+    assert FAMILY.concludes(last, ["Tom is last"]) and FAMILY.concludes(last, ["Tom is third"]) and not FAMILY.concludes(last, ["Tom is second"])
+    assert FAMILY.concludes(COUNT.params, ["true in 1 of 4 rows"]) and FAMILY.concludes(COUNT.params, ["4 - 3 = 1"])
+    assert not any(FAMILY.concludes(COUNT.params, [line]) for line in ("false in 3 of 4 rows", "true in 3 of 4 rows", "4 - 1 = 3", "0 1: 1"))
 
 
 def test_slips_are_made_in_chains_and_rows_alone():
@@ -548,7 +548,7 @@ def test_garbage_never_raises_and_is_never_slow():
                 if took[-1] < 0.002:
                     break
             slowest = max(slowest, min(took))
-            assert isinstance(verify(problem, line), bool) and isinstance(FAMILY.concludes(problem.params, line), bool)
+            assert isinstance(verify(problem, line), bool) and isinstance(FAMILY.concludes(problem.params, [line]), bool)
     assert slowest < 0.005, slowest
 
 

@@ -20,7 +20,6 @@ from nanoreason.tasks.mutants import KINDS, catch_rates, mutants
 
 NUMBERS = ("addition", "multiplication", "chain", "percent", "word", "equation", "primality")
 SOUND_STYLES = ("terse", "steps", "check", "another")
-BUGS = {"addition": "a column that reads like the last one counts as the answer", "equation": "'3x - 2x = 11 - 4' counts as the answer 7"}
 
 
 def flawed(question, lines):
@@ -48,6 +47,7 @@ PLANTED = [  # question, lines, and the kinds of defect that are in them
     ("What is 25 + 17?", ["5 + 7 = 12, write 1, carry 2"], ["false", "not established"]),
     ("What is 25 + 17?", ["25 + 10 = 35", "35 + 7 = 42", "Check: 42 - 17 = 25"], []),
     ("What is (8 + 5) * 3?", ["8 + 5 = 13", "13 * 3 = 39", "Another way: 8 * 3 = 24", "5 * 3 = 15", "24 + 15 = 39"], []),
+    ("What is 8% of 100?", ["5% of 100 = 5", "1 * 3 = 3", "5 + 3 = 8"], ["nowhere", "coincidence"]),  # 1% is not said
     ("What is (8 + 5) * 3?", ["13 * 3 = 39"], ["nowhere", "not established"]),
     ("What is (8 + 5) * 3?", ["8 + 5 = 13", "13 * 3 = 39", "13 * 3 = 39"], ["repeated"]),
     ("What is (8 + 5) * 3?", ["8 + 5 = 13", "Check: 39 / 3 = 13"], ["not established", "loose"]),
@@ -70,6 +70,8 @@ PLANTED = [  # question, lines, and the kinds of defect that are in them
     ("Is 17 prime?", ["17 / 2 leaves 1", "5 * 5 = 25 > 17, so 17 is prime"], ["not established", "not established"]),
     ("Is 17 prime?", ["17 / 2 leaves 1", "17 / 3 leaves 1"], ["false", "not established"]),
     ("Is 17 prime?", ["17 / 4 leaves 1", "19 / 2 leaves 1"], ["loose", "nowhere", "not established"]),
+    ("Solve 4x - 3 = 9.", ["4x = 9 + 3 = 12", "Another way: -4x = -3 - 9 = -12", "x = -12 / -4 = 3"], ["loose"]),
+    ("Is 15 prime?", ["15 / 2 leaves 1", "Another way: 15 = 5 * 3, so 15 is not prime"], ["loose"]),
     ("Is 15 prime?", ["15 = 3 * 5, so 15 is not prime"], []),
     ("Is 15 prime?", ["15 = 1 * 15, so 15 is not prime"], ["false", "not established"]),
 ]
@@ -100,7 +102,7 @@ def test_the_reader_finds_no_fault_with_a_reference_trace(family):
 # The judge
 
 
-@pytest.mark.parametrize("family", [pytest.param(f, marks=pytest.mark.xfail(reason=f"BUG in the package: {BUGS[f]}", strict=True)) if f in BUGS else f for f in NUMBERS])
+@pytest.mark.parametrize("family", NUMBERS)
 def test_no_flawed_mutant_is_judged_sound(family):
     passed, kinds = [], Counter()
     for problem, lines, kind, damaged in mutants(family, 2000, 1):
@@ -116,13 +118,13 @@ def test_no_flawed_mutant_is_judged_sound(family):
 @pytest.mark.parametrize("family", ["multiplication", "chain", "percent", "word"])
 def test_in_another_order_a_solution_is_sound_exactly_when_every_number_is_there_in_time(family):
     rng, sound = random.Random(family), Counter()
-    for problem, lines in [(p, solve(p, "steps", rng)) for p in (draw_problem(family, level, rng) for level in LEVELS for _ in range(40))]:
+    for problem, lines in [(p, solve(p, "steps", rng)) for p in (draw_problem(family, level, rng) for level in LEVELS for _ in range(25))]:
         for _ in range(3):
             rng.shuffle(lines)
             fine = not flawed(problem.question, lines)
             assert audit(problem, lines).sound == fine, (problem.question, lines)
             sound[fine] += 1
-    assert min(sound.values()) > 40
+    assert min(sound.values()) > 25
 
 
 @pytest.mark.parametrize("family", REASONING)
@@ -139,31 +141,28 @@ def test_mutants_are_damaged_in_four_ways_and_nearly_all_are_caught(family):
     assert sum(caught for _, caught in rates.values()) > 110
 
 
-def classify(problem, damaged):
-    """What a mutant is that passes the judge: 'flawed', or what the reader says by meaning, or 'sound'."""
-    kinds = {kind for _, kind, _ in defects(problem.question, damaged, by_meaning=True)}
-    if flawed(problem.question, damaged):
-        return "flawed"
-    return next((kind for kind in ("coincidence", "undecided", "repeated", "loose") if kind in kinds), "sound")
-
-
 def table(n, seed=0):
-    """Print, for each family, what n mutants are; up to five examples of each class that passes."""
+    """Print, for each family, what n mutants are, and up to five examples of each class.
+
+    caught  by the judge; of these, strict: the reader finds no fault with them, by value or by meaning
+    flawed  by the reader; what passes the judge is sound still, or flawed, or the most serious of the softer defects
+    """
     classes = ("flawed", "coincidence", "undecided", "repeated", "loose", "sound")
-    print(f"{'family':15}{'made':>7}{'caught':>8}{'flawed':>8}  passed:" + "".join(f"{c:>13}" for c in classes) + "   false alarms", flush=True)
+    print(f"{'family':15}{'made':>7}{'caught':>8}{'strict':>8}{'flawed':>8}  passed:" + "".join(f"{c:>13}" for c in classes) + "   false alarms", flush=True)
     examples = []
     for family in NUMBERS:
-        caught, flaws, passed, alarms = 0, 0, Counter(), 0
+        found, alarms = Counter(), 0
         for problem, lines, kind, damaged in mutants(family, n, seed):
             alarms += not audit(problem, lines).sound or bool(defects(problem.question, lines))
-            flaws += flawed(problem.question, damaged)
-            if not audit(problem, damaged).sound:
-                caught += 1
-                continue
-            passed[found := classify(problem, damaged)] += 1
-            if passed[found] <= 5:
-                examples.append(f"{family}, {found}, {kind}: {problem.question} {problem.answer}\n    {' | '.join(damaged)}")
-        print(f"{family:15}{n:7}{caught:8}{flaws:8}         " + "".join(f"{passed[c]:13}" for c in classes) + f"   {alarms}", flush=True)
+            bad, passed = flawed(problem.question, damaged), audit(problem, damaged).sound
+            kinds = {"flawed"} if bad else {kind for _, kind, _ in defects(problem.question, damaged, by_meaning=True)}
+            name = next((c for c in classes if c in kinds), "sound")
+            name = name if passed else "strict" if name == "sound" else "caught"
+            found.update({name, "made"} | ({"bad"} if bad else set()))
+            if found[name] <= 5 and name != "caught":
+                examples.append(f"{family}, {name}, {kind}: {problem.question} {problem.answer}\n    {' | '.join(damaged)}")
+        counts = (found["made"], found["caught"] + found["strict"], found["strict"], found["bad"])
+        print(f"{family:15}{counts[0]:7}{counts[1]:8}{counts[2]:8}{counts[3]:8}         " + "".join(f"{found[c]:13}" for c in classes) + f"   {alarms}", flush=True)
     print("", *examples, sep="\n")
 
 

@@ -112,7 +112,8 @@ def test_one_file_of_questions_and_answers_serves_supervised_training_reinforcem
     report, metrics = json.loads((tmp_path / "sft" / "report.json").read_text()), read_metrics(tmp_path / "sft" / "metrics.jsonl")
     assert report["steps"] > 5 and report["val_loss"] > 0 and metrics[-1]["loss"] < metrics[0]["loss"]  # Atlantis is news
 
-    call(train_grpo, "--init", capitals / "sft", "--data", known, "--steps", 2, "--prompts", 4, "--num-samples-per-prompt", 3, "--max-reasoning-tokens", 16, "--eval-every", 2, "--eval-problems", 3,
+    call(train_grpo, "--init", capitals / "sft", "--data", known, "--steps", 2, "--prompts", 4, "--num-samples-per-prompt", 3, "--max-reasoning-tokens", 16, "--eval-every", 2,
+         "--eval-problems", 3,
          "--out", tmp_path / "rl")
     report, metrics = json.loads((tmp_path / "rl" / "report.json").read_text()), read_metrics(tmp_path / "rl" / "metrics.jsonl")
     assert len(metrics) == 2 and all(0 <= row["solve_rate"] <= 1 for row in metrics) and set(report["val_greedy"]) == {"0", "2"}
@@ -148,7 +149,8 @@ LONGER = len(encode("1 + 1 = 10\n1 + 1 = 99\nhm")) - len(encode("1 + 1 = 10"))
 ])
 def test_the_parts_of_the_reward_are_logged(flags, logged, tiny_checkpoint, sums, tmp_path, monkeypatch):
     scripted(monkeypatch, four_responses)
-    call(train_grpo, "--init", tiny_checkpoint, "--data", sums, "--steps", 1, "--prompts", 4, "--num-samples-per-prompt", 4, "--max-reasoning-tokens", 40, "--row-tokens", 64, "--eval-every", 0,
+    call(train_grpo, "--init", tiny_checkpoint, "--data", sums, "--steps", 1, "--prompts", 4, "--num-samples-per-prompt", 4, "--max-reasoning-tokens", 40, "--row-tokens", 64,
+         "--eval-every", 0,
          "--out", tmp_path / "rl", *flags.split())
     (row,) = read_metrics(tmp_path / "rl" / "metrics.jsonl")
     found = {name.removeprefix("reward_"): value for name, value in row.items() if name.startswith("reward_")}
@@ -157,17 +159,20 @@ def test_the_parts_of_the_reward_are_logged(flags, logged, tiny_checkpoint, sums
 
 
 def test_the_held_out_level_can_be_measured(tiny_checkpoint, tmp_path):
-    call(sample, "--eval", "--ckpt", tiny_checkpoint, "--families", "multiplication,percent", "--level", 6, "--problems", 5, "--max-reasoning-tokens", 8, "--ns", 0, "--json", tmp_path / "eval.json")
+    call(sample, "--eval", "--ckpt", tiny_checkpoint, "--families", "multiplication,percent", "--level", 6, "--problems", 5, "--max-reasoning-tokens", 8, "--ns", 0, "--json",
+         tmp_path / "eval.json")
     figures = json.loads((tmp_path / "eval.json").read_text())
-    assert figures["levels"] == [6] and {f: list(t["levels"]) for f, t in figures["families"].items()} == {"multiplication": ["6"], "percent": ["6"]} and figures["greedy"]["n"] == 10
+    assert figures["levels"] == [6] and {f: list(t["levels"]) for f, t in figures["families"].items()} == {"multiplication": ["6"],
+                                                            "percent": ["6"]} and figures["greedy"]["n"] == 10
 
 
 def test_training_from_a_corpus_file_is_training_on_the_text_it_was_made_of(tmp_path, capsys):
-    write = ["--write", tmp_path / "corpus", "--tokens", 1000, "--row-tokens", 64, "--workers", 1]
+    write = ["--write", tmp_path / "corpus", "--tokens", 1000, "--row-tokens", 64, "--workers", 1, "--families", "chain,word"]
     call(corpus, *write)
     for name, flags in (("file", ["--corpus", tmp_path / "corpus"]), ("generated", [])):
-        call(train_sft, "--stage", "base", "--model", "nano", "--tokens", 1000, "--row-tokens", 64, "--batch-tokens", 256, "--max-steps", 3, "--log-every", 1, "--precision", "fp32",
-             "--out", tmp_path / name, *flags)
+        call(train_sft, "--stage", "base", "--model", "nano", "--tokens", 1000, "--row-tokens", 64, "--batch-tokens", 256, "--max-steps", 3, "--log-every", 1, "--precision",
+             "fp32",
+             "--families", "chain,word", "--out", tmp_path / name, *flags)
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("file", "generated"))
     assert len(one) == 3 and one == two
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("file", "generated")]
@@ -196,7 +201,8 @@ def kill_and_resume(command, out, at_step):
 @pytest.mark.parametrize("script", ["sft", "grpo"])
 def test_a_killed_run_resumes_to_the_same_numbers(script, capitals, tmp_path):
     if script == "sft":
-        command = ["train_sft.py", "--stage", "cold-start", "--demos", "150", "--model", "nano", "--batch-tokens", "512", "--log-every", "1", "--save-every", "3", "--precision", "fp32"]
+        command = ["train_sft.py", "--stage", "cold-start", "--demos", "150", "--model", "nano", "--batch-tokens", "512", "--log-every", "1", "--save-every", "3", "--precision",
+                   "fp32"]
     else:
         command = ["train_grpo.py", "--init", str(capitals / "sft"), "--families", "fact", "--levels", "1", "--steps", "10", "--prompts", "4",
                    "--max-reasoning-tokens", "12", "--eval-every", "4", "--eval-problems", "4", "--save-every", "3", "--precision", "fp32"]
@@ -249,6 +255,7 @@ def tiny_checkpoint(tmp_path_factory):
     (train_sft, ["--tables", "0.5", "--textbook", "0.5", "--out", "{new}"], "most they may be"),
     (train_sft, ["--corpus", "nowhere", "--out", "{new}"], "no whole corpus"),
     (corpus, ["--write", "{new}", "--tokens", "0"], "at least 1"),
+    (corpus, ["--write", "{new}", "--families", "chain,poetry"], "poetry"),
     (corpus, ["--write", "{tiny}/below"], "cannot write"),
     (speedrun, ["--seed", "-1"], "at least 0"),
 ])

@@ -152,7 +152,7 @@ class _Trace:
     def _percent(self, p, n):
         """p is some tens, perhaps a five, and some ones; a single ten or one needs no factor."""
         self.of = str(n)
-        tens, ones = (self.add(k, 1 if k == 1 else None) if k else 0 for k in (p // 10, p % 5))
+        tens, ones = (self.add(k) if k > 1 else k for k in (p // 10, p % 5))
         return self.add(p, 10 * tens + p % 10 // 5 * 5 + ones) * self.add(n) * pow(self.add(100, 100), -1, P)
 
     def _equation(self, left, right):
@@ -178,7 +178,10 @@ class _Trace:
     def read(self, cued):
         derived, used, said, answers = [], [], Counter(), []  # answers: what the lines that end in it can mean
         for i, (cue, text) in enumerate(cued):
-            said = Counter() if cue == "Another way" else said
+            if cue == "Another way":
+                said = Counter()
+                if i and not answers and not self.column:
+                    self.defect(None, "loose", "the first way is not finished")
             value, numbers, meanings = self.line(i, cue, text, said)
             said[cue == "Check", text] += 1
             used.append(numbers)
@@ -294,7 +297,10 @@ def _primality(n, cued):
     """A prime needs a remainder from every prime up to its root; two factors are enough for any other number."""
     defects, tried, said, established = [], set(), set(), False
     for i, (cue, text) in enumerate(cued):
-        said = set() if cue == "Another way" else said
+        if cue == "Another way":
+            said = set()
+            if i and not established:
+                defects.append((None, "loose", "the first way is not finished"))
         kind = ""
         if trial := re.fullmatch(r"(\d+) / (\d+) leaves (\d+)", text):
             m, p, rest = map(int, trial.groups())
