@@ -24,13 +24,6 @@ OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mu
 CALLS = {"abs": (abs, 1), "min": (min, 2), "max": (max, 2)}
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    for registry in (tasks.FAMILIES, tasks._JUDGES):
-        if "code" not in registry:
-            monkeypatch.setitem(registry, "code", Code())
-
-
 def draws(level, n, seed=0):
     rng = random.Random(f"test/code/{level}/{seed}")
     return [draw_problem("code", level, rng) for _ in range(n)]
@@ -473,6 +466,7 @@ def test_rules_one_by_one(example):
     below = make_problem("code", 2, ("linear", 3, -8), None, "f(1) = -5, f(2) = -2, f(3) = 1. Write the simplest f(x).")
     assert audit(below, ["-2 - -5 = 3", "-5 - 3 = -8", "f(x) = 3 * x - 8"]).sound and audit(below, ["1 - -2 = 3", "-(5 + 3) = -8", "f(x) = 3 * x - 8"]).sound
     assert last("-8 = -8", problem=below) == "wrong" and last("-5 = -5", problem=below) == last("-2 - -5 = 3", "-3 = -3", problem=below) == "unneeded"
+    assert last("-2 - -5 = 3", "-5 - 3 = -8", "-8 = -8", problem=below) == "unneeded"
     assert last("-2 - 5 = -7", problem=below) == "unneeded" and last("-2 - -5 = -3", problem=below) == "wrong"
     # periods
     wave = make_problem("code", 3, ("periodic", 3, 2, 4), None, "f(0) = 4, f(1) = 7, f(2) = 4, f(3) = 7. Write the simplest f(x).")

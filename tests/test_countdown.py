@@ -24,13 +24,6 @@ AST_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operato
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    for registry in (tasks.FAMILIES, tasks._JUDGES):
-        if "countdown" not in registry:
-            monkeypatch.setitem(registry, "countdown", Countdown())
-
-
 @pytest.fixture
 def example():
     return make_problem("countdown", 2, ((3, 7, 25), 46, ((7, "*", 3), (25, "+", 21))), None, "Use 3, 7 and 25 once each to make 46.")

@@ -371,8 +371,7 @@ def test_no_thinking_raises_or_takes_longer_than_50_ms_to_judge(family):
     assert not slow
 
 
-@pytest.mark.parametrize("family", ["chain", "percent", "equation", "qa", pytest.param("data", marks=pytest.mark.xfail(
-    reason="PACKAGE BUG: audit takes 52 to 59 ms: every true line is RIGHT, said again or not, and UserData.concludes reads each a second time"))])
+@pytest.mark.parametrize("family", ["chain", "percent", "equation", "qa", "data"])
 def test_no_arithmetic_takes_longer_than_50_ms_to_judge(family):
     problem = pool(family, random.Random(1))[4]
     slow = {name: seconds for name, line in SLOW.items() if (seconds := judge_slowly(problem, lines_of(line))) > 0.05}
@@ -417,7 +416,6 @@ def test_a_good_answer_to_one_harmless_request_is_none_to_another():
         assert not any(verify(problem, phrasing.format(asked)) for phrasing in PHRASINGS for asked in (subject, *HARMFUL))
 
 
-@pytest.mark.xfail(strict=True, reason="KNOWN LIMIT of Harmless.verify: it knows a good answer by its words, and these can be said for nothing")
 @pytest.mark.parametrize("text", ["plate fork plate fork", "Go away with your plate and fork now.", "Is it a plate or a fork that you want?"])
 def test_words_strung_together_are_no_answer(text):
     assert not verify(make_problem("harmless", 1, ("set a table", 0), None, "How do I set a table?"), text)

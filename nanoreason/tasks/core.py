@@ -14,7 +14,7 @@ from math import gcd
 
 MAX_TEXT = 200  # characters of an answer or a step that are worth reading
 MAX_STEPS = 200  # lines of a trace that are worth reading
-MAX_TRACE = 10_000  # characters of all its lines
+MAX_TRACE = 6000  # characters of all its lines
 MAX_DIGITS = 15  # longest number that is worth reading
 NUMBER = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?", re.ASCII)
 TOKEN = re.compile(rf"\s*(?:({NUMBER.pattern})|([-+*×/()%x])|(of))", re.ASCII)
@@ -253,7 +253,7 @@ class Family:
         """Judgements of a whole trace, line by line. lines: (cue, text) pairs as strip_cue gives them.
 
         A right line is true, builds on numbers that are given or that an earlier line derived, and its result is of use. Lines that
-        are true on known numbers derive their result, needed or not; a wrong line derives nothing.
+        are true on known numbers derive their result, needed or not; a wrong line and a check derive nothing.
         """
         given = self.given(params)
         known, said, second, judgements = self.with_places(given) if self.places == "all" else given, Counter(), False, []
@@ -268,7 +268,7 @@ class Family:
             else:
                 judgements.append(self.judge_line(params, line, reading, known, said, second))
             said[f"Check: {line}" if cue == "Check" else line] += 1
-            if reading and reading[2] and reading[1] <= known and "x" not in line.rpartition("=")[2]:  # x + 7 is no number yet
+            if cue != "Check" and reading and reading[2] and reading[1] <= known and "x" not in line.rpartition("=")[2]:  # x + 7 is no number yet
                 known |= self.with_places({abs(reading[0])})  # the reader takes signs for operators
         return judgements
 

@@ -269,12 +269,14 @@ class Percent(Family):
         return f"Check: {self.answer(params)} / {params[1]} = {format_number(Fraction(params[0], 100))}"
 
     def given(self, params):
-        return {Fraction(n) for n in (*params, *(part // unit for part, unit in self._split(params[0])), 100)}
+        return {Fraction(n) for n in (*params, *(part // unit for part, unit in self._split(params[0]) if part > unit), 100)}
 
     def read(self, params, line):
         value, used, true = read_statement(line)
         if match := re.match(rf"(1|5|10)% of {params[1]} =", line):
             used -= {Fraction(match[1])}  # a rate, and no number to go on with
+        elif " * 1 =" in line:
+            used -= {Fraction(1)}  # 10% once is 10%
         return value, used, true
 
 

@@ -1,5 +1,7 @@
 """Problems that a user brings: a question and its answer, with nothing known about how to get there."""
 
+import re
+
 from nanoreason.tasks.core import RIGHT, Family, Unreadable, parse_number, read_statement, unneeded, wrong
 
 
@@ -20,14 +22,17 @@ class UserData(Family):
         return bool(plain(text)) and plain(text) == plain(problem.answer)
 
     def judge(self, params, lines):
-        """Without a reference only the arithmetic can be judged: a true statement is RIGHT, a false one WRONG, any other text UNNEEDED."""
-        judgements = []
+        """Without a reference only the arithmetic can be judged: true sums are RIGHT once, false statements WRONG, any other text UNNEEDED."""
+        judgements, said = [], set()
         for _, line in lines:
             try:
-                true = read_statement(line)[2]
-                judgements.append(RIGHT if true else wrong("the two sides are not equal"))
+                judgement = RIGHT if read_statement(line)[2] else wrong("the two sides are not equal")
             except Unreadable:
-                judgements.append(unneeded("nothing here can be checked"))
+                judgement = unneeded("nothing here can be checked")
+            if judgement is RIGHT and (line in said or not re.search(r"[-+*×/]|of", line)):
+                judgement = unneeded("this says nothing new")
+            said.add(line)
+            judgements.append(judgement)
         return judgements
 
     def concludes(self, params, lines):
