@@ -327,6 +327,7 @@ def _gradients(rank, world, folder):
         del net
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+        os._exit(0)  # gloo's threads now and then abort while the interpreter is torn down (torch 2.13); what is tested is done
 
 
 def test_two_ranks_give_the_gradient_of_one(tmp_path):

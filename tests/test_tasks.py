@@ -434,7 +434,13 @@ def test_a_rate_is_no_number_to_go_on_with():
 
 
 def test_a_count_of_one_is_no_number_to_go_on_with():
-    assert not audit(make_problem("percent", 3, (8, 100), None, "What is 8% of 100?"), ["5% of 100 = 5", "1 * 3 = 3", "5 + 3 = 8"]).sound
+    problem = make_problem("percent", 3, (8, 100), None, "What is 8% of 100?")
+    assert audit(problem, ["5% of 100 = 5", "1% of 100 = 1", "1 * 3 = 3", "5 + 3 = 8"]).sound
+    assert not audit(problem, ["5% of 100 = 5", "1 * 3 = 3", "5 + 3 = 8"]).sound
+
+
+def test_one_does_not_make_itself():
+    assert not audit(make_problem("percent", 3, (8, 100), None, "What is 8% of 100?"), ["5% of 100 = 5", "1 * 1 = 1", "1 * 3 = 3", "5 + 3 = 8"]).sound
 
 
 def test_the_judge_says_why():
@@ -503,10 +509,12 @@ def test_a_check_is_no_play_with_the_answer(check):
     assert check_step(problem, ["8 + 5 = 13", "13 * 3 = 39"], f"Check: {check}") is not Verdict.RIGHT
 
 
-def test_there_is_no_end_of_right_checks():
+@pytest.mark.parametrize("padding", [["39 + 8 = 47", "39 + 47 = 86", "39 + 86 = 125", "39 + 125 = 164"],
+                                     [f"39{' + 8' * n} = {39 + 8 * n}" for n in range(1, 40)]])
+def test_there_is_an_end_to_right_checks(padding):
     problem = make_problem("chain", 1, (8, ("+", 5), ("*", 3)), random.Random(0))
-    padding = ["Check: 39 + 8 = 47", "Check: 39 + 47 = 86", "Check: 39 + 86 = 125", "Check: 39 + 125 = 164"]
-    assert verdicts(problem, ["8 + 5 = 13", "13 * 3 = 39", *padding]).count(Verdict.RIGHT) < 6
+    judged = verdicts(problem, ["8 + 5 = 13", "13 * 3 = 39", *(f"Check: {line}" for line in padding)])
+    assert judged.count(Verdict.RIGHT) < len(judged)
 
 
 @pytest.mark.parametrize("line", ["x = x", "3x = 3x", "x = 1000 - 995 = 5", "x = x + 0", "5 = x", "x = 1x"])

@@ -192,8 +192,8 @@ class _Trace:
             self.defect(None, "loose", "the columns are not finished")
         if not answers:
             self.defect(None, "not established")
-        elif self.by_meaning and not {self.target, None} & set().union(*answers):
-            self.defect(None, "coincidence", "it is not this that is asked")
+        elif self.by_meaning and self.target not in (meant := set().union(*answers)):
+            self.defect(None, "undecided" if None in meant else "coincidence", "it is not this that is asked")
         for i, value in derived:
             parts = {d * ten for d, ten in place_parts(value)} if self.kind == "percent" and value == int(value) else set()
             if value != self.answer and not (parts | {abs(value)}).intersection(*[set().union(*used[i + 1 :])]):

@@ -315,8 +315,8 @@ class Code(Family):
                 return wrong("the check fails")
         except Refused:
             return UNREADABLE
-        stated = [self.answer(params), *(line[7:] for line in said if line.startswith("f(x) = ") and self.is_function(params, line[7:]))]
-        if text not in [put(function, x).replace(" ", "") for function in stated]:
+        stated = [self.answer(params), *(line[7:] for line in said if line.startswith("f(x) = "))]
+        if not any(put(function, x).replace(" ", "") == text and self.is_function(params, function) for function in stated):
             return unneeded("this does not test the function")
         return unneeded("this was said before") if said[f"Check: {line}"] else RIGHT
 

@@ -14,6 +14,7 @@ from math import gcd
 
 MAX_TEXT = 200  # characters of an answer or a step that are worth reading
 MAX_STEPS = 200  # lines of a trace that are worth reading
+MAX_CHECKS = 3  # checks of an answer that can be of use
 MAX_TRACE = 6000  # characters of all its lines
 MAX_DIGITS = 15  # longest number that is worth reading
 NUMBER = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?", re.ASCII)
@@ -302,7 +303,9 @@ class Family:
                 return unneeded("this does not test the answer")
             if unknown := used - known - {answer}:
                 return wrong(f"{_brief(min(unknown))} is neither given nor derived")
-        return unneeded("this was said before") if said[check] else RIGHT
+        if said[check] or sum(times for text, times in said.items() if text.startswith("Check: ")) >= MAX_CHECKS:
+            return unneeded("this was said before" if said[check] else "this was checked enough")
+        return RIGHT
 
     def concludes(self, params, lines):
         """Do these right lines establish the answer?"""
