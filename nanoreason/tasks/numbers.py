@@ -275,7 +275,7 @@ class Percent(Family):
         value, used, true = read_statement(line)
         if match := re.match(rf"(1|5|10)% of {params[1]} =", line):
             used -= {Fraction(match[1])}  # a rate, and no number to go on with
-        elif " * 1 =" in line and not line.startswith("1 *"):
+        elif re.fullmatch(r"(?!1 )[0-9.]+ \* 1 = [0-9.]+", line):
             used -= {Fraction(1)}  # 10% once is 10%
         return value, used, true
 

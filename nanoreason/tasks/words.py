@@ -83,7 +83,7 @@ class Word(Family):
         fill = dict(who=who, her=her, friend=friend, items=items, others=others, boxes=rng.choice(BOXES))
         boxed, shared = ops[0][0] == "@", ops[-1][0] == "/"
         events = ops[boxed : len(ops) - shared]
-        # A number that does not matter stands after the opening or an event, but not before "shares them".
+        # A number that does not matter stands after the opening or an event, but not right before a sharing out.
         aside = rng.randint(0, len(events) - shared) if distractors else -1
         story = [rng.choice(BOXED).format(k=start, n=ops[0][1], **fill) if boxed else rng.choice(OPENINGS).format(n=start, **fill)]
         for i, (op, n) in enumerate((*events, ops[-1] if shared else ("?", 0))):
