@@ -5,7 +5,7 @@ from collections import Counter
 from fractions import Fraction
 from math import isqrt
 
-from nanoreason.tasks.core import (NUMBER, RIGHT, UNREADABLE, Family, Verdict, chain_lines, format_number, miscalculate, parse_number, place_parts,
+from nanoreason.tasks.core import (NUMBER, RIGHT, UNREADABLE, Family, Verdict, chain_lines, format_number, parse_number, place_parts,
                                    read_statement, undo_last, unneeded, wrong)
 
 
@@ -487,7 +487,7 @@ class Primality(Family):
         """Judgement of a line that says prime or not, or of a product that a check shows."""
         if match := re.fullmatch(rf"{n} = ([0-9]{{1,6}}) \* ([0-9]{{1,6}}), so {n} is not prime", line):
             p, q = map(int, match.groups())
-            return RIGHT if p * q == n and p > 1 and q > 1 else wrong(f"{p} * {q} is {p * q}" if p * q != n else f"1 divides every number")
+            return RIGHT if p * q == n and p > 1 and q > 1 else wrong(f"{p} * {q} is {p * q}" if p * q != n else "1 divides every number")
         if check and f"Check: {line}" == self.check((n,)):
             return RIGHT
         if not is_prime(n) or line not in (self._verdict(n), self.another((n,))[-1]):
