@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanoreason import checkpoint
-from nanoreason.common import UserError, flag, generator, parse_config, progress, run_script, say, start_machine, write_json
+from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, progress, run_script, say, start_machine, write_json
 from nanoreason.corpus import read_problems
 from nanoreason.evaluate import accuracy, behaviours, by_family, collect, interval_of_mean, scaling, held_out_problems
+from nanoreason.generate import sampler
 from nanoreason.search import METHODS, canonical
 from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS
 from nanoreason.tokenizer import render_prompt
@@ -39,6 +40,7 @@ class Config:
     ns: str = flag("1", "numbers of samples to measure coverage and vote at, separated by commas; 0 for greedy only")
     split: str = flag("test", "split of the problems", choices=("val", "test"))
     json: str = flag("", "file for the figures")
+    precision: str = flag("auto", "bf16 where it is faster, or one of them", choices=("auto", "fp32", "bf16"))
     device: str = flag("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
     seed: int = flag(0, "seed of samples and of the choice of problems", low=0)
 
@@ -66,7 +68,7 @@ def answer(model, config, machine):
     prompt = render_prompt(config.question)
     if len(prompt) >= model.config.max_len:
         raise UserError(f"the question takes {len(prompt)} tokens; this model's context holds {model.config.max_len}, answer included")
-    noise = generator(config.seed, "sample", device=machine.device)
+    noise = generator(config.seed, "sample")
     result = METHODS[config.method](model, prompt, config.n, config.temperature, config.max_reasoning_tokens, noise)
     say(f"\nQuestion: {config.question}\n{pretty(result)}")
     if len(result.candidates) > 1:
@@ -140,7 +142,7 @@ def main():
     if bool(config.question) == config.eval:
         raise UserError('give either a question ("What is 15% of 80?") or --eval')
     machine = start_machine(config.device)
-    model = checkpoint.load_model(config.ckpt, machine.device)
+    model = sampler(checkpoint.load_model(config.ckpt, machine.device), choose_bf16(config.precision, machine.device))
     start = time.time()
     if config.eval:
         figures = measure(model, config)

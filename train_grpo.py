@@ -31,7 +31,7 @@ from nanoreason.common import (Interrupt, Metrics, UserError, autocast, choose_b
 from nanoreason.corpus import Example, read_problems
 from nanoreason.data import IGNORE, pack
 from nanoreason.evaluate import accuracy, behaviours, collect, held_out_problems
-from nanoreason.generate import generate
+from nanoreason.generate import generate, noise, sampler
 from nanoreason.rewards import LENGTH_FORMS, PROCESS_FORMS, Scheme, group_rewards
 from nanoreason.tasks import FAMILIES, LEVELS, draw_problem
 from nanoreason.tokenizer import parse_response, render_prompt
@@ -67,9 +67,10 @@ class Config:
     learning_rate: float = flag(3e-4, "peak learning rate of AdamW", low=0)
     warmup_steps: int = flag(2, "steps in which the rate climbs", low=0)
     grad_clip: float = flag(1.0, "largest norm of the gradient", low=0)
-    row_tokens: int = flag(256, "length of a packed row of the update", low=16)
+    row_tokens: int = flag(128, "length of a packed row of the update", low=16)
     micro_tokens: int = flag(4096, "tokens in one forward pass of one rank", low=64)
-    precision: str = flag("auto", "bf16 autocast of the update where it is faster, or one of them", choices=("auto", "fp32", "bf16"))
+    precision: str = flag("auto", "bf16 for rollouts and, by autocast, for the update where it is faster, or one of them", choices=("auto", "fp32", "bf16"))
+    compile: bool = flag(False, "torch.compile the decoding step and the update: pays on a GPU, and on a CPU only for long runs")
     eval_every: int = flag(20, "steps between greedy checks on the validation split; 0 never", low=0)
     eval_problems: int = flag(40, "validation problems of each family", low=1)
     device: str = flag("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
@@ -145,25 +146,27 @@ def micro_batches(prompts, rollout, advantages, rows_of, config, total, device):
 
     Each holds tokens, doc_start (B, T); select (M,) the places that predict a response token; and for those places targets,
     advantage, weight, sampled (the sampler's own log-probability), all (M,). total: responses in the batch over all ranks.
+    Responses longer than row_tokens go apart, in rows of their own length: on a CPU attention pays for T squared.
     """
-    G = config.num_samples_per_prompt
-    examples = [Example(prompts[row // G] + rollout.response(row), len(prompts[row // G])) for row in rows_of]
-    longest = max(len(e.ids) for e in examples)
-    packed = pack(examples, max(config.row_tokens, longest))
-    rows_of, lengths = np.asarray(rows_of), rollout.lengths.cpu().numpy()
-    at_once = max(1, config.micro_tokens // packed.tokens.shape[1])
-    for at in range(0, len(packed), at_once):
-        cut = slice(at, at + at_once)
-        tokens, targets, doc_start = packed.batch(cut, device)
-        select = (targets.flatten() != IGNORE).nonzero().squeeze(1)
-        place = select.cpu().numpy()
-        owner = packed.owner[cut].ravel()[place]
-        row = rows_of[owner]
-        in_document = place % packed.tokens.shape[1] - packed.doc_start[cut].ravel()[place]
-        offset = in_document + 1 - np.array([e.prompt_len for e in examples])[owner]  # index of the target in its response
-        to = lambda array: torch.as_tensor(array, dtype=torch.float32, device=device)
-        yield dict(tokens=tokens, doc_start=doc_start, select=select, targets=targets.flatten()[select], advantage=to(advantages[row]),
-                   weight=to(1.0 / (total * lengths[row])), sampled=rollout.logprobs.cpu()[row, offset].to(device))
+    G, lengths, sampled = config.num_samples_per_prompt, rollout.lengths.cpu().numpy(), rollout.logprobs.cpu()
+    examples = {row: Example(prompts[row // G] + rollout.response(row), len(prompts[row // G])) for row in rows_of}
+    for short in (True, False):
+        some = [row for row in rows_of if (len(examples[row].ids) <= config.row_tokens) == short]
+        packed = pack([examples[row] for row in some], config.row_tokens if short else max((len(examples[row].ids) for row in some), default=1))
+        some, prompt_len = np.array(some, dtype=int), np.array([examples[row].prompt_len for row in some], dtype=int)
+        at_once = max(1, config.micro_tokens // packed.tokens.shape[1])
+        for at in range(0, len(packed), at_once):
+            cut = slice(at, at + at_once)
+            tokens, targets, doc_start = packed.batch(cut, device)
+            place = (packed.targets[cut].ravel() != IGNORE).nonzero()[0]  # (M,)
+            owner = packed.owner[cut].ravel()[place]
+            row = some[owner]
+            in_document = place % packed.tokens.shape[1] - packed.doc_start[cut].ravel()[place]
+            offset = in_document + 1 - prompt_len[owner]  # index of the target in its response
+            to = lambda array: torch.as_tensor(array, dtype=torch.float32, device=device)
+            select = torch.from_numpy(place).to(device)
+            yield dict(tokens=tokens, doc_start=doc_start, select=select, targets=targets.flatten()[select], advantage=to(advantages[row]),
+                       weight=to(1.0 / (total * lengths[row])), sampled=sampled[row, offset].to(device))
 
 
 def update(model, reference, optimizer, prompts, rollout, advantages, config, machine, bf16):
@@ -218,15 +221,14 @@ def rollout_metrics(rewards, rollout, responses, machine):
                 truncated=mean((~rollout.ended.cpu()).float(), N), **shares, **{f"reward_{part}": mean(values, N) for part, values in rewards.items()})
 
 
-def rollout_step(model, config, step, machine, own=None):
-    """Questions, responses and rewards of one step: (prompts, rollout, rewards {part: (P, G)}, metrics)."""
+def rollout_step(policy, config, step, machine, own=None):
+    """Questions, responses and rewards of one step: (prompts, rollout, rewards {part: (P, G)}, metrics). A response draws from random numbers
+    of its own, so that ranks together sample what one would."""
     G = config.num_samples_per_prompt
     problems = draw_questions(config, step, machine, own)
     prompts = [render_prompt(p.question) for p in problems]
-    noise = generator(config.seed, "rollout", step, machine.rank, device=machine.device)
-    model.eval()
-    rollout = generate(model, prompts, G, config.max_reasoning_tokens, config.temperature, noise)
-    model.train()
+    uniform = noise((config.prompts, G, config.max_reasoning_tokens), generator(config.seed, "rollout", step))[machine.rank :: machine.world]  # (P, G, L)
+    rollout = generate(policy, prompts, G, config.max_reasoning_tokens, config.temperature, uniform.flatten(0, 1), compile=config.compile)
     ids = [rollout.response(row) for row in range(len(rollout.ids))]
     scheme = Scheme(config.format_weight, config.length_penalty, config.length_form, config.process_weight, config.process_form,
                     config.reward == "leaky-for-hacking-study")
@@ -236,11 +238,11 @@ def rollout_step(model, config, step, machine, own=None):
     return prompts, rollout, rewards, rollout_metrics(rewards, rollout, [parse_response(i) for i in ids], machine)
 
 
-def validate(model, config, own=None):
+def validate(policy, config, own=None):
     """Greedy accuracy on the validation split at the training families and levels, or on the user's own."""
     levels = [int(level) for level in config.levels.split(",")]
     problems = own["val"][: config.eval_problems] if own else held_out_problems(config.families.split(","), levels, config.eval_problems, "val")
-    judged = collect(model.eval(), problems, 1, 0.0, config.max_reasoning_tokens, config.seed)
+    judged = collect(policy, problems, 1, 0.0, config.max_reasoning_tokens, config.seed)
     return accuracy(sum(s[0].correct for s in judged), len(judged))
 
 
@@ -292,6 +294,7 @@ def train(config, machine):
         optimizer.load_state_dict(state["optimizer"])
         first, checks = state["step"], state["checks"]
     bf16 = choose_bf16(config.precision, machine.device)
+    policy = sampler(model, bf16)  # the copy that samples, refreshed before each rollout
     steps = min(config.steps, config.max_steps or config.steps)
     say(f"grpo: {model.num_params / 1e6:.2f}M parameters, {config.prompts} prompts x {config.num_samples_per_prompt} samples a step, "
         f"{steps} steps, update in {'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
@@ -305,18 +308,18 @@ def train(config, machine):
     interrupt, bar, start = Interrupt(), progress(steps, "grpo", machine, first), time.time()
     check = config.eval_every and (own is None or own["val"])
     if check and first == 0:
-        checks[0] = validate(model, config, own)
+        checks[0] = validate(policy, config, own)
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
         begun = time.time()
-        prompts, rollout, rewards, row = rollout_step(model, config, step, machine, own)
+        prompts, rollout, rewards, row = rollout_step(sampler(model, bf16, policy), config, step, machine, own)
         rolled = time.time()
         advantages = group_advantages(rewards["total"], config.advantage).flatten().numpy()
         row |= update(model, reference, optimizer, prompts, rollout, advantages, config, machine, bf16)
         row |= dict(rollout_seconds=rolled - begun, update_seconds=time.time() - rolled)
         if check and (step + 1) % config.eval_every == 0:
-            checks[step + 1] = validate(model, config, own)
+            checks[step + 1] = validate(sampler(model, bf16, policy), config, own)
             row["val_greedy"] = checks[step + 1]["acc"]
         metrics.log(step=step, **row)
         bar.update()

@@ -1,12 +1,17 @@
 """The rollout engine: many prompts, many samples each, one token a step for all of them, until each one stops.
 
     prefill   every prompt is read once, whatever the number of its samples; uneven prompts are padded on the right only
-    decode    one token a row and step, against the key/value cache
+    decode    one token a row and step, against the key/value cache; on a GPU a step is one recorded CUDA graph
     leave     rows that have stopped are dropped from the batch and the cache, so nobody computes for the finished
 
-Letters: P prompts, G samples a prompt, N = P * G rows in prompt-major order (row p * G + g), L longest response, V vocabulary.
+Every response draws from its own row of random numbers, fixed before the first token: which rows share a batch, when others leave, and how
+many ranks share the work change no sample. The model computes in the dtype of its weights; `sampler` makes a copy in a faster one.
+
+Letters: P prompts, G samples a prompt, N = P * G rows in prompt-major order (row p * G + g), L longest response, V vocabulary,
+B rows still in the batch.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +19,8 @@ import torch
 from nanoreason.model import KVCache
 from nanoreason.tokenizer import END, PAD
 
-SLOT_BLOCK = 32  # the cache grows by this many slots, so it stays near the length in use
+SLOT_BLOCK = 32  # on a CPU the cache grows by this many slots, for every step reads it whole
+GRAPH_STEPS = 16  # on a GPU, steps between two looks at who has stopped: a look makes the CPU wait for the GPU
 
 
 @dataclass
@@ -38,82 +44,160 @@ class Rollout:
         return self.ids[row, : int(self.mask[row].sum())].tolist()
 
 
-def sample_token(logits, temperature, generator):
-    """Draw one token a row. logits (N, V) -> ids (N,) and their log-probabilities (N,) at this temperature; 0 means greedy.
+def sample_token(logits, temperature, uniform):
+    """Draw one token a row. logits (B, V), uniform (B,) in [0, 1) -> ids (B,) and their log-probabilities (B,) at this temperature; 0 means greedy.
 
-    One uniform number a row and the inverse of the cumulative distribution: as exact as torch.multinomial, which draws V
-    numbers a row and spent a sixth of a decoding step on them.
+    One uniform number a row and the inverse of the cumulative distribution: as exact as torch.multinomial, which draws V numbers a row.
     """
     if temperature == 0:
-        logprobs = logits.float().log_softmax(-1)
-        ids = logits.argmax(-1)
-    else:
-        logprobs = (logits.float() / temperature).log_softmax(-1)
-        cumulative = logprobs.exp().cumsum(-1)  # (N, V)
-        u = torch.rand(len(logits), 1, generator=generator, device=generator.device).to(logits.device) * cumulative[:, -1:]
-        ids = torch.searchsorted(cumulative, u, right=True).squeeze(1).clamp_(max=logits.size(1) - 1)
-    return ids, logprobs.gather(1, ids[:, None]).squeeze(1)
+        ids = logits.argmax(-1, keepdim=True)
+        return ids.squeeze(1), logits.float().log_softmax(-1).gather(1, ids).squeeze(1)
+    p = (logits.float() / temperature).softmax(-1)
+    cumulative = p.cumsum(-1)  # (B, V)
+    ids = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).clamp_(max=logits.size(1) - 1)
+    return ids.squeeze(1), p.gather(1, ids).log().squeeze(1)
+
+
+@torch.no_grad()
+def sampler(model, bf16, out=None):
+    """A frozen copy of the model to sample from, in bfloat16 where that is faster; `out`: an earlier copy to refresh in place."""
+    if out is None:
+        out = copy.deepcopy(model).requires_grad_(False).eval()
+        return out.bfloat16() if bf16 else out
+    for old, new in zip(out.parameters(), model.parameters()):
+        old.copy_(new)
+    return out
+
+
+def noise(shape, generator):
+    """Uniform numbers for `generate`, one a token: shape (N, L), on the generator's device."""
+    return torch.rand(shape, generator=generator, device=generator.device)
 
 
 @torch.inference_mode()
-def generate(model, prompts, samples=1, max_new_tokens=256, temperature=1.0, generator=None, max_rows=512, on_progress=None):
+def generate(model, prompts, samples=1, max_new_tokens=256, temperature=1.0, uniform=None, max_rows=512, compile=False, on_progress=None):
     """Sample `samples` responses to each prompt.
 
-    prompts: list of P lists of ids. temperature: 0 is greedy. generator: torch.Generator on any device, required unless greedy.
-    max_rows: rows decoded at once; more prompts are served in turns. on_progress: called with the number of rows that just finished.
+    prompts: list of P lists of ids. temperature: 0 is greedy. uniform: a torch.Generator, or the numbers that `noise` made, (P * samples, at
+    least max_new_tokens); required unless greedy. max_rows: rows decoded at once; more prompts are served in turns. compile: torch.compile the
+    decoding step: seconds at the first call, for good in a long run. on_progress: called with the number of rows that just finished.
     Returns a Rollout of P * samples rows on the model's device. Raises ValueError for an empty prompt or one that leaves no
     room for a single new token in the model's context.
     """
     room = model.config.max_len - max(map(len, prompts))
     if room < 1 or min(map(len, prompts)) < 1:
         raise ValueError(f"a prompt of {max(map(len, prompts))} tokens does not fit the context of {model.config.max_len} with room to answer")
-    if temperature > 0 and generator is None:
+    limit, N, device = min(max_new_tokens, room), len(prompts) * samples, model.embed.weight.device
+    if temperature == 0:
+        uniform = torch.zeros(N, 1).expand(N, limit)
+    elif uniform is None:
         raise ValueError("sampling needs an explicit generator")
-    limit = min(max_new_tokens, room)
+    elif isinstance(uniform, torch.Generator):
+        uniform = noise((N, max_new_tokens), uniform)
+    uniform = uniform[:, :limit].to(device)
+    ids, logprobs = torch.full((N, limit), PAD, device=device), torch.zeros(N, limit, device=device)
     at_once = max(1, max_rows // samples)
-    parts = [_generate(model, prompts[at : at + at_once], samples, limit, temperature, generator, on_progress)
-             for at in range(0, len(prompts), at_once)]
-    longest = max(ids.size(1) for ids, _ in parts)
-    ids = torch.cat([torch.nn.functional.pad(ids, (0, longest - ids.size(1)), value=PAD) for ids, _ in parts])
-    logprobs = torch.cat([torch.nn.functional.pad(lp, (0, longest - lp.size(1))) for _, lp in parts])
+    for at in range(0, len(prompts), at_once):
+        part = slice(at * samples, (at + at_once) * samples)
+        Decoding(model, prompts[at : at + at_once], samples, ids[part], logprobs[part], uniform[part], temperature, compile).run(on_progress)
     stop = (ids == END).long()
     mask = stop.cumsum(1) - stop == 0  # up to and including the first stop token
-    return Rollout(ids, mask, logprobs, stop.any(1))
+    longest = int(mask.sum(1).max())
+    return Rollout(ids[:, :longest], mask[:, :longest], logprobs[:, :longest], stop.any(1))
 
 
-def _generate(model, prompts, samples, limit, temperature, generator, on_progress):
-    """One turn of `generate`: (ids (N, L), logprobs (N, L)) of all rows decoded together."""
-    device = next(model.parameters()).device
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    padded = torch.full((len(prompts), int(lengths.max())), PAD, device=device)  # (P, T)
-    for row, prompt in enumerate(prompts):
-        padded[row, : len(prompt)] = torch.tensor(prompt, device=device)
-    cache = KVCache(model.config, len(prompts), padded.size(1), device, next(model.parameters()).dtype)
-    logits = model.prefill(padded, lengths, cache).repeat_interleave(samples, 0)  # (P, V) -> (N, V)
-    cache.select(torch.arange(len(prompts), device=device).repeat_interleave(samples))
-    N = len(logits)
-    ids = torch.full((N, limit), PAD, device=device)
-    logprobs = torch.zeros(N, limit, device=device)
-    rows = torch.arange(N, device=device)  # which response each row of the batch is writing
-    live, longest = torch.ones(N, dtype=torch.bool, device=device), int(lengths.max())
-    for t in range(limit):
-        token, logprob = sample_token(logits, temperature, generator)
-        ids[rows, t] = torch.where(live, token, PAD)
-        logprobs[rows, t] = torch.where(live, logprob, 0.0)
-        stopped = live & (token == END)
-        live &= token != END
-        count, finished = int(live.sum()), int(stopped.sum())
-        if on_progress and finished:
-            on_progress(finished)
-        if count == 0 or t == limit - 1:
-            break
-        if count <= 0.85 * len(rows):
-            keep = live.nonzero().squeeze(1)
-            cache.select(keep)
-            rows, token, live = rows[keep], token[keep], live[keep]
-        if longest + t + 1 > cache.slots:
-            cache.grow(cache.slots + SLOT_BLOCK)
-        logits = model.decode(token, cache)
-    if on_progress and count:
-        on_progress(count)
-    return ids[:, : t + 1], logprobs[:, : t + 1]
+class Decoding:
+    """One turn of `generate`: the state of the rows that are decoded together.
+
+    ids, logprobs, uniform: (N, limit), the first two to be filled. For the B rows still in the batch: rows (B,) which of the N each is,
+    token (B,) its newest, live (B,) whether it has yet to stop, at (B,) the index of its next token, and their cache.
+    """
+
+    def __init__(self, model, prompts, samples, ids, logprobs, uniform, temperature, compile):
+        self.model, self.ids, self.logprobs, self.uniform, self.temperature = model, ids, logprobs, uniform, temperature
+        self.device, self.limit = ids.device, ids.size(1)
+        self.graphed = self.device.type == "cuda"
+        self.decode = torch.compile(model.decode, dynamic=True) if compile else model.decode
+        lengths = torch.tensor([len(p) for p in prompts])
+        self.longest = int(lengths.max())  # tokens in the longest row, the newest one not counted
+        padded = torch.full((len(prompts), self.longest), PAD)  # (P, T)
+        for row, prompt in enumerate(prompts):
+            padded[row, : len(prompt)] = torch.tensor(prompt)
+        slots = self.longest + self.limit if self.graphed else self.longest
+        self.cache = KVCache(model.config, len(prompts), slots, self.device, model.embed.weight.dtype)
+        logits = model.prefill(padded.to(self.device), lengths.to(self.device), self.cache)  # (P, V)
+        self.rows = torch.arange(len(ids), device=self.device)
+        self.cache.select(self.rows // samples)
+        self.live = torch.ones(len(ids), dtype=torch.bool, device=self.device)
+        self.at = torch.zeros(len(ids), dtype=torch.long, device=self.device)
+        self.token = torch.empty(len(ids), dtype=torch.long, device=self.device)
+        self.pick(logits[self.rows // samples])
+
+    def pick(self, logits):
+        """Draw and write down the next token of every row; a row that has stopped stays as it is."""
+        where = self.rows, self.at
+        token, logprob = sample_token(logits, self.temperature, self.uniform[where])
+        self.token.copy_(token)
+        self.ids[where] = torch.where(self.live, token, PAD)
+        self.logprobs[where] = torch.where(self.live, logprob, 0.0)
+        self.live &= token != END
+        self.at += 1
+
+    def step(self):
+        """One more token for every row."""
+        self.pick(self.decode(self.token, self.cache))
+
+    def leave(self, count):
+        """Drop rows that have stopped, down to the `count` live ones or, on a GPU, where each size is recorded anew, to the next halving."""
+        size = len(self.rows)
+        if self.graphed:
+            while (size + 1) // 2 >= max(count, 1) and size > 1:
+                size = (size + 1) // 2
+        elif count <= 0.85 * size:
+            size = max(count, min(size, 2))  # torch.compile would specialise on a batch of one
+        if size == len(self.rows):
+            return False
+        keep = self.live.int().argsort(descending=True, stable=True)[:size]
+        self.cache.select(keep)
+        self.rows, self.token, self.live, self.at = (x[keep] for x in (self.rows, self.token, self.live, self.at))
+        return True
+
+    def run(self, on_progress):
+        """Decode until every row has stopped or reached the limit."""
+        step, shown, every = record(self.step) if self.graphed else self.step, 0, GRAPH_STEPS if self.graphed else 1
+        for t in range(1, self.limit):
+            if t % every == 0:
+                count = int(self.live.sum())
+                if on_progress and len(self.ids) - count > shown:
+                    on_progress(len(self.ids) - count - shown)
+                    shown = len(self.ids) - count
+                if count == 0:
+                    break
+                if self.leave(count) and self.graphed:
+                    step = record(self.step)
+            if self.longest + t > self.cache.slots:
+                self.cache.grow(self.cache.slots + SLOT_BLOCK)
+            step()
+        if on_progress and shown < len(self.ids):
+            on_progress(len(self.ids) - shown)
+
+
+def record(step):
+    """`step`, a function without arguments or results, as a CUDA graph: hundreds of kernel launches become one.
+
+    The first call runs it as it is, which loads kernels and compiles what is to be compiled; the second records it. Everything that it
+    reads and writes must stay at its address, and no shape may change.
+    """
+    state = {}
+
+    def call():
+        if "warm" not in state:
+            state["warm"] = True
+            return step()
+        if "graph" not in state:
+            state["graph"] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(state["graph"]):
+                step()
+        state["graph"].replay()
+
+    return call

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_tiny
 
-from nanoreason.attention import attention, cached_attention, document_mask, matmul_attention
+from nanoreason.attention import attention, cached_attention, document_mask, matmul_attention, visible_slots
 from nanoreason.common import generator
 from nanoreason.data import pack
 from nanoreason.corpus import Example
@@ -93,11 +93,9 @@ def test_the_document_mask_of_the_worked_example():
 def test_cached_attention_is_the_last_row_of_attention_over_what_is_visible(K):
     q, k, v = random_qkv(20, K, B=3)
     lengths = [20, 7, 1]
-    visible = torch.full((3, 20), float("-inf"))
-    for b, n in enumerate(lengths):
-        visible[b, :n] = 0
     last = torch.stack([q[b, n - 1] for b, n in enumerate(lengths)])
-    out = cached_attention(last, k.transpose(1, 2), v.transpose(1, 2), visible)
+    k_cache, v_cache, filled = k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous(), torch.tensor(lengths)
+    out = cached_attention(last, k_cache, v_cache, filled, visible_slots(filled, 20, last))
     for b, n in enumerate(lengths):
         assert torch.allclose(out[b].double(), naive_attention(q[b : b + 1, :n], k[b : b + 1, :n], v[b : b + 1, :n], None)[0, -1], atol=2e-6)
 
@@ -250,7 +248,7 @@ def test_the_cache_stays_right_when_it_grows_and_rows_repeat_leave_and_swap(tiny
 def test_a_full_cache_is_an_error_and_not_an_overwrite(tiny):
     cache = KVCache(tiny.config, 1, 4)
     tiny.prefill(random_ids(1, 4), torch.tensor([4]), cache)
-    with pytest.raises(ValueError):
+    with pytest.raises(IndexError):
         tiny.decode(torch.tensor([1]), cache)
     cache.grow(2)
     assert cache.slots == 4  # growing never shrinks

@@ -133,7 +133,7 @@ def test_collect_judges_every_response_with_its_own_problem(monkeypatch):
     ids = torch.tensor([s + [PAD] * (longest - len(s)) for s in script])
     mask = torch.tensor([[i < len(s) for i in range(longest)] for s in script])
 
-    def scripted(model, prompts, count, *rest):
+    def scripted(model, prompts, count, *rest, **options):
         assert prompts == [render_prompt(p.question) for p in problems] and count == 3
         return Rollout(ids, mask, torch.zeros(ids.shape), (ids == END).any(1))
 

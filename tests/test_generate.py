@@ -5,7 +5,7 @@ import torch
 from conftest import make_stopping, make_tiny
 
 from nanoreason.common import generator
-from nanoreason.generate import generate, sample_token
+from nanoreason.generate import Decoding, generate, noise, sample_token, sampler
 from nanoreason.tokenizer import END, PAD
 
 
@@ -34,8 +34,8 @@ def test_logprobs_equal_a_full_forward_at_the_sampling_temperature_while_rows_le
 
 
 def test_the_mask_ends_with_the_stop_token_and_nothing_follows_it():
-    model = make_stopping(bias=5.5)
-    rollout = generate(model, ragged_prompts(), 12, 14, 1.0, generator(2, "sample"))
+    model = make_stopping(bias=5.0)
+    rollout = generate(model, ragged_prompts(), 12, 14, 1.0, generator(3, "sample"))
     assert rollout.ended.any() and not rollout.ended.all()
     for row in range(len(rollout.ids)):
         response, n = rollout.response(row), int(rollout.lengths[row])
@@ -97,7 +97,7 @@ def test_a_padding_token_that_was_sampled_is_part_of_the_response():
 def test_the_same_seed_gives_the_same_rollout_and_another_seed_another(stopping):
     a, b, c = (generate(stopping, ragged_prompts(), 4, 20, 1.0, generator(seed, "sample")) for seed in (0, 0, 1))
     assert torch.equal(a.ids, b.ids) and torch.equal(a.logprobs, b.logprobs) and a.ids.tolist() != c.ids.tolist()
-    assert len({tuple(a.response(row)) for row in range(4)}) > 1  # the samples of one prompt differ
+    assert len({tuple(a.response(row)) for row in range(4, 8)}) > 1  # the samples of one prompt differ
 
 
 def test_sampled_tokens_are_distributed_like_the_softmax():
@@ -105,7 +105,7 @@ def test_sampled_tokens_are_distributed_like_the_softmax():
     logits = torch.randn(V, generator=generator(0, "logits")) * 2
     logits[3] = float("-inf")
     for temperature in (0.6, 1.0, 2.0):
-        ids, logprobs = sample_token(logits.expand(N, V), temperature, generator(1, "noise"))
+        ids, logprobs = sample_token(logits.expand(N, V), temperature, noise((N,), generator(1, "noise")))
         p = (logits.double() / temperature).softmax(0)
         seen = torch.bincount(ids, minlength=V).double()
         some = p > 0
@@ -117,7 +117,7 @@ def test_sampled_tokens_are_distributed_like_the_softmax():
 def test_rows_draw_independent_noise_and_their_own_distribution():
     logits = torch.zeros(50_000, 4)
     logits[::2, 0] = 3.0  # even rows prefer token 0, odd rows do not
-    ids, _ = sample_token(logits, 1.0, generator(0, "noise"))
+    ids, _ = sample_token(logits, 1.0, noise((50_000,), generator(0, "noise")))
     share = torch.tensor(3.0).exp() / (torch.tensor(3.0).exp() + 3)
     assert (ids[::2] == 0).float().mean().item() == pytest.approx(share.item(), abs=0.01)
     assert (ids[1::2] == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
@@ -147,3 +147,71 @@ def test_progress_counts_every_row_once(stopping):
     counts = []
     generate(stopping, ragged_prompts(), 4, 15, 1.0, generator(0, "s"), max_rows=8, on_progress=counts.append)
     assert sum(counts) == 20 and min(counts) > 0
+
+
+def test_a_response_depends_on_its_own_random_numbers_and_not_on_who_shares_its_batch():
+    model, prompts, G = make_stopping(bias=4.5), ragged_prompts(), 4
+    uniform = noise((len(prompts) * G, 30), generator(0, "sample"))
+    whole = generate(model, prompts, G, 30, 1.0, uniform)
+    for p in (0, 1, 4):  # alone, as on a rank of its own
+        alone = generate(model, prompts[p : p + 1], G, 30, 1.0, uniform[p * G : (p + 1) * G])
+        assert [alone.response(g) for g in range(G)] == [whole.response(p * G + g) for g in range(G)]
+    turns = generate(model, prompts, G, 30, 1.0, uniform, max_rows=8)
+    assert torch.equal(turns.ids, whole.ids) and len(set(whole.lengths.tolist())) > 4
+    assert torch.equal(generate(model, prompts, G, 30, 1.0, generator(0, "sample")).ids, whole.ids)  # a generator makes the same numbers
+
+
+def test_the_cache_grows_past_its_blocks_and_changes_no_token(monkeypatch):
+    model, prompts = make_stopping(bias=3.0), ragged_prompts()
+    wanted = generate(model, prompts, 3, 70, 1.0, generator(4, "sample"))
+    monkeypatch.setattr("nanoreason.generate.SLOT_BLOCK", 1)
+    assert wanted.ids.size(1) == 70 and torch.equal(generate(model, prompts, 3, 70, 1.0, generator(4, "sample")).ids, wanted.ids)
+
+
+def test_looking_rarely_at_who_has_stopped_and_leaving_by_halves_changes_nothing(monkeypatch):
+    """The GPU's way, with the step run as it is instead of recorded: 16 steps between looks, batches of 20, 10, 5, 3, 2, 1."""
+    model, prompts = make_stopping(bias=4.5), ragged_prompts()
+    wanted = generate(model, prompts, 4, 50, 1.0, generator(5, "sample"))
+    sizes, looks = [], []
+    inner = Decoding.__init__
+
+    def on_gpu(self, *args):
+        inner(self, *args)
+        self.graphed = True
+        self.cache.grow(self.longest + self.limit)
+
+    def watched(self, count):
+        looks.append(count)
+        sizes.append(len(self.rows))
+        return leave(self, count)
+
+    leave = Decoding.leave
+    monkeypatch.setattr(Decoding, "__init__", on_gpu)
+    monkeypatch.setattr(Decoding, "leave", watched)
+    monkeypatch.setattr("nanoreason.generate.record", lambda step: step)
+    monkeypatch.setattr("nanoreason.generate.GRAPH_STEPS", 4)
+    got = generate(model, prompts, 4, 50, 1.0, generator(5, "sample"))
+    assert torch.equal(got.ids, wanted.ids) and torch.equal(got.mask, wanted.mask) and torch.allclose(got.logprobs, wanted.logprobs, atol=1e-5)
+    assert set(sizes) <= {20, 10, 5, 3, 2, 1} and len(set(sizes)) >= 3 and len(looks) <= 12 and all(s >= c for s, c in zip(sizes, looks))
+
+
+def test_a_compiled_step_gives_the_same_rollout(monkeypatch):
+    model, prompts = make_stopping(bias=4.5), ragged_prompts()
+    wanted = generate(model, prompts, 4, 30, 1.0, generator(6, "sample"))
+    compile, seen = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda f, **options: seen.append(options) or compile(f, **options | dict(backend="aot_eager", fullgraph=True)))
+    got = generate(model, prompts, 4, 30, 1.0, generator(6, "sample"), compile=True)
+    assert torch.equal(got.ids, wanted.ids) and torch.allclose(got.logprobs, wanted.logprobs, atol=1e-5) and seen == [dict(dynamic=True)]
+
+
+def test_the_sampler_is_a_copy_that_follows_the_model(tiny):
+    policy = sampler(tiny, bf16=True)
+    assert policy.embed.weight.dtype == torch.bfloat16 and not any(p.requires_grad for p in policy.parameters())
+    assert policy.head.weight is policy.embed.weight and tiny.embed.weight.dtype == torch.float32
+    with torch.no_grad():
+        for p in tiny.parameters():
+            p.add_(0.5)
+    assert sampler(tiny, True, policy) is policy
+    assert all(torch.equal(new.bfloat16(), old) for new, old in zip(tiny.parameters(), policy.parameters()))
+    exact, fast = sampler(tiny, bf16=False)(torch.tensor([[1, 2, 3]])), policy(torch.tensor([[1, 2, 3]]))
+    assert torch.equal(exact, tiny(torch.tensor([[1, 2, 3]]))) and (fast.float() - exact).norm() < 0.05 * exact.norm()

@@ -324,7 +324,7 @@ def test_questions_of_the_users_own_come_from_their_training_split():
 def scripted(monkeypatch, respond):
     """Let the trainer sample what respond(question), a list of responses as ids, says."""
 
-    def generate(model, prompts, count, *rest):
+    def generate(model, prompts, count, *rest, **options):
         script = [ids for prompt in prompts for ids in respond(decode(prompt[1:-1]))]
         longest = max(map(len, script))
         ids = torch.tensor([s + [PAD] * (longest - len(s)) for s in script])
