@@ -31,7 +31,8 @@ from nanoreason.common import (Interrupt, Metrics, UserError, autocast, choose_b
 from nanoreason.corpus import Example, read_problems
 from nanoreason.data import IGNORE, pack
 from nanoreason.evaluate import accuracy, behaviours, collect, held_out_problems
-from nanoreason.generate import generate, noise, sampler
+from nanoreason.generate import MAX_ROWS, generate, noise, sampler
+from nanoreason.model import cache_memory, memory_line, training_memory
 from nanoreason.rewards import LENGTH_FORMS, PROCESS_FORMS, Scheme, group_rewards
 from nanoreason.tasks import FAMILIES, LEVELS, draw_problem
 from nanoreason.tokenizer import parse_response, render_prompt
@@ -70,6 +71,7 @@ class Config:
     row_tokens: int = flag(128, "length of a packed row of the update", low=16)
     micro_tokens: int = flag(4096, "tokens in one forward pass of one rank", low=64)
     precision: str = flag("auto", "bf16 for rollouts and, by autocast, for the update where it is faster, or one of them", choices=("auto", "fp32", "bf16"))
+    checkpoint_activations: bool = flag(False, "recompute each block in the backward pass instead of storing it: a third more arithmetic, far less memory")
     compile: bool = flag(False, "torch.compile the decoding step and the update: pays on a GPU, and on a CPU only for long runs")
     eval_every: int = flag(20, "steps between greedy checks on the validation split; 0 never", low=0)
     eval_problems: int = flag(40, "validation problems of each family", low=1)
@@ -81,8 +83,8 @@ class Config:
 
 PRESETS = {
     "laptop": {},
-    "gpu": dict(prompts=256, steps=200, learning_rate=1e-5, max_reasoning_tokens=1024, row_tokens=1024, micro_tokens=65_536, warmup_steps=10),
-    "node": dict(prompts=1024, steps=500, learning_rate=1e-5, max_reasoning_tokens=2048, row_tokens=2048, micro_tokens=65_536, warmup_steps=10),
+    "gpu": dict(prompts=256, steps=200, learning_rate=1e-5, max_reasoning_tokens=1024, row_tokens=1024, micro_tokens=16_384, compile=True, warmup_steps=10),
+    "node": dict(prompts=1024, steps=500, learning_rate=1e-5, max_reasoning_tokens=2048, row_tokens=2048, micro_tokens=16_384, compile=True, warmup_steps=10),
 }
 
 
@@ -288,16 +290,21 @@ def train(config, machine):
         reference = copy.deepcopy(model).requires_grad_(False)
         if config.resume:
             reference.load_state_dict(state["reference"])
+    net = torch.compile(model, dynamic=True) if config.compile else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     first, checks = 0, {}  # checks: {steps done: greedy validation accuracy}
     if config.resume:
         optimizer.load_state_dict(state["optimizer"])
         first, checks = state["step"], state["checks"]
     bf16 = choose_bf16(config.precision, machine.device)
+    model.checkpoint_activations = config.checkpoint_activations
     policy = sampler(model, bf16)  # the copy that samples, refreshed before each rollout
     steps = min(config.steps, config.max_steps or config.steps)
     say(f"grpo: {model.num_params / 1e6:.2f}M parameters, {config.prompts} prompts x {config.num_samples_per_prompt} samples a step, "
         f"{steps} steps, update in {'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
+    cache = cache_memory(model.config, min(MAX_ROWS, config.prompts * config.num_samples_per_prompt), config.max_reasoning_tokens, bf16)
+    parts = training_memory(model.config, config.micro_tokens, config.row_tokens, bf16, config.checkpoint_activations, dense=bf16 and machine.device.type == "cpu")
+    say(memory_line(parts | dict(copies=4 * model.num_params * (1 if reference is None else 2), cache=cache), machine), machine)
 
     def save(step):
         if machine.main:
@@ -316,7 +323,7 @@ def train(config, machine):
         prompts, rollout, rewards, row = rollout_step(sampler(model, bf16, policy), config, step, machine, own)
         rolled = time.time()
         advantages = group_advantages(rewards["total"], config.advantage).flatten().numpy()
-        row |= update(model, reference, optimizer, prompts, rollout, advantages, config, machine, bf16)
+        row |= update(net, reference, optimizer, prompts, rollout, advantages, config, machine, bf16)
         row |= dict(rollout_seconds=rolled - begun, update_seconds=time.time() - rolled)
         if check and (step + 1) % config.eval_every == 0:
             checks[step + 1] = validate(sampler(model, bf16, policy), config, own)

@@ -28,7 +28,7 @@ from nanoreason import checkpoint, corpus
 from nanoreason.common import (Interrupt, Metrics, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out, progress,
                                run_script, say, start_machine, write_json)
 from nanoreason.data import IGNORE, batches, join, open_rows, pack
-from nanoreason.model import GPT, PRESETS as MODELS
+from nanoreason.model import GPT, PRESETS as MODELS, memory_line, training_flops, training_memory
 from nanoreason.tasks import REASONING
 
 
@@ -57,6 +57,7 @@ class Config:
     warmup: float = flag(0.02, "share of the steps in which the rate climbs", low=0, high=1)
     cooldown: float = flag(0.6, "share of the steps, at the end, in which the rate falls linearly to zero", low=0, high=1)
     precision: str = flag("auto", "bf16 autocast where it is faster, or one of them", choices=("auto", "fp32", "bf16"))
+    checkpoint_activations: bool = flag(False, "recompute each block in the backward pass instead of storing it: a third more arithmetic, far less memory")
     compile: bool = flag(False, "torch.compile the model: pays on a GPU, and on a CPU only for long runs")
     device: str = flag("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
     seed: int = flag(0, "seed of data order and weights", low=0)
@@ -67,8 +68,8 @@ class Config:
 
 PRESETS = {
     "laptop": {},
-    "gpu": dict(model="base", corpus="runs/corpus", tokens=500_000_000, batch_tokens=262_144, micro_tokens=65_536, row_tokens=1024, muon_lr=0.004, adamw_lr=0.003, compile=True),
-    "node": dict(model="large", corpus="runs/corpus", tokens=4_000_000_000, batch_tokens=1_048_576, micro_tokens=65_536, row_tokens=1024, muon_lr=0.003, adamw_lr=0.002, compile=True),
+    "gpu": dict(model="base", corpus="runs/corpus", tokens=500_000_000, batch_tokens=262_144, micro_tokens=16_384, row_tokens=1024, muon_lr=0.004, adamw_lr=0.003, compile=True),
+    "node": dict(model="large", corpus="runs/corpus", tokens=4_000_000_000, batch_tokens=1_048_576, micro_tokens=16_384, row_tokens=1024, muon_lr=0.003, adamw_lr=0.002, compile=True),
 }
 
 
@@ -122,6 +123,14 @@ def load_rows(config, machine, max_len):
     return rows, val
 
 
+def account(shape, config, bf16, machine):
+    """What the run will cost, said before it starts: arithmetic a step, and whether it fits into memory."""
+    flops = training_flops(shape, config.batch_tokens, config.row_tokens, config.checkpoint_activations)
+    micro = min(config.micro_tokens, config.batch_tokens // machine.world)
+    parts = training_memory(shape, micro, config.row_tokens, bf16, config.checkpoint_activations, muon=True, dense=bf16 and machine.device.type == "cpu")
+    return f"{flops:.2g} FLOP a step of {config.batch_tokens} tokens; {memory_line(parts, machine)}"
+
+
 @torch.no_grad()
 def validation_loss(model, rows, config, machine, bf16):
     """Mean cross-entropy, in nats a learned token, over all validation rows; None where there are none."""
@@ -167,6 +176,8 @@ def train(config, machine):
         model = checkpoint.build_model(state, machine.device)
     else:
         model = GPT(MODELS[config.model]).init_weights(generator(config.seed, "weights")).to(machine.device)
+    bf16 = choose_bf16(config.precision, machine.device)
+    say(account(model.config, config, bf16, machine), machine)
     rows, val = load_rows(config, machine, model.config.max_len)
     batch_rows = max(machine.world, config.batch_tokens // config.row_tokens)
     plan = list(batches(len(rows), batch_rows, config.epochs, config.seed, machine.rank, machine.world))
@@ -178,9 +189,9 @@ def train(config, machine):
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
         first = state["step"]
-    net = DistributedDataParallel(model) if machine.world > 1 else model
+    model.checkpoint_activations = config.checkpoint_activations
+    net = DistributedDataParallel(model, gradient_as_bucket_view=True) if machine.world > 1 else model
     net = torch.compile(net) if config.compile else net
-    bf16 = choose_bf16(config.precision, machine.device)
     say(f"{config.stage}: {model.num_params / 1e6:.2f}M parameters, {len(rows)} rows of {config.row_tokens} tokens ({rows.real_share:.1%} real, "
         f"{rows.skipped} documents too long), {steps} steps, {'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
 

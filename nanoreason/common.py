@@ -6,16 +6,22 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+
+PATIENCE = timedelta(minutes=10)  # a rank that keeps the others waiting for longer is taken to hang, and the run ends
+LOST = re.compile(r"Connection (?:closed|reset) by peer|Broken pipe|Timed out waiting \d+ms|remote process exited")  # what gloo and NCCL say
 
 
 class UserError(Exception):
@@ -61,20 +67,74 @@ def parse_config(cls, argv=None, presets=None, doc="", positional=None):
     return config
 
 
+def torchrun_place():
+    """(rank, number of ranks, rank on this host) as torchrun sets them; (0, 1, 0) without it. The one place that reads the rank."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+
+
+def complain(text):
+    """One line on stderr: the script's name, the rank where there are several, the text."""
+    rank, world, _ = torchrun_place()
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {f'rank {rank}: ' if world > 1 else ''}{text}\n")
+    sys.stderr.flush()
+
+
 def run_script(main):
-    """Call main(); a UserError becomes one line on stderr and exit status 2, Ctrl-C ends with 130."""
+    """Call main(); a UserError becomes one line on stderr and exit status 2, Ctrl-C ends with 130.
+
+    Under torchrun a rank that fails says why and leaves without a word to the others: any farewell might wait for them. Its connections
+    close, whoever exchanges with it fails in turn, and torchrun sends SIGTERM to all that are left. These say that it was not their fault.
+    """
+    rank, world, _ = torchrun_place()
+    status = 0
     try:
         main()
         if dist.is_available() and dist.is_initialized():
             dist.barrier()  # a rank that leaves early can abort the others' last exchange
-    except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    finally:
-        if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
+    except UserError as error:
+        if rank > 0:
+            _let_torchrun_end_us(3)  # most mistakes are every rank's, and rank 0 has said them by now
+        complain(" ".join(str(error).split()))
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    except Exception as error:
+        if world == 1:
+            raise
+        status, lost = 1, LOST.search(str(error)) if isinstance(error, RuntimeError) else None
+        if lost:
+            complain(f"stopped ({lost[0]}): another rank failed, hangs or was lost; its own message, if it left one, is above")
+            _let_torchrun_end_us(5)  # it takes the first to leave for the culprit
+        else:
+            sys.excepthook(*sys.exc_info())  # torch's, which begins every line with the rank
+    if world > 1 and status:
+        sys.stdout.flush()
+        os._exit(status)
+    if status:
+        sys.exit(status)
+
+
+def _let_torchrun_end_us(seconds):
+    """Wait so long for the SIGTERM that torchrun sends once another rank has ended, and die of it in silence."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(seconds)
+
+
+def _heed_sigterm():
+    """Say so and leave when SIGTERM comes. A thread does it: the main one may be waiting inside an exchange, where Python handles no signal."""
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # without a handler in Python nothing would be written to the pipe
+    signal.set_wakeup_fd(tell)
+
+    def wait():
+        while os.read(told, 1)[0] != signal.SIGTERM:
+            pass
+        complain("stopped (SIGTERM): another rank failed, hangs or was lost, or torchrun was told to end; the reason, if there is one, is above")
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class Interrupt:
@@ -108,6 +168,15 @@ class Machine:
     def main(self):
         return self.rank == 0
 
+    @property
+    def memory(self):
+        """Bytes that this process could use on its device: all of a GPU, or its share of the machine's own."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_properties(self.device).total_memory
+        if self.device.type == "mps":
+            return torch.mps.recommended_max_memory()
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
     def total(self, value):
         """Sum of a number over all ranks, as a float."""
         if self.world == 1:
@@ -117,8 +186,8 @@ class Machine:
         return tensor.item()
 
     def sum_gradients(self, model):
-        """Sum every gradient over all ranks in one bucket; a parameter without one counts as zero."""
-        if self.world == 1:
+        """Sum every gradient over all ranks in one bucket; a parameter without one counts as zero, and where no rank has any, none appears."""
+        if self.world == 1 or not self.total(any(p.grad is not None for p in model.parameters())):
             return
         for p in model.parameters():
             if p.grad is None:
@@ -144,7 +213,7 @@ def keep_freed_memory():
 
 
 def start_machine(device="auto"):
-    """Pick the device and, under torchrun, join the other ranks. The one place that reads the rank.
+    """Pick the device and, under torchrun, join the other ranks; an exchange that takes longer than PATIENCE ends the run.
 
     device: auto, cpu, cuda or mps. Raises UserError when the one asked for is not there.
     """
@@ -155,13 +224,14 @@ def start_machine(device="auto"):
         raise UserError(f"--device {device}: this machine has none")
     if device == "cpu":
         keep_freed_memory()
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    rank, world, local_rank = torchrun_place()
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(local_rank)
         torch.set_float32_matmul_precision("high")
         device = f"cuda:{torch.cuda.current_device()}"
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        _heed_sigterm()
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     return Machine(torch.device(device), rank, world)
 
 

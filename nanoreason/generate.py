@@ -19,6 +19,7 @@ import torch
 from nanoreason.model import KVCache
 from nanoreason.tokenizer import END, PAD
 
+MAX_ROWS = 512  # rows decoded at once
 SLOT_BLOCK = 32  # on a CPU the cache grows by this many slots, for every step reads it whole
 GRAPH_STEPS = 16  # on a GPU, steps between two looks at who has stopped: a look makes the CPU wait for the GPU
 
@@ -75,7 +76,7 @@ def noise(shape, generator):
 
 
 @torch.inference_mode()
-def generate(model, prompts, samples=1, max_new_tokens=256, temperature=1.0, uniform=None, max_rows=512, compile=False, on_progress=None):
+def generate(model, prompts, samples=1, max_new_tokens=256, temperature=1.0, uniform=None, max_rows=MAX_ROWS, compile=False, on_progress=None):
     """Sample `samples` responses to each prompt.
 
     prompts: list of P lists of ids. temperature: 0 is greedy. uniform: a torch.Generator, or the numbers that `noise` made, (P * samples, at

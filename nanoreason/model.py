@@ -265,3 +265,44 @@ class GPT(nn.Module):
     def describe(self):
         """Config as a plain dict, for checkpoints."""
         return asdict(self.config)
+
+
+def training_flops(config, tokens, T, recompute=False):
+    """Floating-point operations of one training step on `tokens` tokens in rows of T: forward once, backward twice that, and the forward again
+    where blocks are recomputed. Matrix products and causal attention scores (2 * 2 * H * D * T / 2 a token and layer, full rows) are counted."""
+    with torch.device("meta"):
+        dense = GPT(config).flops_per_token()
+    return tokens * (4 if recompute else 3) * (dense + 2 * config.n_layer * config.n_head * config.head_dim * T)
+
+
+def training_memory(config, tokens, T, bf16=True, recompute=False, muon=False, dense=False):
+    """What training keeps in memory, in bytes by part; an estimate that a test holds against what autograd stores.
+
+    tokens: in one forward pass, in rows of T; muon: momentum alone for the matrices of the blocks, where AdamW keeps two numbers a weight;
+    dense: whether attention stores its T x T probabilities, as it does on a CPU in bfloat16. Weights, gradients and optimizer
+    state are float32. A block stores about 4 C + 6 H D + 4 K D + 4 d_ff numbers a token: residuals (float32) and their norms, queries, keys and
+    values before and after norm and rotation, gate, up and their product; with `recompute` (Chen et al. 1604.06174) only its input, and one
+    block at a time is stored in full.
+    """
+    with torch.device("meta"):
+        model = GPT(config)
+    matrices = sum(p.numel() for name, p in model.named_parameters() if name.startswith("blocks.") and p.dim() == 2)
+    width, C, L = 2 if bf16 else 4, config.n_embd, config.n_layer
+    block = 4 * 2 * C + width * (2 * C + (6 * config.n_head + 4 * config.n_kv_head) * config.head_dim + 4 * config.d_ff + 2 * dense * config.n_head * T)
+    stored = (L + 2) * 4 * C + block if recompute else L * block  # the last norm keeps two more residuals
+    P = model.num_params
+    return dict(weights=4 * P + (2 * P if bf16 else 0), gradients=4 * P, optimizer=8 * P - (4 * matrices if muon else 0), activations=tokens * stored,
+                logits=tokens * config.vocab_size * (8 + width))
+
+
+def cache_memory(config, rows, slots, bf16):
+    """Bytes of a key/value cache of `rows` rows of `slots` tokens."""
+    return rows * slots * config.n_layer * 2 * config.n_kv_head * config.head_dim * (2 if bf16 else 4)
+
+
+def memory_line(parts, machine):
+    """One line for people: bytes by part, their sum in GiB, and whether that fits into the machine's memory."""
+    GiB, total = 2**30, sum(parts.values())
+    fits = "fits" if total < 0.9 * machine.memory else "DOES NOT FIT; fewer --micro-tokens or --checkpoint-activations would help"
+    return (f"memory, estimated: {' + '.join(f'{name} {size / GiB:.2f}' for name, size in parts.items())} = {total / GiB:.2f} GiB; "
+            f"{machine.device} has {machine.memory / GiB:.1f} GiB: {fits}")

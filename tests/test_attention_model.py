@@ -10,7 +10,9 @@ from nanoreason.attention import attention, cached_attention, document_mask, mat
 from nanoreason.common import generator
 from nanoreason.data import pack
 from nanoreason.corpus import Example
-from nanoreason.model import GPT, PRESETS, GPTConfig, KVCache, apply_rope, rope_tables
+from nanoreason.common import Machine
+from nanoreason.model import (GPT, PRESETS, GPTConfig, KVCache, apply_rope, cache_memory, memory_line, rope_tables, training_flops,
+                              training_memory)
 
 
 def naive_attention(q, k, v, doc_start):
@@ -252,3 +254,68 @@ def test_a_full_cache_is_an_error_and_not_an_overwrite(tiny):
         tiny.decode(torch.tensor([1]), cache)
     cache.grow(2)
     assert cache.slots == 4  # growing never shrinks
+
+
+# Accounts
+
+
+def stored_bytes(config, B, T, bf16, recompute):
+    """What autograd keeps for the backward pass of the trunk, each storage once, the weights and their bfloat16 copies left out."""
+    model = GPT(config)
+    model.checkpoint_activations = recompute
+    kept, weights = {}, {p.numel() for p in model.parameters()}
+
+    def keep(x):
+        storage = x.untyped_storage()
+        if not (x.requires_grad and x.is_leaf) and storage.nbytes() // x.element_size() not in weights:
+            kept[storage.data_ptr()] = (storage, storage.nbytes())
+        return x
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        model.trunk(random_ids(B, T), torch.zeros(B, T, dtype=torch.int32))
+    return sum(size for _, size in kept.values())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("size", ["micro", "mini"])
+def test_estimated_activations_are_near_what_autograd_stores(size, bf16):
+    config, B, T = PRESETS[size], 8, 128
+    for recompute in (False, True):
+        estimate = training_memory(config, B * T, T, bf16, recompute, dense=bf16)["activations"]
+        stored = stored_bytes(config, B, T, bf16, recompute)
+        if recompute:  # while a block is recomputed it is stored in full, which the hooks above do not see
+            estimate -= training_memory(config, B * T, T, bf16, dense=bf16)["activations"] / config.n_layer
+        assert estimate == pytest.approx(stored, rel=0.2), (stored, estimate)
+
+
+def test_recomputed_blocks_give_the_same_gradients(tiny):
+    grads = []
+    for recompute in (False, True):
+        tiny.zero_grad()
+        tiny.checkpoint_activations = recompute
+        tiny.train()(random_ids(2, 20), random_doc_start(2, 20)).square().mean().backward()
+        grads.append([p.grad.clone() for p in tiny.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads))
+
+
+def test_flops_and_memory_are_counted_as_by_hand():
+    c = GPTConfig(n_layer=2, n_head=4, n_kv_head=2, n_embd=8, head_dim=4, d_ff=16, vocab_size=10, max_len=64, tie_embeddings=False)
+    matrices = 2 * (8 * (4 + 4) * 4 + 16 * 8 + 3 * 8 * 16)
+    norms = 2 * (8 + 8 + 4 + 4) + 8
+    P = matrices + norms + 2 * 80
+    assert GPT(c).num_params == P
+    dense = 2 * (P - 80)  # a forward pass of one token: the embedding is looked up, not multiplied
+    assert training_flops(c, 100, 64) == 3 * 100 * (dense + 2 * 2 * 4 * 4 * 64) and training_flops(c, 100, 64, recompute=True) * 3 == training_flops(c, 100, 64) * 4
+    muon, adam = training_memory(c, 100, 64, bf16=False, muon=True), training_memory(c, 100, 64, bf16=False)
+    assert adam["weights"] == adam["gradients"] == 4 * P and adam["optimizer"] == 8 * P and adam["optimizer"] - muon["optimizer"] == 4 * matrices
+    assert cache_memory(c, 3, 64, bf16=True) == KVCache(c, 3, 64, dtype=torch.bfloat16).keys[0].nbytes * 2 * 2
+
+
+def test_the_line_of_memory_says_whether_it_fits(monkeypatch):
+    machine = Machine(torch.device("cpu"))
+    for have, verdict in ((4 * 2**30, ": fits"), (2 * 2**30, "DOES NOT FIT")):
+        monkeypatch.setattr(Machine, "memory", have)
+        line = memory_line(dict(weights=2**30, cache=2**30), machine)
+        assert verdict in line and "weights 1.00 + cache 1.00 = 2.00 GiB; cpu has" in line
+    monkeypatch.undo()
+    assert 2**28 < machine.memory < 2**44
