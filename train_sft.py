@@ -203,11 +203,12 @@ def train(config, machine):
         for optimizer, peak in zip(optimizers, (config.muon_lr, config.adamw_lr)):
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate
+        begun = time.time()
         loss = train_step(net, optimizers, rows, plan[step], config, machine, bf16)
         bar.update()
         bar.set_postfix_str(f"loss {loss:.3f}")
         if step % config.log_every == 0 or step == steps - 1:
-            metrics.log(step=step, loss=loss, rate=rate, tokens=(step + 1) * batch_rows * config.row_tokens)
+            metrics.log(step=step, loss=loss, rate=rate, tokens=(step + 1) * batch_rows * config.row_tokens, step_seconds=time.time() - begun)
             if bar.disable and time.time() - spoken > 10:
                 spoken = time.time()
                 say(f"  step {step:5d}/{steps}  loss {loss:.3f}  {time.time() - start:.0f}s", machine)
