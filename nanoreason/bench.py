@@ -10,6 +10,7 @@ medians. Without --ckpt the weights are random, which changes no speed but that 
 
 import importlib.util
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,8 +26,9 @@ from nanoreason import attention, checkpoint, corpus
 from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, read_metrics, run_script, say, start_machine, write_json
 from nanoreason.generate import generate, sampler
 from nanoreason.model import GPT, PRESETS, KVCache, cache_memory, training_flops
+from nanoreason.peers import padded_sft_rate, peer_generate, to_qwen3, trl_grpo
 from nanoreason.tasks import problem_set
-from nanoreason.tokenizer import render_prompt
+from nanoreason.tokenizer import END, render_prompt
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("multiplication", "chain", "percent", "word", "equation")
@@ -41,6 +43,7 @@ class Config:
     rows: int = flag(256, "responses sampled at once", low=8)
     limit: int = flag(160, "longest response of natural length, in tokens", low=8)
     forced: int = flag(96, "tokens of every response where all are forced to one length", low=8)
+    compile: bool = flag(True, "measure the compiled decoding step and, on a GPU, compiled training as well; needs a C++ compiler")
     peers: bool = flag(True, "measure transformers and TRL too, where they are installed")
     json: str = flag("", "file for the figures")
     device: str = flag("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
@@ -131,7 +134,7 @@ def attention_speed(config, machine):
 
 def run_stage(script, scratch, name, **flags):
     """Run one of the scripts as a user would; returns its metrics, a list of dicts."""
-    words = [w for key, value in flags.items() for w in ([f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)]))]
+    words = [w for key, value in flags.items() if value is not False for w in [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     out = Path(scratch) / f"{name}-{time.monotonic_ns()}"
     done = subprocess.run([sys.executable, str(ROOT / script), *words, "--out", str(out)], env=env, capture_output=True, text=True)
@@ -155,10 +158,9 @@ def train_speed(config, machine, model, scratch, peaks):
         return size["batch_tokens"] / statistics.median(row["step_seconds"] for row in rows[8:])
 
     calls = {"ours": ours}
-    if cuda:
+    if cuda and config.compile:
         calls["ours, compiled"] = lambda: ours(compile=True)
-    else:
-        from nanoreason.peers import padded_sft_rate
+    if not cuda:
         calls["padded loop, float32, eager"] = lambda: padded_sft_rate(model, examples, 24, 20)
     for name, rate in alternate(calls, 1 if cuda else config.repeats).items():
         used = training_flops(model.config, rate, 0)  # FLOP/s in matrix products; what attention adds within short documents is left out
@@ -201,9 +203,8 @@ def generate_speed(config, machine, model, peaks):
         return lengths / (time.perf_counter() - start)
 
     for kind, who, tokens in (("natural", policy, config.limit), ("forced", stubborn, config.forced)):
-        calls = {"ours, compiled" if c else "ours": lambda c=c: ours(who, tokens, c) for c in (False, True)}
+        calls = {"ours, compiled" if c else "ours": lambda c=c: ours(who, tokens, c) for c in ((False, True) if config.compile else (False,))}
         if config.peers and importlib.util.find_spec("transformers"):
-            from nanoreason.peers import peer_generate, to_qwen3
             qwen = to_qwen3(model)
 
             def theirs(dtype):
@@ -230,7 +231,6 @@ class Never(torch.nn.Module):
         self.head = head
 
     def forward(self, x):
-        from nanoreason.tokenizer import END
         logits = self.head(x)
         logits[..., END] = float("-inf")
         return logits
@@ -248,8 +248,6 @@ def grpo_speed(config, machine, model, scratch):
 
     calls = {"ours": ours}
     if config.peers and importlib.util.find_spec("trl"):
-        from nanoreason.peers import trl_grpo
-
         def theirs(bf16):
             log = trl_grpo(model, questions(config), 3, config.rows // 8, 8, config.rows, config.limit, bf16, learning_rate=1e-6)
             return statistics.median(row["seconds"] for row in log[1:])
@@ -273,6 +271,9 @@ def main():
         model = GPT(PRESETS[name]).init_weights(generator(config.seed, "weights")).to(machine.device).eval()
     name = torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     say(f"bench: {model.num_params / 1e6:.2f}M parameters on {machine.device} ({name}), torch {torch.__version__}, medians of {config.repeats}")
+    if config.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        config.compile = False
+        say("no C++ compiler here: nothing compiled is measured")
     peaks = roofline(config, machine)
     figures = dict(device=name, torch=torch.__version__, params=model.num_params, roofline=peaks)
     with tempfile.TemporaryDirectory() as scratch:

@@ -3,7 +3,7 @@
     to_qwen3            our weights as a transformers.Qwen3ForCausalLM: the same function, in their code
     peer_generate       sampling with transformers' own `generate`
     trl_grpo            GRPO steps by trl.GRPOTrainer, on our questions, judged by our rewards
-    padded_sft_seconds  our own GPT trained the way a short script would: padded batches, AdamW, float32
+    padded_sft_rate  our own GPT trained the way a short script would: padded batches, AdamW, float32
 
 Everything a peer can be told to do faster is an argument here, so that the bench can pick its best setting.
 """
@@ -157,7 +157,7 @@ def padded_batch(examples, device=None):
     return tokens, targets
 
 
-def padded_sft_seconds(model, examples, batch_rows, steps, learning_rate=1e-3):
+def padded_sft_rate(model, examples, batch_rows, steps, learning_rate=1e-3):
     """Real tokens trained a second by the plain loop: a copy of `model`, batches in the order of `examples`, padded to their longest, eager,
     float32, AdamW, cross-entropy of every place with the response tokens as targets.
 

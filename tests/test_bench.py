@@ -1,0 +1,98 @@
+"""The bench's own arithmetic, a small run of it, and the peers' side: the same function in their code."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import make_tiny
+
+from nanoreason import bench, peers
+from nanoreason.bench import alternate, run_stage
+from nanoreason.common import UserError
+from nanoreason.corpus import Example
+from nanoreason.data import IGNORE
+from nanoreason.generate import generate
+from nanoreason.tokenizer import END, PAD
+
+
+def test_alternate_takes_turns_leaves_out_the_first_and_reports_medians():
+    order, values = [], {"a": iter([100.0, 1.0, 5.0, 3.0]), "b": iter([200.0, 2.0, 2.0, 8.0])}
+
+    def call(name):
+        order.append(name)
+        return next(values[name])
+
+    assert alternate({name: lambda name=name: call(name) for name in "ab"}, 3) == {"a": 3.0, "b": 2.0}
+    assert order == list("abababab")
+
+
+def test_a_head_that_never_stops_changes_no_other_token():
+    model = make_tiny()
+    stubborn = make_tiny()
+    stubborn.head = bench.Never(stubborn.head)
+    ids = torch.tensor([[1, 2, 3]])
+    some = torch.arange(512) != END
+    assert torch.equal(model(ids)[..., some], stubborn(ids)[..., some]) and (stubborn(ids)[..., END] == float("-inf")).all()
+    stubborn.head.head.bias = torch.nn.Parameter(torch.zeros(512).index_fill(0, torch.tensor([END]), 50.0))
+    assert (generate(stubborn, [[1, 2]], 3, 9, temperature=0.0).lengths == 9).all()
+
+
+def test_the_bench_runs_and_its_figures_hang_together(tmp_path, monkeypatch, capsys):
+    """Stages are stood in for by their metrics: the scripts' own runs are tested elsewhere, and one here, below."""
+    rows = dict(sft=[dict(step_seconds=9.0)] * 8 + [dict(step_seconds=2.0)] * 3, grpo=[dict(rollout_seconds=9.0, update_seconds=9.0)] * 2 + [dict(rollout_seconds=1.5, update_seconds=0.5)] * 3)
+    monkeypatch.setattr(bench, "run_stage", lambda script, scratch, name, **flags: rows[name])
+    monkeypatch.setattr(bench, "padded_sft_rate", lambda *args: 100.0)
+    out = tmp_path / "bench.json"
+    words = "--model nano --device cpu --parts train,prefill,generate,grpo --rows 16 --limit 8 --forced 8 --repeats 1 --no-peers --no-compile --json"
+    monkeypatch.setattr(sys, "argv", ["bench", *words.split(), str(out)])
+    bench.main()
+    figures, said = json.loads(out.read_text()), capsys.readouterr().out
+    for line in ("roofline: float32", "train: ours: 768 tokens/s", "prefill:", "generate, natural lengths, 16 rows", "GRPO step, 16 samples: ours 2.00 s"):
+        assert line in said
+    peak = max(figures["roofline"]["float32"], figures["roofline"]["bfloat16"])
+    assert figures["prefill"]["tokens_per_second"] * 2 * figures["params"] < peak  # no forward pass beats the matrix products
+    assert 0 < figures["generate"]["forced"]["ours"] < figures["generate"]["bound"] and figures["generate"]["share_of_bound"] < 1
+    assert figures["train"]["ours"]["tokens_per_second"] == 1536 / 2.0 and figures["grpo"]["ours"] == 2.0
+
+
+def test_a_stage_runs_as_a_user_would_run_it(tmp_path):
+    rows = run_stage("train_sft.py", tmp_path, "sft", stage="cold-start", model="nano", demos=60, max_steps=2, log_every=1, batch_tokens=512, compile=False, device="cpu")
+    assert [row["step"] for row in rows] == [0, 1] and all(row["step_seconds"] > 0 for row in rows)
+
+
+def test_a_part_that_does_not_exist_and_a_stage_that_fails_are_one_line(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "nanoreason.bench", "--parts", "speed"], cwd=bench.ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "'speed'" in done.stderr
+    with pytest.raises(UserError, match="no checkpoint at"):
+        run_stage("train_grpo.py", tmp_path, "grpo", init=tmp_path / "nothing")
+
+
+def test_left_padding_is_as_in_its_docstring():
+    ids, mask = peers.left_padded([[7, 8, 9], [5]])
+    assert ids.tolist() == [[7, 8, 9], [PAD, PAD, 5]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_right_padding_is_as_in_its_docstring():
+    tokens, targets = peers.padded_batch([Example([7, 8, 9], 1), Example([5, 6], 0)])
+    assert tokens.tolist() == [[7, 8, 9], [5, 6, PAD]] and targets.tolist() == [[8, 9, IGNORE], [6, IGNORE, IGNORE]]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_gives_the_same_logits_from_the_same_weights(tied):
+    pytest.importorskip("transformers")
+    model = make_tiny(tie_embeddings=tied, rope_theta=100.0)
+    ids = torch.randint(0, 506, (3, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(peers.to_qwen3(model)(ids).logits, model(ids), atol=1e-4)
+
+
+def test_transformers_and_we_are_equally_greedy():
+    pytest.importorskip("transformers")
+    model, prompts = make_tiny(), [[1, 2, 3, 4], [9], [7, 7]]
+    ours = generate(model, prompts, 1, 12, temperature=0.0)
+    ids, mask = peers.left_padded(prompts)
+    theirs = peers.to_qwen3(model).generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, do_sample=False, eos_token_id=END, pad_token_id=PAD)
+    for row, new in enumerate(theirs[:, ids.size(1) :].tolist()):
+        assert new[: len(ours.response(row))] == ours.response(row)
