@@ -1,5 +1,6 @@
 """Shared fixtures: one thread, the repository root on the path, and models small enough for milliseconds."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined: before anything imports nanoreason.attention
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nanoreason.common import generator  # noqa: E402
