@@ -142,7 +142,7 @@ def main():
     if bool(config.question) == config.eval:
         raise UserError('give either a question ("What is 15% of 80?") or --eval')
     machine = start_machine(config.device)
-    model = sampler(checkpoint.load_model(config.ckpt, machine.device), choose_bf16(config.precision, machine.device))
+    model = sampler(checkpoint.load_model(config.ckpt, machine.device), choose_bf16(config.precision, machine))
     start = time.time()
     if config.eval:
         figures = measure(model, config)

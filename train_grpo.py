@@ -150,7 +150,7 @@ def micro_batches(prompts, rollout, advantages, rows_of, config, total, device):
     advantage, weight, sampled (the sampler's own log-probability), all (M,). total: responses in the batch over all ranks.
     Responses longer than row_tokens go apart, in rows of their own length: on a CPU attention pays for T squared.
     """
-    G, lengths, sampled = config.num_samples_per_prompt, rollout.lengths.cpu().numpy(), rollout.logprobs.cpu()
+    G, lengths, sampled = config.num_samples_per_prompt, rollout.lengths.numpy(), rollout.logprobs
     examples = {row: Example(prompts[row // G] + rollout.response(row), len(prompts[row // G])) for row in rows_of}
     for short in (True, False):
         some = [row for row in rows_of if (len(examples[row].ids) <= config.row_tokens) == short]
@@ -213,14 +213,14 @@ def update(model, reference, optimizer, prompts, rollout, advantages, config, ma
 def rollout_metrics(rewards, rollout, responses, machine):
     """What users ask of a rollout, over all ranks: solve rate, groups without signal, lengths of right and wrong, behaviours."""
     right = rewards["outcome"] > 0  # (P, G)
-    lengths = rollout.lengths.cpu().view(right.shape).float()
+    lengths = rollout.lengths.view(right.shape).float()
     N, P = machine.total(right.numel()), machine.total(len(right))
     n_right = machine.total(right.sum())
     mean = lambda values, n: machine.total(values.sum()) / max(n, 1)
     shares = {name: machine.total(share * len(responses)) / N for name, share in behaviours(responses).items()}
     return dict(solve_rate=n_right / N, all_right=mean(right.all(1), P), all_wrong=mean((~right).all(1), P), format=mean(rewards["format"], N),
                 length=mean(lengths, N), length_right=mean(lengths[right], n_right), length_wrong=mean(lengths[~right], N - n_right),
-                truncated=mean((~rollout.ended.cpu()).float(), N), **shares, **{f"reward_{part}": mean(values, N) for part, values in rewards.items()})
+                truncated=mean((~rollout.ended).float(), N), **shares, **{f"reward_{part}": mean(values, N) for part, values in rewards.items()})
 
 
 def rollout_step(policy, config, step, machine, own=None):
@@ -230,7 +230,7 @@ def rollout_step(policy, config, step, machine, own=None):
     problems = draw_questions(config, step, machine, own)
     prompts = [render_prompt(p.question) for p in problems]
     uniform = noise((config.prompts, G, config.max_reasoning_tokens), generator(config.seed, "rollout", step))[machine.rank :: machine.world]  # (P, G, L)
-    rollout = generate(policy, prompts, G, config.max_reasoning_tokens, config.temperature, uniform.flatten(0, 1), compile=config.compile)
+    rollout = generate(policy, prompts, G, config.max_reasoning_tokens, config.temperature, uniform.flatten(0, 1), compile=config.compile).cpu()
     ids = [rollout.response(row) for row in range(len(rollout.ids))]
     scheme = Scheme(config.format_weight, config.length_penalty, config.length_form, config.process_weight, config.process_form,
                     config.reward == "leaky-for-hacking-study")
@@ -296,20 +296,21 @@ def train(config, machine):
     if config.resume:
         optimizer.load_state_dict(state["optimizer"])
         first, checks = state["step"], state["checks"]
-    bf16 = choose_bf16(config.precision, machine.device)
+    bf16 = state["bf16"] if config.resume else choose_bf16(config.precision, machine)
     model.checkpoint_activations = config.checkpoint_activations
     policy = sampler(model, bf16)  # the copy that samples, refreshed before each rollout
     steps = min(config.steps, config.max_steps or config.steps)
     say(f"grpo: {model.num_params / 1e6:.2f}M parameters, {config.prompts} prompts x {config.num_samples_per_prompt} samples a step, "
         f"{steps} steps, update in {'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
-    cache = cache_memory(model.config, min(MAX_ROWS, config.prompts * config.num_samples_per_prompt), config.max_reasoning_tokens, bf16)
+    rows = min(MAX_ROWS, config.prompts // machine.world * config.num_samples_per_prompt)
+    cache = cache_memory(model.config, rows, min(model.config.max_len, config.max_reasoning_tokens + 64), bf16)  # a question and its response
     parts = training_memory(model.config, config.micro_tokens, config.row_tokens, bf16, config.checkpoint_activations, dense=bf16 and machine.device.type == "cpu")
-    say(memory_line(parts | dict(copies=4 * model.num_params * (1 if reference is None else 2), cache=cache), machine), machine)
+    say(memory_line(parts | dict(copies=model.num_params * ((2 if bf16 else 4) + (0 if reference is None else 4)), cache=cache), machine), machine)
 
     def save(step):
         if machine.main:
             extra = {} if reference is None else {"reference": reference.state_dict()}
-            checkpoint.save(out / "ckpt.pt", model, step=step, optimizer=optimizer.state_dict(), checks=checks, **extra)
+            checkpoint.save(out / "ckpt.pt", model, step=step, bf16=bf16, optimizer=optimizer.state_dict(), checks=checks, **extra)
 
     metrics = Metrics(out / "metrics.jsonl", first, machine.main)
     interrupt, bar, start = Interrupt(), progress(steps, "grpo", machine, first), time.time()

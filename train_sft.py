@@ -164,7 +164,7 @@ def train_step(model, optimizers, rows, index, config, machine, bf16):
         total += loss.detach()
     for optimizer in optimizers:
         optimizer.step()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=machine.world == 1)  # DDP keeps gradients inside its buckets
     return machine.total(total) / count
 
 
@@ -176,7 +176,7 @@ def train(config, machine):
         model = checkpoint.build_model(state, machine.device)
     else:
         model = GPT(MODELS[config.model]).init_weights(generator(config.seed, "weights")).to(machine.device)
-    bf16 = choose_bf16(config.precision, machine.device)
+    bf16 = state["bf16"] if config.resume else choose_bf16(config.precision, machine)
     say(account(model.config, config, bf16, machine), machine)
     rows, val = load_rows(config, machine, model.config.max_len)
     batch_rows = max(machine.world, config.batch_tokens // config.row_tokens)
@@ -196,7 +196,7 @@ def train(config, machine):
         f"{rows.skipped} documents too long), {steps} steps, {'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
 
     metrics = Metrics(out / "metrics.jsonl", first, machine.main)
-    save = lambda step: machine.main and checkpoint.save(out / "ckpt.pt", model, step=step, optimizers=[o.state_dict() for o in optimizers])
+    save = lambda step: machine.main and checkpoint.save(out / "ckpt.pt", model, step=step, bf16=bf16, optimizers=[o.state_dict() for o in optimizers])
     interrupt, bar, start, spoken = Interrupt(), progress(steps, config.stage, machine, first), time.time(), time.time()
     for step in range(first, steps):
         rate = learning_rate(step, steps, config.warmup, config.cooldown)

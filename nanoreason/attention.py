@@ -114,7 +114,9 @@ def matmul_attention(q, k, v, doc_start=None):
 
 def visible_slots(lengths, slots, like):
     """What `cached_attention` may look at, once a step for all layers: (B, 1, slots) additive, 0 for the filled slots and -inf for the
-    others, in `like`'s dtype. lengths: (B,) filled slots of each row."""
+    others, in `like`'s dtype. lengths: (B,) filled slots of each row. None where the decoding kernel runs, which reads the lengths itself."""
+    if runs_kernels(like.device):
+        return None
     hidden = torch.arange(slots, device=like.device) >= lengths[:, None, None]
     return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, float("-inf"))
 
@@ -123,12 +125,14 @@ def cached_attention(q, k, v, lengths, visible):
     """One new token a row against that row's filled cache slots.
 
     q: (B, H, D), the new token's queries; k, v: (B, K, S, D), cache slots; lengths: (B,) filled slots of each row, the new token's
-    included; visible: (B, 1, S) from `visible_slots`. Returns (B, H, D).
+    included; visible: (B, 1, S) from `visible_slots`, or None for the kernel of `decode_attention`. Returns (B, H, D).
 
     The H / K query heads of a group become rows of one matrix product, so each cached key is read once a group and not once a head:
-    cache traffic, not arithmetic, is what bounds decoding. The caches are read whole, for a batch of products over evenly spaced
-    matrices runs 2.5 times as fast on a CPU as one over a slice of the slots: keep S near the longest length.
+    cache traffic, not arithmetic, is what bounds decoding. Without the kernel the caches are read whole, for a batch of products over evenly
+    spaced matrices runs 2.5 times as fast on a CPU as one over a slice of the slots: keep S near the longest length.
     """
+    if visible is None:
+        return decode_attention(q, k, v, lengths)
     B, H, D = q.shape
     K, S = k.size(1), k.size(2)
     scores = torch.baddbmm(visible.repeat_interleave(K, 0), q.reshape(B * K, H // K, D), k.view(B * K, S, D).transpose(1, 2), alpha=D**-0.5)  # (B*K, H/K, S)

@@ -5,10 +5,11 @@
 
 Every rate stands beside the roofline measured in the same run: the rate of matrix products, and the bandwidth of copies. Where transformers
 and TRL are installed (they are not required), the same weights do the same work in their code, run by run in turns with ours; figures are
-medians. Without --ckpt the weights are random, which changes no speed but that of responses of natural length: those then never end.
+medians. Without --ckpt the weights are random: lengths of responses then mean nothing, and GRPO, which would find nothing to learn from, is left out.
 """
 
 import importlib.util
+import json
 import os
 import shutil
 import statistics
@@ -52,7 +53,7 @@ class Config:
 
 def seconds(call, device, repeats=5):
     """Median wall-clock seconds of call(), after one call to warm up; waits for a GPU to finish."""
-    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    sync = dict(cuda=torch.cuda.synchronize, mps=torch.mps.synchronize).get(device.type, lambda: None)
     times = []
     for _ in range(repeats + 1):
         sync()
@@ -101,11 +102,12 @@ def sdpa_backends(q, k, v, mask):
 def attention_speed(config, machine):
     """Forward, and forward with backward, of our attention beside every backend of PyTorch's that takes the shape: milliseconds and TFLOP/s.
 
-    packed rows hold documents of 32 to 96 tokens; PyTorch's attention then needs the whole T x T mask. FLOPs counted: causal rows 4 B H D T^2 / 2 forward
+    As many key/value heads as query heads, which every backend takes. Packed rows hold documents of 32 to 96 tokens; PyTorch's attention then
+    needs the whole T x T mask. FLOPs counted: causal rows 4 B H D T^2 / 2 forward
     and 2.5 times that backward, packed rows likewise within each document.
     """
     device, cuda, rows = machine.device, machine.device.type == "cuda", []
-    dtype = torch.bfloat16 if choose_bf16("auto", device) else torch.float32
+    dtype = torch.bfloat16 if choose_bf16("auto", machine) else torch.float32
     for T, D, packed in [(T, D, packed) for packed in (False, True) for D in ((64, 128) if cuda else (32,)) for T in ((512, 1024, 2048, 4096, 8192, 16384) if cuda else (128, 256))]:
         B, H = (max(1, 32768 // T), 2048 // D) if cuda else (4096 // T, 4)
         q, k, v = (torch.randn(B, T, H, D, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
@@ -123,7 +125,10 @@ def attention_speed(config, machine):
                 grad = torch.randn_like(call())
                 forward = seconds(lambda: call().detach(), device, config.repeats)
                 both = seconds(lambda: torch.autograd.grad(call(), (q, k, v), grad), device, config.repeats)
-            except RuntimeError:  # this backend does not take this shape or this mask
+            except RuntimeError as error:
+                if name == "ours":
+                    raise
+                row[name] = "out of memory" if isinstance(error, torch.OutOfMemoryError) else "does not take this"
                 continue
             row[name] = dict(forward_ms=forward * 1e3, both_ms=both * 1e3, forward_tflops=flops / forward / 1e12, both_tflops=3.5 * flops / both / 1e12)
         rows.append(row)
@@ -133,39 +138,41 @@ def attention_speed(config, machine):
 
 
 def run_stage(script, scratch, name, **flags):
-    """Run one of the scripts as a user would; returns its metrics, a list of dicts."""
+    """Run one of the scripts as a user would; returns its metrics, a list of dicts, and its report."""
     words = [w for key, value in flags.items() if value is not False for w in [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     out = Path(scratch) / f"{name}-{time.monotonic_ns()}"
     done = subprocess.run([sys.executable, str(ROOT / script), *words, "--out", str(out)], env=env, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{script} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")
-    return read_metrics(out / "metrics.jsonl")
+    return read_metrics(out / "metrics.jsonl"), json.loads((out / "report.json").read_text())
 
 
 def train_speed(config, machine, model, scratch, peaks):
-    """Tokens/s of train_sft.py, Muon included, eager and (on a GPU) compiled, and its share of the matrix-product rate; beside it the padded loop."""
+    """Real tokens/s (padding left out) of train_sft.py, Muon included, eager and (on a GPU) compiled, and its share of the matrix-product rate; beside it the padded loop."""
     cuda = machine.device.type == "cuda"
     size = dict(batch_tokens=65_536, micro_tokens=16_384, row_tokens=1024, demos=36_000) if cuda else dict(batch_tokens=1536, row_tokens=256, demos=1500)
-    bf16, out = choose_bf16("auto", machine.device), {}
+    bf16, out = choose_bf16("auto", machine), {}
     weights = Path(scratch) / "weights.pt"
     checkpoint.save(weights, model)
     examples = [e for e in corpus.demonstrations(1500, config.seed) if len(e.ids) <= size["row_tokens"]]  # ours leaves longer ones out
 
     def ours(**flags):
-        rows = run_stage("train_sft.py", scratch, "sft", stage="cold-start", init=weights, max_steps=30, log_every=1, device=machine.device.type,
+        rows, report = run_stage("train_sft.py", scratch, "sft", stage="cold-start", init=weights, max_steps=30, log_every=1, device=machine.device.type,
                          save_every=1000, **size, **flags)
-        return size["batch_tokens"] / statistics.median(row["step_seconds"] for row in rows[8:])
+        return report["real_share"] * size["batch_tokens"] / statistics.median(row["step_seconds"] for row in rows[8:])
 
     calls = {"ours": ours}
     if cuda and config.compile:
         calls["ours, compiled"] = lambda: ours(compile=True)
     if not cuda:
-        calls["padded loop, float32, eager"] = lambda: padded_sft_rate(model, examples, 24, 20)
+        for rows in (8, 24):
+            calls[f"padded loop, batches of {rows}, float32"] = lambda rows=rows: padded_sft_rate(model, examples, rows, 480 // rows)
     for name, rate in alternate(calls, 1 if cuda else config.repeats).items():
         used = training_flops(model.config, rate, 0)  # FLOP/s in matrix products; what attention adds within short documents is left out
-        out[name] = dict(tokens_per_second=rate, share_of_matmul_rate=used / peaks["bfloat16" if bf16 else "float32"])
-        say(f"train: {name}: {rate:.0f} tokens/s, {out[name]['share_of_matmul_rate']:.1%} of the matrix-product rate in {'bf16' if bf16 else 'fp32'}")
+        dtype = "bfloat16" if bf16 and name.startswith("ours") else "float32"
+        out[name] = dict(tokens_per_second=rate, share_of_matmul_rate=used / peaks[dtype])
+        say(f"train: {name}: {rate:.0f} tokens/s, {out[name]['share_of_matmul_rate']:.1%} of the matrix-product rate in {dtype}")
     return out
 
 
@@ -177,7 +184,8 @@ def prefill_speed(config, machine, model, peaks):
     with torch.inference_mode():
         cache = KVCache(model.config, 32, T, machine.device, model.embed.weight.dtype)
         rate = idx.numel() / seconds(lambda: model.prefill(idx, lengths, cache), machine.device, config.repeats)
-    share = rate * training_flops(model.config, 1, T) / 3 / peaks[str(model.embed.weight.dtype).removeprefix("torch.")]
+    head = 2 * model.config.vocab_size * model.config.n_embd * (1 - 1 / T)  # read once a row, not once a token
+    share = rate * (training_flops(model.config, 1, T) / 3 - head) / peaks[str(model.embed.weight.dtype).removeprefix("torch.")]
     say(f"prefill: {rate:.0f} tokens/s, {share:.1%} of the matrix-product rate")
     return dict(tokens_per_second=rate, share_of_matmul_rate=share)
 
@@ -192,7 +200,7 @@ def generate_speed(config, machine, model, peaks):
     """Sampled tokens/s at natural lengths and at one forced length; the latter beside its bound, the slower of traffic and arithmetic:
     weights and filled cache read once a step, and two operations a weight and token."""
     prompts, out = [render_prompt(p.question) for p in questions(config)], {}
-    policy = sampler(model, choose_bf16("auto", machine.device))
+    policy = sampler(model, choose_bf16("auto", machine))
     stubborn = sampler(policy, False)  # never stops: the weights are the same, the stop token's logit is not
     stubborn.head = Never(policy.head)
 
@@ -207,8 +215,10 @@ def generate_speed(config, machine, model, peaks):
         if config.peers and importlib.util.find_spec("transformers"):
             qwen = to_qwen3(model)
 
+            static = dict(cache_implementation="static") if machine.device.type == "cuda" else {}  # compiled and graphed there; slower on a CPU
+
             def theirs(dtype):
-                count, spent = peer_generate(qwen, prompts, 8, tokens, forced=kind == "forced", dtype=dtype)
+                count, spent = peer_generate(qwen, prompts, 8, tokens, forced=kind == "forced", dtype=dtype, **static)
                 return count / spent
 
             calls |= {f"transformers, {str(d).removeprefix('torch.')}": lambda d=d: theirs(d) for d in (torch.float32, torch.bfloat16)}
@@ -241,21 +251,28 @@ def grpo_speed(config, machine, model, scratch):
     weights = Path(scratch) / "weights.pt"
     checkpoint.save(weights, model)
 
-    def ours():
-        rows = run_stage("train_grpo.py", scratch, "grpo", init=weights, prompts=config.rows // 8, num_samples_per_prompt=8, steps=6, minibatches=1, kl="none",
+    silent = []
+
+    def ours(compile=False):
+        rows, _ = run_stage("train_grpo.py", scratch, "grpo", compile=compile, init=weights, prompts=config.rows // 8, num_samples_per_prompt=8, steps=6, minibatches=1, kl="none",
                          eval_every=0, save_every=1000, max_reasoning_tokens=config.limit, learning_rate=1e-6, levels=2, device=machine.device.type)
+        silent.extend(row["all_right"] + row["all_wrong"] for row in rows)
         return statistics.median(row["rollout_seconds"] + row["update_seconds"] for row in rows[2:])
 
     calls = {"ours": ours}
+    if machine.device.type == "cuda" and config.compile:
+        calls["ours, compiled"] = lambda: ours(compile=True)
     if config.peers and importlib.util.find_spec("trl"):
         def theirs(bf16, micro_rows):
-            log = trl_grpo(model, questions(config), 4, config.rows // 8, 8, micro_rows, config.limit, bf16, learning_rate=1e-6)
+            log = trl_grpo(model, questions(config), 6, config.rows // 8, 8, micro_rows, config.limit, bf16, learning_rate=1e-6)
             return statistics.median(row["seconds"] for row in log[1:])
 
         # its fastest micro-batches of 32, 64 and 256 on a CPU
         calls |= {"TRL, float32": lambda: theirs(False, min(32, config.rows)), "TRL, bfloat16": lambda: theirs(True, min(64, config.rows))}
     out = alternate(calls, max(1, config.repeats // 2))
-    say(f"GRPO step, {config.rows} samples: " + ", ".join(f"{name} {spent:.2f} s" for name, spent in out.items()))
+    out["share_of_groups_without_signal"] = statistics.mean(silent)  # ours leaves them out of the update; TRL computes their zero gradients
+    say(f"GRPO step, {config.rows} samples: " + ", ".join(f"{name} {spent:.2f} s" for name, spent in list(out.items())[:-1])
+        + f"; {out['share_of_groups_without_signal']:.0%} of the groups were without signal, and ours updates on the others alone")
     return out
 
 
@@ -264,6 +281,8 @@ def main():
     parts = config.parts.split(",")
     if unknown := [p for p in parts if p not in ("roofline", "attention", "train", "prefill", "generate", "grpo")]:
         raise UserError(f"--parts: there is no part {unknown[0]!r}; there are roofline, attention, train, prefill, generate, grpo")
+    if config.rows % 8:
+        raise UserError(f"--rows {config.rows}: a multiple of 8, for questions have 8 samples each")
     machine = start_machine(config.device)
     if config.ckpt:
         model = checkpoint.load_model(config.ckpt, machine.device)
@@ -279,9 +298,11 @@ def main():
     figures = dict(device=name, torch=torch.__version__, params=model.num_params, roofline=peaks)
     with tempfile.TemporaryDirectory() as scratch:
         for part, measure in (("attention", lambda: attention_speed(config, machine)), ("train", lambda: train_speed(config, machine, model, scratch, peaks)),
-                              ("prefill", lambda: prefill_speed(config, machine, sampler(model, choose_bf16("auto", machine.device)), peaks)),
+                              ("prefill", lambda: prefill_speed(config, machine, sampler(model, choose_bf16("auto", machine)), peaks)),
                               ("generate", lambda: generate_speed(config, machine, model, peaks)), ("grpo", lambda: grpo_speed(config, machine, model, scratch))):
-            if part in parts:
+            if part == "grpo" and part in parts and not config.ckpt:
+                say("grpo: left out, it needs --ckpt")
+            elif part in parts:
                 figures[part] = measure()
                 if config.json:
                     write_json(config.json, figures)

@@ -94,7 +94,7 @@ def run_script(main):
             dist.destroy_process_group()
     except UserError as error:
         if rank > 0:
-            _let_torchrun_end_us(3)  # most mistakes are every rank's, and rank 0 has said them by now
+            _let_torchrun_end_us()  # most mistakes are every rank's, and rank 0 has said them by now
         complain(" ".join(str(error).split()))
         status = 2
     except KeyboardInterrupt:
@@ -105,7 +105,7 @@ def run_script(main):
         status, lost = 1, LOST.search(str(error)) if isinstance(error, RuntimeError) else None
         if lost:
             complain(f"stopped ({lost[0]}): another rank failed, hangs or was lost; its own message, if it left one, is above")
-            _let_torchrun_end_us(5)  # it takes the first to leave for the culprit
+            _let_torchrun_end_us()  # it takes the first to leave for the culprit
         else:
             sys.excepthook(*sys.exc_info())  # torch's, which begins every line with the rank
     if world > 1 and status:
@@ -115,10 +115,10 @@ def run_script(main):
         sys.exit(status)
 
 
-def _let_torchrun_end_us(seconds):
-    """Wait so long for the SIGTERM that torchrun sends once another rank has ended, and die of it in silence."""
+def _let_torchrun_end_us():
+    """Wait a moment for the SIGTERM that torchrun sends once another rank has ended, and die of it in silence."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(seconds)
+    time.sleep(3)
 
 
 def _heed_sigterm():
@@ -254,7 +254,7 @@ def bf16_pays(device):
     times = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = torch.ones(1024, 256, dtype=dtype), torch.ones(256, 512, dtype=dtype)
-        for _ in range(6):
+        for _ in range(20):
             start = time.perf_counter()
             a @ b
             times[dtype] = min(times.get(dtype, 1e9), time.perf_counter() - start)
@@ -266,9 +266,11 @@ def autocast(device, enabled):
     return torch.autocast(device.type, torch.bfloat16) if enabled else nullcontext()
 
 
-def choose_bf16(precision, device):
-    """--precision auto|fp32|bf16 -> whether to use bfloat16."""
-    return bf16_pays(device) if precision == "auto" else precision == "bf16"
+def choose_bf16(precision, machine):
+    """--precision auto|fp32|bf16 -> whether to use bfloat16; rank 0 decides for all. A script that resumes keeps what its run began with."""
+    if precision != "auto":
+        return precision == "bf16"
+    return machine.total(machine.main and bf16_pays(machine.device)) > 0
 
 
 class Metrics:

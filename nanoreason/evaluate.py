@@ -56,8 +56,7 @@ def behaviours(responses):
 def collect(model, problems, samples, temperature, max_new_tokens, seed, max_rows=512, on_progress=None):
     """Judge `samples` responses to each problem: a list of lists of Sample, in the problems' order."""
     prompts = [render_prompt(p.question) for p in problems]
-    rollout = generate(model, prompts, samples, max_new_tokens, temperature, generator(seed, "evaluate"), max_rows, on_progress=on_progress)
-    rollout.ids, rollout.mask = rollout.ids.cpu(), rollout.mask.cpu()
+    rollout = generate(model, prompts, samples, max_new_tokens, temperature, generator(seed, "evaluate"), max_rows, on_progress=on_progress).cpu()
     judged = []
     for p, problem in enumerate(problems):
         rows = range(p * samples, (p + 1) * samples)

@@ -5,7 +5,7 @@
     leave     rows that have stopped are dropped from the batch and the cache, so nobody computes for the finished
 
 Every response draws from its own row of random numbers, fixed before the first token: which rows share a batch, when others leave, and how
-many ranks share the work change no sample. The model computes in the dtype of its weights; `sampler` makes a copy in a faster one.
+many ranks share the work change no sample, but for the rounding of matrix products of another size. The model computes in the dtype of its weights; `sampler` makes a copy in a faster one.
 
 Letters: P prompts, G samples a prompt, N = P * G rows in prompt-major order (row p * G + g), L longest response, V vocabulary,
 B rows still in the batch.
@@ -40,6 +40,10 @@ class Rollout:
         """(N,) tokens a response, the stop token included."""
         return self.mask.sum(1)
 
+    def cpu(self):
+        """The same on the CPU, moved at once: single responses would each wait for the GPU."""
+        return Rollout(self.ids.cpu(), self.mask.cpu(), self.logprobs.cpu(), self.ended.cpu())
+
     def response(self, row):
         """Ids of one response as a list."""
         return self.ids[row, : int(self.mask[row].sum())].tolist()
@@ -56,7 +60,7 @@ def sample_token(logits, temperature, uniform):
     p = (logits.float() / temperature).softmax(-1)
     cumulative = p.cumsum(-1)  # (B, V)
     ids = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).clamp_(max=logits.size(1) - 1)
-    return ids.squeeze(1), p.gather(1, ids).log().squeeze(1)
+    return ids.squeeze(1), p.gather(1, ids).clamp_min(1e-30).log().squeeze(1)  # rounding may choose the last token, whatever its chance
 
 
 @torch.no_grad()
@@ -135,7 +139,7 @@ class Decoding:
         self.pick(logits[self.rows // samples])
 
     def pick(self, logits):
-        """Draw and write down the next token of every row; a row that has stopped stays as it is."""
+        """Draw the next token of every row, and write it down for those that have not stopped."""
         where = self.rows, self.at
         token, logprob = sample_token(logits, self.temperature, self.uniform[where])
         self.token.copy_(token)
@@ -152,7 +156,7 @@ class Decoding:
         """Drop rows that have stopped, down to the `count` live ones or, on a GPU, where each size is recorded anew, to the next halving."""
         size = len(self.rows)
         if self.graphed:
-            while (size + 1) // 2 >= max(count, 1) and size > 1:
+            while (size + 1) // 2 >= max(count, 2):
                 size = (size + 1) // 2
         elif count <= 0.85 * size:
             size = max(count, min(size, 2))  # torch.compile would specialise on a batch of one

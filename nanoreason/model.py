@@ -139,11 +139,11 @@ class Attention(nn.Module):
     def forward(self, x, rope, doc_start=None, cache=None, layer=None, step=None):
         q, k, v = self.heads(x, rope)
         if step is not None:  # one new token a row, x (B, C): write it to the cache, then read the cache
-            rows, visible = step
+            rows, filled, visible = step
             keys, values = cache.keys[layer], cache.values[layer]
             keys[rows, :, cache.lengths] = k
             values[rows, :, cache.lengths] = v
-            y = cached_attention(q, keys, values, cache.lengths + 1, visible)
+            y = cached_attention(q, keys, values, filled, visible)
         else:
             y = attention(q, k, v, doc_start)
             if cache is not None:
@@ -256,7 +256,8 @@ class GPT(nn.Module):
         """
         rope = self.rope(cache.lengths)
         x = self.embed(idx)  # (B, C)
-        step = torch.arange(idx.size(0), device=idx.device), visible_slots(cache.lengths + 1, cache.slots, x)
+        filled = cache.lengths + 1
+        step = torch.arange(idx.size(0), device=idx.device), filled, visible_slots(filled, cache.slots, x)
         for layer, block in enumerate(self.blocks):
             x = block(x, rope, cache=cache, layer=layer, step=step)
         cache.lengths += 1

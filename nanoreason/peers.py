@@ -3,7 +3,7 @@
     to_qwen3            our weights as a transformers.Qwen3ForCausalLM: the same function, in their code
     peer_generate       sampling with transformers' own `generate`
     trl_grpo            GRPO steps by trl.GRPOTrainer, on our questions, judged by our rewards
-    padded_sft_rate  our own GPT trained the way a short script would: padded batches, AdamW, float32
+    padded_sft_rate     our own GPT trained the way a short script would: padded batches, AdamW, float32
 
 Everything a peer can be told to do faster is an argument here, so that the bench can pick its best setting.
 """
@@ -132,7 +132,7 @@ def trl_grpo(model, problems, steps, prompts=32, samples=8, micro_rows=256, max_
         config = GRPOConfig(output_dir=scratch, max_steps=steps, per_device_train_batch_size=micro_rows,
                             gradient_accumulation_steps=prompts * samples // micro_rows, num_generations=samples,
                             max_completion_length=max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, beta=0.0, loss_type="grpo",
-                            learning_rate=learning_rate, lr_scheduler_type="constant", max_grad_norm=1.0, bf16=bf16, use_cpu=True,
+                            learning_rate=learning_rate, lr_scheduler_type="constant", max_grad_norm=1.0, bf16=bf16, use_cpu=model.embed.weight.device.type == "cpu",
                             gradient_checkpointing=False,  # TRL's default trades a second forward pass for memory; nothing is short of it here
                             disable_dropout=True, logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True, **options)
         judge_clocked = clocked(judge, "judge_seconds")

@@ -8,12 +8,13 @@ import pytest
 import torch
 from conftest import make_tiny
 
-from nanoreason import bench, peers
+from nanoreason import bench, checkpoint, peers
 from nanoreason.bench import alternate, run_stage
-from nanoreason.common import UserError
+from nanoreason.common import UserError, generator
 from nanoreason.corpus import Example
 from nanoreason.data import IGNORE
 from nanoreason.generate import generate
+from nanoreason.model import GPT, PRESETS
 from nanoreason.tokenizer import END, PAD
 
 
@@ -41,25 +42,26 @@ def test_a_head_that_never_stops_changes_no_other_token():
 
 def test_the_bench_runs_and_its_figures_hang_together(tmp_path, monkeypatch, capsys):
     """Stages are stood in for by their metrics: the scripts' own runs are tested elsewhere, and one here, below."""
-    rows = dict(sft=[dict(step_seconds=9.0)] * 8 + [dict(step_seconds=2.0)] * 3, grpo=[dict(rollout_seconds=9.0, update_seconds=9.0)] * 2 + [dict(rollout_seconds=1.5, update_seconds=0.5)] * 3)
-    monkeypatch.setattr(bench, "run_stage", lambda script, scratch, name, **flags: rows[name])
+    rows = dict(sft=[dict(step_seconds=9.0)] * 8 + [dict(step_seconds=2.0)] * 3, grpo=[dict(rollout_seconds=9.0, update_seconds=9.0, all_right=0.5, all_wrong=0.0)] * 2 + [dict(rollout_seconds=1.5, update_seconds=0.5, all_right=0.0, all_wrong=0.5)] * 3)
+    monkeypatch.setattr(bench, "run_stage", lambda script, scratch, name, **flags: (rows[name], dict(real_share=0.5)))
     monkeypatch.setattr(bench, "padded_sft_rate", lambda *args: 100.0)
     out = tmp_path / "bench.json"
-    words = "--model nano --device cpu --parts train,prefill,generate,grpo --rows 16 --limit 8 --forced 8 --repeats 1 --no-peers --no-compile --json"
+    checkpoint.save(tmp_path / "ckpt.pt", GPT(PRESETS["nano"]).init_weights(generator(0, "weights")))
+    words = f"--ckpt {tmp_path} --device cpu --parts train,prefill,generate,grpo --rows 16 --limit 8 --forced 8 --repeats 1 --no-peers --no-compile --json"
     monkeypatch.setattr(sys, "argv", ["bench", *words.split(), str(out)])
     bench.main()
     figures, said = json.loads(out.read_text()), capsys.readouterr().out
-    for line in ("roofline: float32", "train: ours: 768 tokens/s", "prefill:", "generate, natural lengths, 16 rows", "GRPO step, 16 samples: ours 2.00 s"):
+    for line in ("roofline: float32", "train: ours: 384 tokens/s", "prefill:", "generate, natural lengths, 16 rows", "GRPO step, 16 samples: ours 2.00 s; 50% of the groups"):
         assert line in said
     peak = max(figures["roofline"]["float32"], figures["roofline"]["bfloat16"])
     assert figures["prefill"]["tokens_per_second"] * 2 * figures["params"] < peak  # no forward pass beats the matrix products
     assert 0 < figures["generate"]["forced"]["ours"] < figures["generate"]["bound"] and figures["generate"]["share_of_bound"] < 1
-    assert figures["train"]["ours"]["tokens_per_second"] == 1536 / 2.0 and figures["grpo"]["ours"] == 2.0
+    assert figures["train"]["ours"]["tokens_per_second"] == 0.5 * 1536 / 2.0 and figures["grpo"]["ours"] == 2.0
 
 
 def test_a_stage_runs_as_a_user_would_run_it(tmp_path):
-    rows = run_stage("train_sft.py", tmp_path, "sft", stage="cold-start", model="nano", demos=60, max_steps=2, log_every=1, batch_tokens=512, compile=False, device="cpu")
-    assert [row["step"] for row in rows] == [0, 1] and all(row["step_seconds"] > 0 for row in rows)
+    rows, report = run_stage("train_sft.py", tmp_path, "sft", stage="cold-start", model="nano", demos=60, max_steps=2, log_every=1, batch_tokens=512, compile=False, device="cpu")
+    assert [row["step"] for row in rows] == [0, 1] and all(row["step_seconds"] > 0 for row in rows) and 0.5 < report["real_share"] <= 1
 
 
 def test_a_part_that_does_not_exist_and_a_stage_that_fails_are_one_line(tmp_path):

@@ -4,6 +4,8 @@ import pytest
 import torch
 from conftest import make_stopping, make_tiny
 
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from nanoreason.common import generator
 from nanoreason.generate import Decoding, generate, noise, sample_token, sampler
 from nanoreason.tokenizer import END, PAD
@@ -215,3 +217,25 @@ def test_the_sampler_is_a_copy_that_follows_the_model(tiny):
     assert all(torch.equal(new.bfloat16(), old) for new, old in zip(tiny.parameters(), policy.parameters()))
     exact, fast = sampler(tiny, bf16=False)(torch.tensor([[1, 2, 3]])), policy(torch.tensor([[1, 2, 3]]))
     assert torch.equal(exact, tiny(torch.tensor([[1, 2, 3]]))) and (fast.float() - exact).norm() < 0.05 * exact.norm()
+
+
+def test_a_step_changes_no_address_no_shape_and_asks_the_tensors_nothing():
+    """What a recorded CUDA graph relies on: it replays the same kernels on the same memory, and the host never looks."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            called.add(op.__name__.split(".")[0])
+            return op(*args, **(kwargs or {}))
+
+    called, model = set(), make_stopping(bias=2.0)
+    with torch.inference_mode():
+        ids, logprobs = torch.full((10, 20), PAD), torch.zeros(10, 20)
+        d = Decoding(model, ragged_prompts(), 2, ids, logprobs, noise((10, 20), generator(0, "s")), 1.0, False)
+        d.cache.grow(40)
+        held = lambda: [(x.data_ptr(), x.shape, x.stride()) for x in (d.token, d.live, d.at, d.rows, d.cache.lengths, d.ids, d.logprobs, *d.cache.keys, *d.cache.values)]
+        before = held()
+        with Watch():
+            for _ in range(3):
+                d.step()
+    assert held() == before and (d.at == 4).all() and "index_put_" in called
+    assert not called & {"_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal"}

@@ -17,6 +17,7 @@ from conftest import make_tiny
 
 from nanoreason import attention as A
 from nanoreason.common import generator
+from nanoreason.generate import generate
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -289,6 +290,14 @@ def test_the_kernels_compile_for_gpus_that_are_not_here_and_fit_their_shared_mem
     assert done.returncode == 0, done.stderr[-2000:]
     built = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(built) == 6 and all(0 < shared <= 99 * 1024 for *_, shared in built), built  # 99 KB: sm_86 and sm_89, the least of all
+
+
+def test_a_rollout_through_the_decoding_kernel_is_the_same(monkeypatch):
+    model, prompts = make_tiny(head_dim=16).to(DEVICE), [[1, 2, 3], [9], [4] * 12]
+    wanted = generate(model, prompts, 2, 6, 1.0, generator(0, "rollout"))
+    monkeypatch.setattr(A, "runs_kernels", lambda device: True)
+    got = generate(model, prompts, 2, 6, 1.0, generator(0, "rollout"))
+    assert torch.equal(got.ids, wanted.ids) and torch.allclose(got.logprobs, wanted.logprobs, atol=1e-4)
 
 
 @gpu
