@@ -183,12 +183,12 @@ def update(model, reference, optimizer, prompts, rollout, advantages, config, ma
         total = machine.total(len(groups) * G)
         rows = [g * G + i for g in groups for i in range(G) if reference is not None or advantages[g * G + i] != 0]
         parts.append(list(micro_batches(prompts, rollout, advantages, rows, config, total, device)) if rows else [])
-    reuse = config.minibatches * config.inner_epochs > 1
     sums = dict.fromkeys(("loss", "clip_fraction", "kl", "entropy", "sampler_gap", "weight", "grad_norm"), 0.0)
     with torch.no_grad(), autocast(device, bf16):
-        for micro in (m for part in parts for m in part):
+        for part, micro in ((part, micro) for part, batch in enumerate(parts) for micro in batch):
             micro["ref"] = token_logprobs(reference, micro, config.temperature)[0] if reference is not None else None
-            micro["old"] = token_logprobs(model, micro, config.temperature)[0] if reuse else None
+            # used once, before any step, a part's old log-probabilities are those of its own forward pass
+            micro["old"] = token_logprobs(model, micro, config.temperature)[0] if part > 0 or config.inner_epochs > 1 else None
     for part in parts * config.inner_epochs:
         for micro in part:
             with autocast(device, bf16):
@@ -296,7 +296,7 @@ def train(config, machine):
     if config.resume:
         optimizer.load_state_dict(state["optimizer"])
         first, checks = state["step"], state["checks"]
-    bf16 = state["bf16"] if config.resume else choose_bf16(config.precision, machine)
+    bf16 = choose_bf16(config.precision, machine, state.get("bf16") if config.resume else None)
     model.checkpoint_activations = config.checkpoint_activations
     policy = sampler(model, bf16)  # the copy that samples, refreshed before each rollout
     steps = min(config.steps, config.max_steps or config.steps)

@@ -176,7 +176,7 @@ def train(config, machine):
         model = checkpoint.build_model(state, machine.device)
     else:
         model = GPT(MODELS[config.model]).init_weights(generator(config.seed, "weights")).to(machine.device)
-    bf16 = state["bf16"] if config.resume else choose_bf16(config.precision, machine)
+    bf16 = choose_bf16(config.precision, machine, state.get("bf16") if config.resume else None)
     say(account(model.config, config, bf16, machine), machine)
     rows, val = load_rows(config, machine, model.config.max_len)
     batch_rows = max(machine.world, config.batch_tokens // config.row_tokens)

@@ -266,10 +266,12 @@ def autocast(device, enabled):
     return torch.autocast(device.type, torch.bfloat16) if enabled else nullcontext()
 
 
-def choose_bf16(precision, machine):
-    """--precision auto|fp32|bf16 -> whether to use bfloat16; rank 0 decides for all. A script that resumes keeps what its run began with."""
+def choose_bf16(precision, machine, began=None):
+    """--precision auto|fp32|bf16 -> whether to use bfloat16; rank 0 decides for all. began: what a run that is resumed began with; auto keeps it."""
     if precision != "auto":
         return precision == "bf16"
+    if began is not None:
+        return began
     return machine.total(machine.main and bf16_pays(machine.device)) > 0
 
 

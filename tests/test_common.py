@@ -291,3 +291,12 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     monkeypatch.undo()
     checkpoint.save(path, make_tiny(seed=1), step=2)  # the scratch file of the killed save is no obstacle
     assert checkpoint.load(path)["step"] == 2 and os.listdir(tmp_path) == ["ckpt.pt"]
+
+
+def test_precision_is_what_was_asked_or_what_the_run_began_with(monkeypatch):
+    machine = Machine(torch.device("cpu"))
+    for pays in (True, False):
+        monkeypatch.setattr("nanoreason.common.bf16_pays", lambda device: pays)
+        assert choose_bf16("auto", machine) == pays
+        assert choose_bf16("auto", machine, began=not pays) == (not pays)  # a resumed run does not change its mind
+        assert choose_bf16("bf16", machine, began=False) and not choose_bf16("fp32", machine, began=True)
