@@ -267,7 +267,7 @@ def grpo_speed(config, machine, model, scratch):
             log = trl_grpo(model, questions(config), 6, config.rows // 8, 8, micro_rows, config.limit, bf16, learning_rate=1e-6)
             return statistics.median(row["seconds"] for row in log[1:])
 
-        # its fastest micro-batches of 32, 64 and 256 on a CPU
+        # of micro-batches of 32, 64 and 256 none was reliably the fastest on a CPU
         calls |= {"TRL, float32": lambda: theirs(False, min(32, config.rows)), "TRL, bfloat16": lambda: theirs(True, min(64, config.rows))}
     out = alternate(calls, max(1, config.repeats // 2))
     out["share_of_groups_without_signal"] = statistics.mean(silent)  # ours leaves them out of the update; TRL computes their zero gradients
