@@ -135,12 +135,19 @@ def token_logprobs(model, micro, temperature, with_entropy=False):
     return chosen, -(logp.detach().exp() * logp.detach()).sum(-1) if with_entropy else None
 
 
+def own_share(config, machine):
+    """Indices, among the questions of a step, of this rank's. Ranks take turns with a question for each minibatch, so that a minibatch, over all
+    ranks, holds the questions that it holds on one:  8 questions, 2 minibatches, 2 ranks  ->  rank 0 [0 1 4 5], rank 1 [2 3 6 7]."""
+    return [i for i in range(config.prompts) if i // config.minibatches % machine.world == machine.rank]
+
+
 def draw_questions(config, step, machine, own=None):
     """This rank's share of the step's training questions; all ranks together see what one would. own: the user's problems by split."""
     rng = random.Random(seed_for(config.seed, "questions", step))
     families, levels = config.families.split(","), [int(level) for level in config.levels.split(",")]
     draw = lambda: rng.choice(own["train"]) if own else draw_problem(rng.choice(families), rng.choice(levels), rng, "train")
-    return [draw() for _ in range(config.prompts)][machine.rank :: machine.world]
+    drawn = [draw() for _ in range(config.prompts)]
+    return [drawn[i] for i in own_share(config, machine)]
 
 
 def micro_batches(prompts, rollout, advantages, rows_of, config, total, device):
@@ -229,7 +236,7 @@ def rollout_step(policy, config, step, machine, own=None):
     G = config.num_samples_per_prompt
     problems = draw_questions(config, step, machine, own)
     prompts = [render_prompt(p.question) for p in problems]
-    uniform = noise((config.prompts, G, config.max_reasoning_tokens), generator(config.seed, "rollout", step))[machine.rank :: machine.world]  # (P, G, L)
+    uniform = noise((config.prompts, G, config.max_reasoning_tokens), generator(config.seed, "rollout", step))[own_share(config, machine)]  # (P, G, L)
     rollout = generate(policy, prompts, G, config.max_reasoning_tokens, config.temperature, uniform.flatten(0, 1), compile=config.compile).cpu()
     ids = [rollout.response(row) for row in range(len(rollout.ids))]
     scheme = Scheme(config.format_weight, config.length_penalty, config.length_form, config.process_weight, config.process_form,
@@ -335,9 +342,10 @@ def train(config, machine):
         if bar.disable and (step % 5 == 0 or step == steps - 1):
             say(f"  step {step:4d}/{steps}  solved {row['solve_rate']:.2f}  length {row['length']:5.1f}  thinks {row['thinks']:.2f}  "
                 f"no signal {row['all_right'] + row['all_wrong']:.2f}  entropy {row['entropy']:.2f}  kl {row['kl']:.3f}  {time.time() - start:.0f}s", machine)
-        if (step + 1) % config.save_every == 0 or interrupt.wanted:
+        stop = machine.total(interrupt.wanted) > 0  # one rank may hear Ctrl-C a step before another
+        if (step + 1) % config.save_every == 0 or stop:
             save(step + 1)
-        if interrupt.wanted:
+        if stop:
             interrupt.close()
             say(f"stopped after step {step + 1} and saved; continue with --resume", machine)
             raise KeyboardInterrupt

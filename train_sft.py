@@ -212,9 +212,10 @@ def train(config, machine):
             if bar.disable and time.time() - spoken > 10:
                 spoken = time.time()
                 say(f"  step {step:5d}/{steps}  loss {loss:.3f}  {time.time() - start:.0f}s", machine)
-        if (step + 1) % config.save_every == 0 or interrupt.wanted:
+        stop = machine.total(interrupt.wanted) > 0  # one rank may hear Ctrl-C a step before another
+        if (step + 1) % config.save_every == 0 or stop:
             save(step + 1)
-        if interrupt.wanted:
+        if stop:
             interrupt.close()
             say(f"stopped after step {step + 1} and saved; continue with --resume", machine)
             raise KeyboardInterrupt
