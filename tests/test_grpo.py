@@ -305,7 +305,14 @@ def test_equal_prompts_stay_two_groups(model):
 def test_questions_are_training_questions_and_ranks_share_them_out():
     config = Config(prompts=64)
     whole = draw_questions(config, 3, MACHINE)
-    assert [draw_questions(config, 3, Machine(torch.device("cpu"), r, 4)) for r in range(4)] == [whole[r::4] for r in range(4)]
+    for world, minibatches in ((4, 1), (2, 2), (2, 4)):
+        several = Config(prompts=64, minibatches=minibatches)
+        shares = [draw_questions(several, 3, Machine(torch.device("cpu"), r, world)) for r in range(world)]
+        for part in range(minibatches):  # over all ranks a minibatch holds what it holds on one, shared out evenly
+            assert {p.key for p in whole[part::minibatches]} == {p.key for share in shares for p in share[part::minibatches]}
+            assert {len(share[part::minibatches]) for share in shares} == {64 // world // minibatches}
+        assert Counter(p.key for p in whole) == Counter(p.key for share in shares for p in share)
+    assert train_grpo.own_share(Config(prompts=8), Machine(torch.device("cpu"), 1, 2)) == [2, 3, 6, 7]
     assert {split_of(p.family, p.params) for step in range(5) for p in draw_questions(config, step, MACHINE)} == {"train"}
     steps = [{p.question for p in draw_questions(config, step, MACHINE)} for step in range(3)]
     assert all(len(steps[i] & steps[j]) < 12 for i, j in ((0, 1), (1, 2), (0, 2)))
@@ -317,8 +324,8 @@ def test_questions_of_the_users_own_come_from_their_training_split():
     config = Config(prompts=200)
     whole = draw_questions(config, 3, MACHINE, own)
     assert {p.question for p in whole} == {p.question for p in own["train"]}
-    assert [draw_questions(config, 3, Machine(torch.device("cpu"), r, 2), own) for r in range(2)] == [[p for i, p in enumerate(whole) if i % 4 // 2 == r] for r in range(2)] and whole != draw_questions(config, 4, MACHINE,
-                                                            own)
+    assert [draw_questions(config, 3, Machine(torch.device("cpu"), r, 2), own) for r in range(2)] == [[p for i, p in enumerate(whole) if i % 4 // 2 == r] for r in range(2)]
+    assert whole != draw_questions(config, 4, MACHINE, own)
 
 
 def scripted(monkeypatch, respond):

@@ -300,7 +300,7 @@ def _gradients(rank, world, folder):
         def step(self):
             self.grads = torch.cat([p.grad.flatten() for p in self.model.parameters()]).clone()
 
-        def zero_grad(self, set_to_none):
+        def zero_grad(self, set_to_none=True):
             self.model.zero_grad(set_to_none)
 
     model = GPT(shape).init_weights(generator(0, "weights"))
