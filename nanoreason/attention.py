@@ -38,7 +38,6 @@ keys in between, the middle ones are seen by every query of the tile and need no
 For a tile of keys a .. e - 1 the picture is mirrored: its queries run from a to the end of the document of key e - 1.
 """
 
-import math
 from typing import Optional
 
 import torch
