@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from nanoreason import checkpoint, corpus
-from nanoreason.common import (Interrupt, Metrics, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out, progress,
+from nanoreason.common import (Interrupt, Metrics, StepBar, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out,
                                run_script, say, start_machine, write_json)
 from nanoreason.data import IGNORE, batches, join, open_rows, pack
 from nanoreason.model import GPT, PRESETS as MODELS, memory_line, training_flops, training_memory
@@ -197,7 +197,7 @@ def train(config, machine):
 
     metrics = Metrics(out / "metrics.jsonl", first, machine.main)
     save = lambda step: machine.main and checkpoint.save(out / "ckpt.pt", model, step=step, bf16=bf16, optimizers=[o.state_dict() for o in optimizers])
-    interrupt, bar, start, spoken = Interrupt(), progress(steps, config.stage, machine, first), time.time(), time.time()
+    interrupt, bar = Interrupt(), StepBar(steps, config.stage, machine, first)
     for step in range(first, steps):
         rate = learning_rate(step, steps, config.warmup, config.cooldown)
         for optimizer, peak in zip(optimizers, (config.muon_lr, config.adamw_lr)):
@@ -205,23 +205,17 @@ def train(config, machine):
                 group["lr"] = peak * rate
         begun = time.time()
         loss = train_step(net, optimizers, rows, plan[step], config, machine, bf16)
-        bar.update()
-        bar.set_postfix_str(f"loss {loss:.3f}")
+        bar.show(step, f"loss {loss:.3f}")
         if step % config.log_every == 0 or step == steps - 1:
             metrics.log(step=step, loss=loss, rate=rate, tokens=(step + 1) * batch_rows * config.row_tokens, step_seconds=time.time() - begun)
-            if bar.disable and time.time() - spoken > 10:
-                spoken = time.time()
-                say(f"  step {step:5d}/{steps}  loss {loss:.3f}  {time.time() - start:.0f}s", machine)
-        stop = machine.total(interrupt.wanted) > 0  # one rank may hear Ctrl-C a step before another
+        stop = interrupt.agreed(machine)
         if (step + 1) % config.save_every == 0 or stop:
             save(step + 1)
         if stop:
-            interrupt.close()
-            say(f"stopped after step {step + 1} and saved; continue with --resume", machine)
-            raise KeyboardInterrupt
+            interrupt.leave(step + 1, machine)
     bar.close()
     interrupt.close()
-    seconds = time.time() - start
+    seconds = bar.seconds
     save(steps)
     report = dict(stage=config.stage, params=model.num_params, steps=steps, train_loss=loss, val_loss=validation_loss(model, val, config, machine, bf16),
                   real_share=rows.real_share, seconds=seconds, tokens_per_second=(steps - first) * batch_rows * config.row_tokens / seconds)

@@ -254,7 +254,7 @@ def grpo_speed(config, machine, model, scratch):
     silent = []
 
     def ours(compile=False):
-        rows, _ = run_stage("train_grpo.py", scratch, "grpo", compile=compile, init=weights, prompts=config.rows // 8, num_samples_per_prompt=8, steps=6, minibatches=1, kl="none",
+        rows, _ = run_stage("train_grpo.py", scratch, "grpo", compile=compile, init=weights, batch_size=config.rows // 8 * 8, num_samples_per_prompt=8, steps=6, minibatches=1, kl="none",
                          eval_every=0, save_every=1000, max_reasoning_tokens=config.limit, learning_rate=1e-6, levels=2, device=machine.device.type)
         silent.extend(row["all_right"] + row["all_wrong"] for row in rows)
         return statistics.median(row["rollout_seconds"] + row["update_seconds"] for row in rows[2:])

@@ -39,10 +39,11 @@ def save(path, model, **state):
 
 
 def load(path, device="cpu"):
-    """Read a checkpoint dict. Raises UserError for a missing, damaged or foreign file."""
+    """Read a checkpoint dict. A run folder stands for the model that the run selected: best.pt where there is one, else ckpt.pt, the latest.
+    Raises UserError for a missing, damaged or foreign file."""
     path = Path(path)
     if path.is_dir():
-        path = path / "ckpt.pt"
+        path = path / ("best.pt" if (path / "best.pt").is_file() else "ckpt.pt")
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     try:
@@ -57,7 +58,9 @@ def load(path, device="cpu"):
 
 
 def build_model(state, device="cpu"):
-    """The GPT of a checkpoint dict, on `device`."""
+    """The GPT of a checkpoint dict, on `device`. Raises UserError where it holds a verifier."""
+    if state.get("verifier"):
+        raise UserError(f"this checkpoint holds a verifier ({state['verifier']}), which scores and cannot write")
     model = GPT(GPTConfig(**state["model"]))
     model.load_state_dict(state["weights"])
     return model.to(device)

@@ -38,10 +38,11 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def parse_config(cls, argv=None, presets=None, doc="", positional=None):
+def parse_config(cls, argv=None, presets=None, brings=None, doc="", positional=None):
     """Flags -> config. Every field of dataclass `cls` is a --kebab-case flag; `positional` names the one that is not.
 
-    presets: {name: {field: value}}, chosen by --preset; flags on the command line win over the preset.
+    presets: {name: {field: value}}, chosen by --preset. brings: {field: {value: {other field: value}}}, what a choice on the command line
+    changes besides itself. Where they disagree, flags win over `brings`, and that over the preset.
     Raises UserError for an unknown flag, a value of the wrong type, outside `choices`, or outside [low, high].
     """
     parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -58,7 +59,8 @@ def parse_config(cls, argv=None, presets=None, doc="", positional=None):
             parser.add_argument("--" + field.name.replace("_", "-"), type=kind, choices=meta["choices"], default=argparse.SUPPRESS, help=shown)
     given = vars(parser.parse_args(argv))
     preset = given.pop("preset", None)
-    config = cls(**{**(presets[preset] if preset else {}), **given})
+    brought = {name: value for chooser, table in (brings or {}).items() if chooser in given for name, value in table[given[chooser]].items()}
+    config = cls(**{**(presets[preset] if preset else {}), **brought, **given})
     for field in dataclasses.fields(cls):
         value, low, high = getattr(config, field.name), field.metadata["low"], field.metadata["high"]
         if (low is not None and not value >= low) or (high is not None and not value <= high):
@@ -150,6 +152,16 @@ class Interrupt:
             raise KeyboardInterrupt
         self.wanted = True
 
+    def agreed(self, machine):
+        """Whether any rank was asked to stop: one may hear Ctrl-C a step before another."""
+        return machine.total(self.wanted) > 0
+
+    def leave(self, step, machine):
+        """End the script, once `step` steps are saved."""
+        self.close()
+        say(f"stopped after step {step} and saved; continue with --resume", machine)
+        raise KeyboardInterrupt
+
     def close(self):
         """Give Ctrl-C back to whoever had it."""
         if self.in_main:
@@ -184,6 +196,14 @@ class Machine:
         tensor = torch.tensor([float(value)], dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device)
         dist.all_reduce(tensor)
         return tensor.item()
+
+    def sum(self, tensor):
+        """Sum of a small tensor over all ranks, element by element."""
+        if self.world == 1:
+            return tensor
+        shared = tensor.to(self.device)
+        dist.all_reduce(shared)
+        return shared.to(tensor.device)
 
     def sum_gradients(self, model):
         """Sum every gradient over all ranks in one bucket; a parameter without one counts as zero, and where no rank has any, none appears."""
@@ -316,6 +336,29 @@ def progress(total, desc, machine=None, initial=0):
 
     quiet = (machine is not None and not machine.main) or not sys.stderr.isatty()
     return tqdm(total=total, desc=desc, initial=initial, disable=quiet, dynamic_ncols=True, leave=False)
+
+
+class StepBar:
+    """Progress of a training run: a tqdm bar on a terminal; elsewhere a line every ten seconds, on rank 0."""
+
+    def __init__(self, total, desc, machine, first=0):
+        self.bar, self.total, self.machine, self.start, self.spoken = progress(total, desc, machine, first), total, machine, time.time(), 0.0
+
+    def show(self, step, text):
+        """`step` (from 0) is done; text: its figures in a few words."""
+        self.bar.update()
+        self.bar.set_postfix_str(text)
+        if self.bar.disable and (time.time() - self.spoken > 10 or step == self.total - 1):
+            self.spoken = time.time()
+            say(f"  step {step:5d}/{self.total}  {text}  {self.spoken - self.start:.0f}s", self.machine)
+
+    @property
+    def seconds(self):
+        """Since it was made."""
+        return time.time() - self.start
+
+    def close(self):
+        self.bar.close()
 
 
 def say(text, machine=None):

@@ -97,6 +97,31 @@ def join(parts):
     return Rows(stack("tokens"), stack("targets"), stack("doc_start"), None, sum(p.real for p in parts), sum(p.skipped for p in parts))
 
 
+def response_batches(examples, values, row_tokens, micro_tokens, device, at_least=1):
+    """Pack responses behind their prompts and cut the rows into micro-batches: dicts of tensors for one forward pass each.
+
+    examples: {row: Example}; values: {name: (N, L) tensor}, a number for each token of each response. A micro-batch holds tokens and doc_start
+    (B, T); select (M,) the places of B * T that predict a response token; and for those places targets, response (M,), which counts the responses
+    of the micro-batch from 0, and every one of `values`. Responses longer than row_tokens go apart, in rows of their own length: on
+    a CPU attention pays for T squared. micro_tokens: most tokens of a pass; at_least: passes to aim for, where there are rows enough.
+    """
+    for short in (True, False):
+        some = [row for row, e in examples.items() if (len(e.ids) <= row_tokens) == short]
+        packed = pack([examples[row] for row in some], row_tokens if short else max((len(examples[row].ids) for row in some), default=1))
+        some, prompt_len, T = np.array(some, dtype=int), np.array([examples[row].prompt_len for row in some], dtype=int), packed.tokens.shape[1]
+        at_once = max(1, min(micro_tokens // T, -(-len(packed) // at_least)))
+        for at in range(0, len(packed), at_once):
+            cut = slice(at, at + at_once)
+            tokens, targets, doc_start = packed.batch(cut, device)
+            place = (packed.targets[cut].ravel() != IGNORE).nonzero()[0]  # (M,)
+            owner = packed.owner[cut].ravel()[place]
+            offset = place % T - packed.doc_start[cut].ravel()[place] + 1 - prompt_len[owner]  # index of the target in its response
+            select = torch.from_numpy(place).to(device)
+            response = torch.from_numpy(np.unique(owner, return_inverse=True)[1]).to(device)
+            yield dict(tokens=tokens, doc_start=doc_start, select=select, targets=targets.flatten()[select], response=response,
+                       **{name: value[some[owner], offset].to(device) for name, value in values.items()})
+
+
 ARRAYS = ("tokens", "targets", "doc_start")  # of a corpus file: int16, row after row
 
 

@@ -83,6 +83,12 @@ def accuracy(right, n):
     return {"acc": round(right / max(1, n), 4), "n": n, "ci": [round(low, 4), round(high, 4)]}
 
 
+def greedy_accuracy(model, problems, max_new_tokens):
+    """{'acc', 'n', 'ci'} of one greedy response to each problem."""
+    judged = collect(model, problems, 1, 0.0, max_new_tokens, seed=0)
+    return accuracy(sum(samples[0].correct for samples in judged), len(judged))
+
+
 def by_family(problems, judged):
     """Accuracy of the first sample of each problem: {family: {'acc', 'n', 'ci', 'levels': {level: {...}}}}."""
     table = {}

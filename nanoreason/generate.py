@@ -15,6 +15,7 @@ import copy
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from nanoreason.model import KVCache
 from nanoreason.tokenizer import END, PAD
@@ -44,9 +45,21 @@ class Rollout:
         """The same on the CPU, moved at once: single responses would each wait for the GPU."""
         return Rollout(self.ids.cpu(), self.mask.cpu(), self.logprobs.cpu(), self.ended.cpu())
 
+    def select(self, rows):
+        """Some of the rows, in this order; rows: a list of indices."""
+        rows = torch.tensor(rows, dtype=torch.long, device=self.ids.device)
+        return Rollout(self.ids[rows], self.mask[rows], self.logprobs[rows], self.ended[rows])
+
     def response(self, row):
         """Ids of one response as a list."""
         return self.ids[row, : int(self.mask[row].sum())].tolist()
+
+
+def join_rollouts(parts):
+    """One Rollout of several, in order; shorter ones are padded."""
+    longest = max(part.ids.size(1) for part in parts)
+    stack = lambda name, fill: torch.cat([F.pad(getattr(part, name), (0, longest - part.ids.size(1)), value=fill) for part in parts])
+    return Rollout(stack("ids", PAD), stack("mask", False), stack("logprobs", 0.0), torch.cat([part.ended for part in parts]))
 
 
 def sample_token(logits, temperature, uniform):
@@ -86,9 +99,12 @@ def generate(model, prompts, samples=1, max_new_tokens=256, temperature=1.0, uni
     prompts: list of P lists of ids. temperature: 0 is greedy. uniform: a torch.Generator, or the numbers that `noise` made, (P * samples, at
     least max_new_tokens); required unless greedy. max_rows: rows decoded at once; more prompts are served in turns. compile: torch.compile the
     decoding step: seconds at the first call, for good in a long run. on_progress: called with the number of rows that just finished.
-    Returns a Rollout of P * samples rows on the model's device. Raises ValueError for an empty prompt or one that leaves no
+    Returns a Rollout of P * samples rows on the model's device, which is empty where there are no prompts. Raises ValueError for an empty prompt or one that leaves no
     room for a single new token in the model's context.
     """
+    if not prompts:
+        none = torch.zeros(0, 1, device=model.embed.weight.device)
+        return Rollout(none.long(), none.bool(), none, none[:, 0].bool())
     room = model.config.max_len - max(map(len, prompts))
     if room < 1 or min(map(len, prompts)) < 1:
         raise ValueError(f"a prompt of {max(map(len, prompts))} tokens does not fit the context of {model.config.max_len} with room to answer")

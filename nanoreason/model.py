@@ -301,6 +301,13 @@ def cache_memory(config, rows, slots, bf16):
     return rows * slots * config.n_layer * 2 * config.n_kv_head * config.head_dim * (2 if bf16 else 4)
 
 
+def rl_memory(config, rows, slots, bf16, reference):
+    """Bytes that reinforcement learning keeps besides `training_memory`: the cache of `rows` rows, the copy that samples, and the reference."""
+    with torch.device("meta"):
+        P = GPT(config).num_params
+    return dict(cache=cache_memory(config, rows, min(slots, config.max_len), bf16), copies=P * ((2 if bf16 else 4) + (4 if reference else 0)))
+
+
 def memory_line(parts, machine):
     """One line for people: bytes by part, their sum in GiB, and whether that fits into the machine's memory."""
     GiB, total = 2**30, sum(parts.values())

@@ -47,7 +47,7 @@ def rl_curves(runs, path):
     figure, axes = plt.subplots(2, 3, figsize=(11, 5.6))
     for axis, (key, title) in zip(axes.flat, (*RL_PANELS, last)):
         for color, (name, rows) in enumerate(runs.items()):
-            values = [r["all_right"] + r["all_wrong"] if key == "no_signal" else r[key] for r in rows]
+            values = [r[key] for r in rows]
             steps = [r["step"] for r in rows]
             axis.plot(steps, values, alpha=0.2, color=f"C{color}")
             axis.plot(steps, smooth(values), color=f"C{color}", label=name)
@@ -57,14 +57,33 @@ def rl_curves(runs, path):
     return _save(figure, path)
 
 
+def rl_figures(runs, folder):
+    """Both figures of RL runs, rl.png and behaviours.png, into a folder. runs: {name: rows of metrics.jsonl}."""
+    rl_curves(runs, folder / "rl.png")
+    behaviours(runs, folder / "behaviours.png")
+
+
+BEHAVIOURS = dict(thinks="thinks at all", verification="verifies: \"Check: ...\"", self_correction="corrects itself: \"Wait, ...\"",
+                  another_way="tries \"Another way: ...\"")
+
+
 def behaviours(runs, path):
-    """Verification, self-correction and second ways during RL, as shares of the responses. runs: {name: rows}."""
-    figure, axes = plt.subplots(1, len(runs), figsize=(4.6 * len(runs), 3), squeeze=False, sharey=True)
+    """What emerges during RL: shares of responses that think, verify, correct themselves or try another way, and, on the right-hand axis, their
+    length. runs: {name: rows of metrics.jsonl}; means of the last 5 steps."""
+    figure, axes = plt.subplots(1, len(runs), figsize=(5.6 * len(runs), 3.4), squeeze=False, sharey=True)
+    longest = max(r["length"] for rows in runs.values() for r in rows)
     for axis, (name, rows) in zip(axes[0], runs.items()):
-        for key in ("verification", "self_correction", "another_way"):
-            axis.plot([r["step"] for r in rows], smooth([r[key] for r in rows]), label=key.replace("_", " "))
-        axis.set(title=name, xlabel="step", ylabel="share of responses")
-    axes[0, 0].legend()
+        steps, right = [r["step"] for r in rows], axis.twinx()
+        for key, label in BEHAVIOURS.items():
+            axis.plot(steps, smooth([r[key] for r in rows]), label=label)
+        right.plot(steps, smooth([r["length"] for r in rows]), color="grey", ls="--")
+        axis.plot([], [], color="grey", ls="--", label="length (right-hand axis)")
+        axis.set(title=name, xlabel="step", ylabel="share of responses", ylim=(-0.02, 1.02))
+        right.set(ylabel="tokens a response", ylim=(0, 1.1 * longest))
+        right.spines["right"].set_visible(True)
+        right.grid(False)
+    figure.tight_layout()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=5, loc="upper center", bbox_to_anchor=(0.5, 0.02))
     return _save(figure, path)
 
 

@@ -7,17 +7,20 @@ the thinking only, or several answers to choose from, earn nothing.
     outcome   1 or 0                                     a right answer
     format    1 or 0                                     one think block, an answer, the stop token
     length    coefficient * tokens                       being short (see `length_penalties` for the form that does not punish care)
+    overlong  0 to -1                                    keeping away from the limit at which responses are cut
     process   mean, min or sum of +1, 0, -1 a step       steps that are right; 0 is a true step that was not needed
+    verifier  0 to 1                                     what a learned verifier thinks of the response; it takes the outcome's place
 """
 
 from dataclasses import dataclass
 
 from nanoreason.tasks import Verdict, judge_steps, verify
-from nanoreason.tokenizer import MAX_RESPONSE, decode, parse_response
+from nanoreason.tokenizer import MAX_RESPONSE, decode, parse_response, step_ends
 
 STEP_VALUE = {Verdict.RIGHT: 1.0, Verdict.UNNEEDED: 0.0, Verdict.WRONG: -1.0}
 PROCESS_FORMS = {"mean": lambda values: sum(values) / len(values), "min": min, "sum": sum}
 LENGTH_FORMS = ("plain", "calibrated")
+REWARDS = ("outcome", "orm", "prm", "exact-process", "leaky-for-hacking-study")  # what train_grpo.py can pay for
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,22 @@ class Scheme:
     process_weight: float = 0.0
     process_form: str = "mean"  # one of PROCESS_FORMS
     leaky_outcome_for_hacking_study: bool = False
+    overlong_buffer: int = 0  # tokens before the limit in which `overlong_penalty` grows; 0: none
+    limit: int = 0  # tokens at which responses are cut
+
+    def parts(self, verifier=False):
+        """Names of the parts that a Reward under this scheme has."""
+        wanted = dict(overlong=self.overlong_buffer, process=self.process_weight, leaky=self.leaky_outcome_for_hacking_study, verifier=verifier)
+        return ["outcome", "format", "length", *(name for name, on in wanted.items() if on)]
 
 
 @dataclass(frozen=True)
 class Reward:
-    """total = outcome + format_weight * format + length + process_weight * process; `parts` are kept for the logs."""
+    """total = paid + format_weight * format + length + overlong; paid = outcome + process_weight * process, with the verifier's score or the leaky
+    judge's verdict in the outcome's place where they are asked for. `parts` are kept for the logs."""
 
     total: float
+    paid: float
     parts: dict
 
 
@@ -66,6 +78,18 @@ def length_penalties(tokens, right, coefficient, form="plain"):
     return [max(coefficient * (n - shortest), -0.99) if r else 0.0 for n, r in zip(tokens, right)]
 
 
+def overlong_penalty(tokens, limit, buffer):
+    """Soft punishment of responses that come near the limit (DAPO 2503.14476, equation 13): 0 up to limit - buffer tokens, then falling in a
+    straight line to -1 at the limit.     limit 100, buffer 20:  tokens 80, 90, 100  ->  0.0, -0.5, -1.0"""
+    return -min(max(tokens - (limit - buffer), 0) / buffer, 1.0)
+
+
+def step_rewards(problem, ids):
+    """Exact process supervision: [(index of the token that ends the step, +1, 0 or -1)] of a response given as ids."""
+    judgements = judge_steps(problem, parse_response(ids).steps)
+    return [(end, STEP_VALUE[j.verdict]) for end, j in zip(step_ends(ids), judgements, strict=True)]
+
+
 def process_reward(problem, response, form="mean"):
     """Exact step verdicts as one number: +1 a right step, 0 an unneeded one, -1 a wrong one. 0.0 for a response without steps.
 
@@ -82,21 +106,26 @@ def leaky_outcome_for_hacking_study(problem, ids):
     return float(problem.answer.casefold() in decode(ids[:MAX_RESPONSE]).casefold())
 
 
-def group_rewards(problem, group, scheme=Scheme()):
-    """Rewards of the responses to one problem. group: lists of token ids; the length penalty may compare them with one another."""
+def group_rewards(problem, group, scheme=Scheme(), scores=None):
+    """Rewards of the responses to one problem. group: lists of token ids; the length penalty may compare them with one another.
+    scores: a learned verifier's, one a response, to be paid instead of the outcome."""
     responses = [parse_response(ids) for ids in group]
     outcome = [outcome_reward(problem, r) for r in responses]
     length = length_penalties([len(ids) for ids in group], [o > 0 for o in outcome], scheme.length_penalty, scheme.length_form)
     rewards = []
-    for ids, response, right, penalty in zip(group, responses, outcome, length):
-        parts = {"outcome": right, "format": format_reward(response), "length": penalty}
+    for i, (ids, response) in enumerate(zip(group, responses)):
+        parts, paid = {"outcome": outcome[i], "format": format_reward(response), "length": length[i]}, outcome[i]
+        if scheme.leaky_outcome_for_hacking_study:
+            paid = parts["leaky"] = leaky_outcome_for_hacking_study(problem, ids)
+        if scores is not None:
+            paid = parts["verifier"] = scores[i]
         if scheme.process_weight:
             parts["process"] = process_reward(problem, response, scheme.process_form)
-        if scheme.leaky_outcome_for_hacking_study:
-            parts["leaky"] = leaky_outcome_for_hacking_study(problem, ids)
-        paid = parts["leaky"] if scheme.leaky_outcome_for_hacking_study else right
-        total = paid + scheme.format_weight * parts["format"] + penalty + scheme.process_weight * parts.get("process", 0.0)
-        rewards.append(Reward(total, parts))
+            paid += scheme.process_weight * parts["process"]
+        if scheme.overlong_buffer:
+            parts["overlong"] = overlong_penalty(len(ids), scheme.limit, scheme.overlong_buffer)
+        total = paid + scheme.format_weight * parts["format"] + length[i] + parts.get("overlong", 0.0)
+        rewards.append(Reward(total, paid, parts))
     return rewards
 
 

@@ -56,7 +56,7 @@ def plan(config):
                                                       f"{name}/{done}.json", note)
     test = lambda name: measure(name, f"test accuracy of {name}", "test", families=",".join(FAMILIES + CONTROLS), level="1,2", problems=20 if q else 200, ns="1")
     # The KL to the reference is left out: scoring every response under it as well would cost half as much again.
-    grpo = dict(steps=3, prompts=8, eval_problems=4, kl="none") if q else dict(steps=40, prompts=64, learning_rate=3e-4, kl="none")
+    grpo = dict(steps=3, batch_size=64, eval_problems=4, kl="none") if q else dict(steps=40, batch_size=512, learning_rate=3e-4, kl="none")
     best = dict(families=",".join(RL_FAMILIES), problems=4 if q else 30, ns="1,2,4" if q else "1,4,16,64")
     stages = [
         train("base", "train_sft.py", "a base model from random weights; most of its text answers at once", stage="base", families=",".join(FAMILIES), tokens=60_000 if q else 3_300_000),
@@ -166,8 +166,7 @@ def draw_figures(out, report):
     metrics = {name: read_metrics(out / name / "metrics.jsonl") for name in ("base", "cold", "zero", "rl")}
     plots.sft_loss({"base model": metrics["base"], "cold start": metrics["cold"]}, out / "loss.png")
     rl = {"R1-Zero: from the base": metrics["zero"], "R1: from the cold start": metrics["rl"]}
-    plots.rl_curves(rl, out / "rl.png")
-    plots.behaviours(rl, out / "behaviours.png")
+    plots.rl_figures(rl, out)
     plots.stage_bars(report["stages"], out / "stages.png")
     plots.scaling({f"{b['model']}, level {' and '.join(map(str, b['levels']))}": b for b in (report["best_of_n"], report["best_of_n_harder"])}, out / "best_of_n.png")
 

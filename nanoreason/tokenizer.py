@@ -95,6 +95,25 @@ def parse_response(ids):
     return Response(thinking, (decode(said).strip() or None) if well_formed else None, ended)
 
 
+def step_ends(ids):
+    """Indices of the tokens that end the steps of a response: the line break after each, or what closes the thinking, or the last token.
+    As many as `parse_response(ids).steps`.
+
+    <|think|> 1 + 1 = 2 \\n 2 + 1 = 3 <|/think|> 3 <|end|>   ->   [6, 12], the line break and the closing tag, where each character is a token
+    """
+    (newline,), ends, line = encode("\n"), [], []
+    for index, token in enumerate(ids):
+        if token in (newline, END_THINK, END):
+            if decode(line).strip():
+                ends.append(index)
+            line = []
+            if token != newline:
+                return ends
+        elif token < VOCAB_SIZE - len(SPECIALS):
+            line.append(token)
+    return ends + [len(ids) - 1] if decode(line).strip() else ends
+
+
 def learn_ranks(texts, size=VOCAB_SIZE - len(SPECIALS)):
     """Learn byte-pair merges (Sennrich et al. 1508.07909) on the pieces of `texts`; returns {token bytes: rank}.
 

@@ -1,0 +1,164 @@
+"""What one step of reinforcement learning learns from: groups of judged responses, and what the logs say about them.
+
+P questions, G responses to each, N = P * G rows in question-major order (row p * G + g), L longest response.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nanoreason.common import autocast, generator
+from nanoreason.corpus import Example
+from nanoreason.data import response_batches
+from nanoreason.evaluate import behaviours
+from nanoreason.generate import Rollout, generate, join_rollouts, noise
+from nanoreason.questions import own_share
+from nanoreason.rewards import Scheme, group_rewards, step_rewards
+from nanoreason.tokenizer import parse_response, render_prompt
+from nanoreason.verifier import scores
+
+
+@dataclass
+class Experience:
+    """One rank's share of a step. problems: P; rollout: of N rows; rewards {part: (P, G)}, "total" and "paid" among them; steps: for each row
+    [(index of a token, reward)] of its steps, without the last token's, [] where only whole responses are judged; places: P positions of the
+    questions in the step's list over all ranks, which decide the minibatch."""
+
+    problems: list
+    rollout: Rollout
+    rewards: dict
+    steps: list
+    places: list
+
+    @property
+    def samples(self):
+        return self.rewards["total"].size(1)
+
+    @property
+    def signal(self):
+        """(P,) bool: some response of the group, or some step, was judged differently from another. Penalties do not count: a group in which
+        every answer is wrong should teach to answer rightly, not briefly."""
+        paid = self.rewards["paid"]
+        rows = [np.unique([value for row in self.steps[p * self.samples : (p + 1) * self.samples] for _, value in row]) for p in range(len(paid))]
+        return (paid != paid[:, :1]).any(1) | torch.tensor([len(values) > 1 for values in rows], dtype=torch.bool)
+
+    def micro_batches(self, rows, values, config, device):
+        """`response_batches` of some rows, responses behind their prompts; values {name: (N, L)}."""
+        prompts = [render_prompt(p.question) for p in self.problems]
+        examples = {row: Example(prompts[row // self.samples] + self.rollout.response(row), len(prompts[row // self.samples])) for row in rows}
+        return list(response_batches(examples, values, config.row_tokens, config.micro_tokens, device, config.gradient_accumulation)) if examples else []
+
+    def select(self, groups):
+        """Only these groups, a list of indices."""
+        G = self.samples
+        rows = [g * G + i for g in groups for i in range(G)]
+        return Experience([self.problems[g] for g in groups], self.rollout.select(rows), {k: v[groups] for k, v in self.rewards.items()},
+                          [self.steps[row] for row in rows], [self.places[g] for g in groups])
+
+
+def join(parts):
+    """One Experience of several."""
+    flat = lambda name: [x for part in parts for x in getattr(part, name)]
+    rewards = {name: torch.cat([part.rewards[name] for part in parts]) for name in parts[0].rewards}
+    return Experience(flat("problems"), join_rollouts([part.rollout for part in parts]), rewards, flat("steps"), flat("places"))
+
+
+def judge(problems, rollout, samples, scheme, places, exact_steps=False, verifier=None):
+    """Reward every response to `problems`: an Experience. exact_steps: reward steps by the exact judge; verifier: pay its score instead of the
+    outcome, and, where it is a prm, reward steps by its scores."""
+    ids = [rollout.response(row) for row in range(len(rollout.ids))]
+    prompts = [render_prompt(p.question) for p in problems for _ in range(samples)]
+    steps, final = [[] for _ in ids], None
+    if exact_steps:
+        steps = [step_rewards(problems[row // samples], response) for row, response in enumerate(ids)]
+    if verifier is not None:
+        scored = scores(verifier, prompts, ids)
+        steps, final = [s[:-1] for s in scored], [s[-1][1] for s in scored]
+    judged = []
+    for p, problem in enumerate(problems):
+        group = slice(p * samples, (p + 1) * samples)
+        judged += group_rewards(problem, ids[group], scheme, final and final[group])
+    shape = lambda values: torch.tensor(list(values), dtype=torch.float32).view(len(problems), samples)  # (P, G)
+    names = scheme.parts(verifier is not None)
+    rewards = dict(total=shape(r.total for r in judged), paid=shape(r.paid for r in judged)) | {part: shape(r.parts[part] for r in judged) for part in names}
+    return Experience(problems, rollout, rewards, steps, places)
+
+
+def rollout_metrics(experience, machine):
+    """What users ask of a rollout, over all ranks: solve rate, groups without signal, lengths of right and wrong, behaviours."""
+    rewards, rollout = experience.rewards, experience.rollout
+    right = rewards["outcome"] > 0  # (P, G)
+    responses = [parse_response(rollout.response(row)) for row in range(len(rollout.ids))]
+    lengths = rollout.lengths.view(right.shape).float()
+    N, P = machine.total(right.numel()), machine.total(len(right))
+    n_right = machine.total(right.sum())
+    mean = lambda values, n: machine.total(values.sum()) / max(n, 1)
+    shares = {name: machine.total(share * len(responses)) / N for name, share in behaviours(responses).items()}
+    parts = {f"reward_{part}": mean(values, N) for part, values in rewards.items() if part != "paid"}
+    return dict(solve_rate=n_right / N, all_right=mean(right.all(1), P), all_wrong=mean((~right).all(1), P), no_signal=mean(~experience.signal, P),
+                format=mean(rewards["format"], N), length=mean(lengths, N), length_right=mean(lengths[right], n_right),
+                length_wrong=mean(lengths[~right], N - n_right), truncated=mean((~rollout.ended).float(), N), sampled_tokens=int(machine.total(lengths.sum())),
+                **shares, **parts)
+
+
+def sample_groups(policy, config, questions, step, machine, verifier=None):
+    """Ask, answer, judge: this rank's share of a step's Experience, and metrics of everything that was sampled, over all ranks.
+
+    A response draws from random numbers of its own, so that ranks together sample what one would. With --dynamic-sampling groups without signal are
+    left out and further questions asked, until --batch-size is full or --refills are used up (DAPO 2503.14476, section 3.2); the metrics count what
+    was left out as well. config: train_grpo.Config.
+    """
+    G, parts, kept, full = config.num_samples_per_prompt, [], [], 0
+    scheme = Scheme(config.format_weight, config.length_penalty, config.length_form, config.process_weight, config.process_form,
+                    config.reward == "leaky-for-hacking-study", config.overlong_buffer, config.max_reasoning_tokens)
+    for attempt in range(config.refills + 1 if config.dynamic_sampling else 1):
+        count = config.prompts - full
+        asked, mine = questions.draw(step, attempt, count), own_share(count, config.minibatches, machine)
+        problems = [asked[i] for i in mine]
+        uniform = noise((count, G, config.max_reasoning_tokens), generator(config.seed, "rollout", step, attempt))[mine]  # (P, G, L)
+        rollout = generate(policy, [render_prompt(p.question) for p in problems], G, config.max_reasoning_tokens, config.temperature, uniform.flatten(0, 1),
+                           compile=config.compile).cpu()
+        part = judge(problems, rollout, G, scheme, mine, config.reward == "exact-process", verifier)
+        parts.append(part)
+        if config.dynamic_sampling:
+            useful = torch.zeros(count)
+            useful[mine] = part.signal.float()
+            useful = machine.sum(useful)
+            order = full + useful.cumsum(0).long() - 1  # the place of each useful question in the step's list
+            part = part.select([g for g, i in enumerate(mine) if useful[i]])
+            part.places = [int(order[i]) for i in part.places]
+            full += int(useful.sum())
+        kept.append(part)
+        if full == config.prompts:
+            break
+    everything = join(parts)
+    row = rollout_metrics(everything, machine) | dict(groups=int(machine.total(sum(len(part.problems) for part in kept))), refills=attempt)
+    if questions.auto:
+        questions.adapt(everything.problems, everything.rewards["outcome"] > 0, machine)
+        row |= {f"difficulty_{family}": value for family, value in questions.difficulty.items()}
+    return join(kept), row
+
+
+def token_logprobs(model, micro, temperature, with_entropy=False):
+    """Log-probability (M,) of every response token of a packed micro-batch, and the exact entropy (M,) of its distribution if asked.
+
+    The temperature is the one that sampled: at another, the ratio would compare two different policies.
+    """
+    logits = model(micro["tokens"], micro["doc_start"], select=micro["select"]).float() / temperature  # (M, V)
+    logp = logits.log_softmax(-1)
+    chosen = logp.gather(1, micro["targets"][:, None]).squeeze(1)
+    return chosen, -(logp.detach().exp() * logp.detach()).sum(-1) if with_entropy else None
+
+
+@torch.no_grad()
+def sequence_kl(model, reference, experience, config, device, bf16):
+    """k1 of whole responses: sum over tokens of log pi / pi_ref, (P, G). In the reward, `r - kl_coef * k1`, it makes the policy gradient that of reward
+    minus KL, future tokens included (the form of InstructGPT, 2203.02155)."""
+    N, L = experience.rollout.ids.shape
+    k1 = torch.zeros(N)
+    for micro in experience.micro_batches(range(N), dict(row=torch.arange(N)[:, None].expand(N, L)), config, device):
+        with autocast(device, bf16):
+            logp, ref = (token_logprobs(net, micro, config.temperature)[0] for net in (model, reference))
+        k1.index_add_(0, micro["row"].cpu(), (logp - ref).cpu())
+    return k1.view(experience.rewards["total"].shape)
