@@ -116,3 +116,20 @@ def scaling(runs, path):
         axis.set_xticklabels([f"{n}\n{t:.0f} tokens" for n, t in zip(best["ns"], best["tokens"])])
     axes[0, -1].legend(loc="upper left")
     return _save(figure, path)
+
+
+def seed_spread(table, figures, path):
+    """A dot for each seed and a bar at their mean, row by row. table: {row: {figure: [a number for each seed]}}; figures: {figure: title}."""
+    rows = list(table)
+    figure, axes = plt.subplots(1, len(figures), figsize=(2.3 * len(figures) + 2, 0.26 * len(rows) + 0.9), sharey=True)
+    for axis, (key, title) in zip(axes, figures.items()):
+        for y, row in enumerate(rows):
+            values = table[row][key]
+            axis.plot(values, [y] * len(values), "o", ms=4, alpha=0.6, color="C0" if y else "C1")
+            axis.plot([np.mean(values)] * 2, [y - 0.35, y + 0.35], lw=2, color="C0" if y else "C1")
+        axis.axvline(np.mean(table[rows[0]][key]), color="C1", lw=0.8, ls=":")
+        axis.set(title=title)
+    axes[0].set(yticks=range(len(rows)), yticklabels=rows)
+    axes[0].invert_yaxis()
+    figure.tight_layout()
+    return _save(figure, path)
