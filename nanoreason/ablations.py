@@ -35,21 +35,22 @@ STUDIES = {  # {name of the row: flags of train_grpo.py}; COLD and BASE stand fo
         "grpo": {},
         "dr-grpo": dict(loss="dr-grpo"),
         "dapo": dict(loss="dapo"),
-        "dapo with dynamic sampling, overlong": dict(loss="dapo", dynamic_sampling=True, overlong_buffer=40),
+        "dapo with dynamic sampling and overlong penalty": dict(loss="dapo", dynamic_sampling=True, overlong_buffer=40),
         "gspo": dict(loss="gspo"),
         "cispo": dict(loss="cispo"),
-        "grpo, KL k1 in the reward": dict(kl="k1"),
-        "grpo, KL k2": dict(kl="k2"),
-        "grpo, KL k3": dict(kl="k3"),
-        "grpo, without std": dict(advantage="mean"),
-        "grpo, without clip": dict(clip_ratio=0),
-        "grpo, 4 epochs": dict(inner_epochs=4),
-        "grpo, 4 epochs, without clip": dict(inner_epochs=4, clip_ratio=0),
-        "grpo, exact-process": dict(reward="exact-process"),
-        "grpo, from the base": dict(init="BASE"),
+        "KL k1 in the reward": dict(kl="k1"),
+        "KL k2": dict(kl="k2"),
+        "KL k3": dict(kl="k3"),
+        "without std": dict(advantage="mean"),
+        "without clip": dict(clip_ratio=0),
+        "4 epochs": dict(inner_epochs=4),
+        "4 epochs without clip": dict(inner_epochs=4, clip_ratio=0),
+        "exact-process": dict(reward="exact-process"),
+        "from the base": dict(init="BASE"),
     },
     "tuning": {
         "rate 1e-4": dict(learning_rate=1e-4),
+        "rate 2e-4": dict(learning_rate=2e-4),
         "rate 3e-4": dict(learning_rate=3e-4),
         "rate 1e-3": dict(learning_rate=1e-3),
         "batch 256": dict(learning_rate=3e-4, batch_size=256),
@@ -67,6 +68,7 @@ class Config:
     cold: str = flag("runs/speedrun/cold", "checkpoint that runs start from")
     base: str = flag("runs/speedrun/base", "checkpoint of the run without cold start")
     out: str = flag("runs/ablations", "folder for the runs and the table")
+    rows: str = flag("", "only these rows, separated by commas; default: all")
     seeds: str = flag("0,1,2", "seeds of each row, separated by commas")
     tokens: int = flag(250_000, "response tokens that each run samples", low=1)
     problems: int = flag(60, "problems of each family to measure on", low=1)
@@ -76,7 +78,7 @@ class Config:
 
 
 def folder(config, row, seed):
-    return Path(config.out) / config.study / f"{row.replace(' ', '-').replace(',', '')}-{seed}"
+    return Path(config.out) / config.study / f"{row.replace(' ', '-')}-{seed}"
 
 
 def command(config, row, seed):
@@ -130,10 +132,18 @@ def measure(config):
 FIGURES = dict(sampled="sampled, %", greedy="greedy, %", coverage="pass@{samples}, %", length="tokens a response", entropy="entropy, nats a token")
 
 
+def wanted_rows(config):
+    """Names of the rows to run. Raises UserError for one that the study does not have."""
+    rows = [row.strip() for row in config.rows.split(",")] if config.rows else list(STUDIES[config.study])
+    if unknown := [row for row in rows if row not in STUDIES[config.study]]:
+        raise UserError(f"--rows: study {config.study} has no row {unknown[0]!r}; it has {', '.join(STUDIES[config.study])}")
+    return rows
+
+
 def collect_table(config, seeds):
     """{row: {figure: [a number for each seed]}} from what the runs left, with their minutes and sampled tokens."""
     table = {}
-    for row in STUDIES[config.study]:
+    for row in wanted_rows(config):
         measured = [json.loads((folder(config, row, seed) / "measured.json").read_text()) for seed in seeds]
         reports = [json.loads((folder(config, row, seed) / "report.json").read_text()) for seed in seeds]
         table[row] = dict(sampled=[100 * m["sampled"] for m in measured], greedy=[100 * m["greedy"]["acc"] for m in measured], coverage=[100 * m["coverage"] for m in measured],
@@ -165,7 +175,7 @@ def main():
         raise UserError(f"--seeds {config.seeds}: whole numbers separated by commas are wanted") from None
     for path in (config.cold, config.base):
         checkpoint.load(path)
-    jobs = [(row, seed) for seed in seeds for row in STUDIES[config.study]]
+    jobs = [(row, seed) for seed in seeds for row in wanted_rows(config)]
     bar = progress(len(jobs), config.study)
 
     def work(job):
