@@ -1,20 +1,34 @@
 """Figures from metrics.jsonl and report.json, always by key. Every function writes one PNG and returns its path."""
 
+from functools import wraps
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend has to be chosen first)
-import numpy as np  # noqa: E402
+STYLE = {"figure.dpi": 110, "savefig.bbox": "tight", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25,
+         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.titlesize": 10}
 
-plt.rcParams.update({"figure.dpi": 110, "savefig.bbox": "tight", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25,
-                     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.titlesize": 10})
+
+def styled(draw):
+    """Draw in STYLE, and leave the settings and the backend of whoever imports this, a notebook say, alone."""
+
+    @wraps(draw)
+    def drawn(*args):
+        with matplotlib.rc_context(STYLE):
+            return draw(*args)
+
+    return drawn
+
+
+def _axes(rows, columns, size, **options):
+    figure = Figure(figsize=size)
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def _save(figure, path):
     figure.savefig(path)
-    plt.close(figure)
     return Path(path)
 
 
@@ -23,9 +37,10 @@ def smooth(values, window=5):
     return [float(np.mean(values[max(0, i + 1 - window) : i + 1])) for i in range(len(values))]
 
 
+@styled
 def sft_loss(runs, path):
     """Training loss against tokens. runs: {name: rows of metrics.jsonl}."""
-    figure, axes = plt.subplots(1, len(runs), figsize=(4.2 * len(runs), 3), squeeze=False)
+    figure, axes = _axes(1, len(runs), (4.2 * len(runs), 3), squeeze=False)
     for axis, (name, rows) in zip(axes[0], runs.items()):
         axis.plot([r["tokens"] / 1e6 for r in rows], [r["loss"] for r in rows], alpha=0.3, color="C0")
         axis.plot([r["tokens"] / 1e6 for r in rows], smooth([r["loss"] for r in rows], 9), color="C0")
@@ -37,6 +52,7 @@ RL_PANELS = (("solve_rate", "solve rate of the rollouts"), ("length", "response 
              ("no_signal", "share of groups without signal"), ("entropy", "entropy, nats a token"))
 
 
+@styled
 def rl_curves(runs, path):
     """What RL changes, step by step. runs: {name: rows of metrics.jsonl}; faint: each step, strong: mean of the last 5.
 
@@ -44,7 +60,7 @@ def rl_curves(runs, path):
     """
     with_kl = any(r["kl"] for rows in runs.values() for r in rows)
     last = ("kl", "KL to the reference (k3), nats a token") if with_kl else ("sampler_gap", "|log-probability, trainer - sampler|, nats")
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6))
+    figure, axes = _axes(2, 3, (11, 5.6))
     for axis, (key, title) in zip(axes.flat, (*RL_PANELS, last)):
         for color, (name, rows) in enumerate(runs.items()):
             values = [r[key] for r in rows]
@@ -67,10 +83,11 @@ BEHAVIOURS = dict(thinks="thinks at all", verification="verifies: \"Check: ...\"
                   another_way="tries \"Another way: ...\"")
 
 
+@styled
 def behaviours(runs, path):
     """What emerges during RL: shares of responses that think, verify, correct themselves or try another way, and, on the right-hand axis, their
     length. runs: {name: rows of metrics.jsonl}; means of the last 5 steps."""
-    figure, axes = plt.subplots(1, len(runs), figsize=(5.6 * len(runs), 3.4), squeeze=False, sharey=True)
+    figure, axes = _axes(1, len(runs), (5.6 * len(runs), 3.4), squeeze=False, sharey=True)
     longest = max(r["length"] for rows in runs.values() for r in rows)
     for axis, (name, rows) in zip(axes[0], runs.items()):
         steps, right = [r["step"] for r in rows], axis.twinx()
@@ -87,10 +104,11 @@ def behaviours(runs, path):
     return _save(figure, path)
 
 
+@styled
 def stage_bars(stages, path):
     """Greedy accuracy by family and stage with 95% intervals. stages: the report's list."""
     families = list(stages[0]["accuracy"])
-    figure, axis = plt.subplots(figsize=(11, 3.4))
+    figure, axis = _axes(1, 1, (11, 3.4))
     width = 0.8 / len(stages)
     for i, stage in enumerate(stages):
         acc = np.array([stage["accuracy"][f]["acc"] for f in families])
@@ -103,9 +121,10 @@ def stage_bars(stages, path):
     return _save(figure, path)
 
 
+@styled
 def scaling(runs, path):
     """Coverage and vote against N on a log axis, with 95% intervals. runs: {title: an entry of the report's best_of_n}."""
-    figure, axes = plt.subplots(1, len(runs), figsize=(4.8 * len(runs), 3.6), squeeze=False, sharey=True)
+    figure, axes = _axes(1, len(runs), (4.8 * len(runs), 3.6), squeeze=False, sharey=True)
     for axis, (title, best) in zip(axes[0], runs.items()):
         for color, (key, label) in enumerate((("coverage", "coverage: some sample is right"), ("vote", "vote: the most frequent answer is right"))):
             low, high = np.array(best[key + "_ci"]).T
@@ -118,10 +137,11 @@ def scaling(runs, path):
     return _save(figure, path)
 
 
+@styled
 def seed_spread(table, figures, path):
     """A dot for each seed and a bar at their mean, row by row. table: {row: {figure: [a number for each seed]}}; figures: {figure: title}."""
     rows = list(table)
-    figure, axes = plt.subplots(1, len(figures), figsize=(2.3 * len(figures) + 2, 0.26 * len(rows) + 0.9), sharey=True)
+    figure, axes = _axes(1, len(figures), (2.3 * len(figures) + 2, 0.26 * len(rows) + 0.9), sharey=True)
     for axis, (key, title) in zip(axes, figures.items()):
         for y, row in enumerate(rows):
             values = table[row][key]
