@@ -74,8 +74,8 @@ class Config:
     precision: str = flag("auto", "bf16 for rollouts and, by autocast, for the update where it is faster, or one of them", choices=("auto", "fp32", "bf16"))
     checkpoint_activations: bool = flag(False, "recompute each block in the backward pass instead of storing it: a third more arithmetic, far less memory")
     compile: bool = flag(False, "torch.compile the decoding step (on a CPU 12 s at the start, then rollouts of 256 in 0.6 of the time) and, on a GPU, the update")
-    eval_every: int = flag(20, "steps between greedy checks on the validation split, which select the checkpoint; 0: never, the last one is kept", low=0)
-    eval_problems: int = flag(40, "validation problems of each family", low=1)
+    eval_every: int = flag(10, "steps between greedy checks on the validation split, which select the checkpoint; 0: never, the last one is kept", low=0)
+    eval_problems: int = flag(100, "validation problems of each family", low=1)
     device: str = flag("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
     seed: int = flag(0, "seed of questions and samples", low=0)
     max_steps: int = flag(0, "stop after this many steps; 0 runs to the end", low=0)
@@ -104,7 +104,7 @@ PAPERS = {  # what --loss brings; MiniMax-M1 leaves the lower side open and name
 
 
 def group_advantages(rewards, kind="mean-std"):
-    """How much better each response is than its group. rewards (P, G) -> (P, G) float32.
+    """How much better each response is than its group. rewards (P, G), float -> (P, G), of the same dtype.
 
     mean-std: (r - mean) / std, DeepSeekMath section 4.1.2; mean: r - mean, Dr. GRPO: dividing by the std makes a group of nearly all right or nearly all
     wrong responses count most. A group whose rewards are all equal says nothing about which response is better, and gets exactly zero.
@@ -191,7 +191,7 @@ def policy_loss(logp, old_logp, ref_logp, advantage, weight, response, loss="grp
 
 
 def update(model, reference, optimizer, experience, advantages, config, machine, bf16):
-    """Optimizer steps on one Experience: `minibatches` parts by whole groups, `inner_epochs` times over. advantages: (N, L). Returns mean diagnostics.
+    """Optimizer steps on one Experience: `minibatches` parts by whole groups, `inner_epochs` times over. advantages: (N, L). Returns diagnostics, means over the tokens trained on.
 
     Old log-probabilities are taken once, before the first step, on the very micro-batches that are then trained on, so that the
     first ratio is exactly 1. Responses without signal are left out where no KL asks for them: their gradient is zero.

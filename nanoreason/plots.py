@@ -49,7 +49,7 @@ def sft_loss(runs, path):
 
 
 RL_PANELS = (("solve_rate", "solve rate of the rollouts"), ("length", "response length, tokens"), ("thinks", "share of responses that think"),
-             ("no_signal", "share of groups without signal"), ("entropy", "entropy, nats a token"))
+             ("no_signal", "share of groups without signal"), ("entropy", "exact entropy of trained tokens, nats"))
 
 
 @styled
