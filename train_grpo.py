@@ -112,7 +112,7 @@ def group_advantages(rewards, kind="mean-std"):
         [[1, 0, 0, 0]]  ->  mean  [[0.75, -0.25, -0.25, -0.25]]      mean-std  [[1.5, -0.5, -0.5, -0.5]]
     """
     advantage = rewards - rewards.mean(1, keepdim=True)
-    if kind == "mean-std":
+    if kind == "mean-std" and len(rewards):
         advantage = advantage / rewards.std(1, keepdim=True).clamp_min(1e-6)
     return torch.where((rewards == rewards[:, :1]).all(1, keepdim=True), 0.0, advantage)
 
@@ -191,10 +191,10 @@ def policy_loss(logp, old_logp, ref_logp, advantage, weight, response, loss="grp
 
 
 def update(model, reference, optimizer, experience, advantages, config, machine, bf16):
-    """Optimizer steps on one Experience: `minibatches` parts by whole groups, `inner_epochs` times over. advantages: (N, L). Returns diagnostics, means over the tokens trained on.
+    """Optimizer steps on one Experience: `minibatches` parts by whole groups, `inner_epochs` times over. advantages: (N, L).
 
-    Old log-probabilities are taken once, before the first step, on the very micro-batches that are then trained on, so that the
-    first ratio is exactly 1. Responses without signal are left out where no KL asks for them: their gradient is zero.
+    Old log-probabilities are taken once, before the first step, on the very micro-batches that are then trained on, so that the first ratio is
+    exactly 1. Responses without signal are left out where no KL asks for them: their gradient is zero. Returns means over the tokens trained on.
     """
     G, device, rollout, parts = config.num_samples_per_prompt, machine.device, experience.rollout, []
     for part in range(config.minibatches):
@@ -312,7 +312,7 @@ def train(config, machine):
             reference.load_state_dict(model.state_dict())
         if validation and run["step"] % config.eval_every == 0:
             row["val_greedy"] = validate()
-        run["silent"] = run["silent"] + 1 if row["all_right"] + row["all_wrong"] == 1 else 0
+        run["silent"] = run["silent"] + 1 if row["no_signal"] == 1 else 0
         advise(row, run["silent"], machine)
         metrics.log(step=step, **row)
         bar.show(step, f"solved {row['solve_rate']:.2f}  length {row['length']:.1f}  thinks {row['thinks']:.2f}  no signal {row['no_signal']:.2f}")

@@ -70,7 +70,7 @@ class Config:
     out: str = flag("runs/ablations", "folder for the runs and the table")
     rows: str = flag("", "only these rows, separated by commas; default: all")
     seeds: str = flag("0,1,2", "seeds of each row, separated by commas")
-    tokens: int = flag(250_000, "response tokens that each run samples", low=1)
+    tokens: int = flag(300_000, "response tokens that each run samples", low=1)
     problems: int = flag(60, "problems of each family to measure on", low=1)
     samples: int = flag(16, "samples of each problem", low=1)
     workers: int = flag(2, "runs at once; each gets its share of the cores", low=1)
@@ -173,8 +173,8 @@ def main():
         seeds = [int(seed) for seed in config.seeds.split(",")]
     except ValueError:
         raise UserError(f"--seeds {config.seeds}: whole numbers separated by commas are wanted") from None
-    for path in (config.cold, config.base):
-        checkpoint.load(path)
+    for row in wanted_rows(config):
+        checkpoint.load(config.base if STUDIES[config.study][row].get("init") == "BASE" else config.cold)
     jobs = [(row, seed) for seed in seeds for row in wanted_rows(config)]
     bar = progress(len(jobs), config.study)
 

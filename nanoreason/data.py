@@ -109,7 +109,7 @@ def response_batches(examples, values, row_tokens, micro_tokens, device, at_leas
         some = [row for row, e in examples.items() if (len(e.ids) <= row_tokens) == short]
         packed = pack([examples[row] for row in some], row_tokens if short else max((len(examples[row].ids) for row in some), default=1))
         some, prompt_len, T = np.array(some, dtype=int), np.array([examples[row].prompt_len for row in some], dtype=int), packed.tokens.shape[1]
-        at_once = max(1, min(micro_tokens // T, -(-len(packed) // at_least)))
+        at_once = max(1, min(micro_tokens // T, len(packed) // at_least))
         for at in range(0, len(packed), at_once):
             cut = slice(at, at + at_once)
             tokens, targets, doc_start = packed.batch(cut, device)

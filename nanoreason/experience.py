@@ -5,7 +5,6 @@ P questions, G responses to each, N = P * G rows in question-major order (row p 
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from nanoreason.common import autocast, generator
@@ -37,11 +36,11 @@ class Experience:
 
     @property
     def signal(self):
-        """(P,) bool: some response of the group, or some step, was judged differently from another. Penalties do not count: a group in which
-        every answer is wrong should teach to answer rightly, not briefly."""
-        paid = self.rewards["paid"]
-        rows = [np.unique([value for row in self.steps[p * self.samples : (p + 1) * self.samples] for _, value in row]) for p in range(len(paid))]
-        return (paid != paid[:, :1]).any(1) | torch.tensor([len(values) > 1 for values in rows], dtype=torch.bool)
+        """(P,) bool: not all that the group's responses and their steps were paid is equal. Penalties do not count: a group in which every answer
+        is wrong should teach to answer rightly, not briefly."""
+        G, paid = self.samples, self.rewards["paid"].tolist()
+        steps = [[value for row in self.steps[p * G : (p + 1) * G] for _, value in row] for p in range(len(paid))]
+        return torch.tensor([len({*own, *of_steps}) > 1 for own, of_steps in zip(paid, steps)], dtype=torch.bool)
 
     def micro_batches(self, rows, values, config, device):
         """`response_batches` of some rows, responses behind their prompts; values {name: (N, L)}."""

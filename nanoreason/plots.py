@@ -141,15 +141,15 @@ def scaling(runs, path):
 def seed_spread(table, figures, path):
     """A dot for each seed and a bar at their mean, row by row. table: {row: {figure: [a number for each seed]}}; figures: {figure: title}."""
     rows = list(table)
-    figure, axes = _axes(1, len(figures), (2.3 * len(figures) + 2, 0.26 * len(rows) + 0.9), sharey=True)
-    for axis, (key, title) in zip(axes, figures.items()):
+    figure, axes = _axes(1, len(figures), (2.3 * len(figures) + 2, 0.26 * len(rows) + 0.9), squeeze=False, sharey=True)
+    for axis, (key, title) in zip(axes[0], figures.items()):
         for y, row in enumerate(rows):
             values = table[row][key]
             axis.plot(values, [y] * len(values), "o", ms=4, alpha=0.6, color="C0" if y else "C1")
             axis.plot([np.mean(values)] * 2, [y - 0.35, y + 0.35], lw=2, color="C0" if y else "C1")
         axis.axvline(np.mean(table[rows[0]][key]), color="C1", lw=0.8, ls=":")
         axis.set(title=title)
-    axes[0].set(yticks=range(len(rows)), yticklabels=rows)
-    axes[0].invert_yaxis()
+    axes[0, 0].set(yticks=range(len(rows)), yticklabels=rows)
+    axes[0, 0].invert_yaxis()
     figure.tight_layout()
     return _save(figure, path)

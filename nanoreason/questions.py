@@ -41,14 +41,20 @@ class Questions:
         self.own = read_problems(data) if data else None
         if self.own and not self.own["train"]:
             raise UserError(f"--data {data}: all its questions fall into the tenth that is kept for validation; more rows are needed")
-        longest = max((len(render_prompt(p.question)) for p in self.own["train"] + self.own["val"]), default=0) if self.own else 0
-        if longest > room:
-            raise UserError(f"--data {data}: a question of {longest} tokens and --max-reasoning-tokens do not fit the model's context, which leaves {room} for questions")
+        self.room = room
+        self._fitting(self.own["train"] + self.own["val"] if self.own else [])
+
+    def _fitting(self, problems):
+        """The problems, none too long for the model. Raises UserError for one that is."""
+        longest = max((len(render_prompt(p.question)) for p in problems), default=1)
+        if longest > self.room:
+            raise UserError(f"--max-reasoning-tokens leaves {max(self.room, 0)} tokens of the model's context for questions; {longest} are needed")
+        return problems
 
     def draw(self, step, attempt, count):
         """`count` training problems, over all ranks."""
         rng = random.Random(seed_for(self.seed, "questions", step, attempt))
-        return [rng.choice(self.own["train"]) if self.own else self._generated(rng) for _ in range(count)]
+        return [rng.choice(self.own["train"]) for _ in range(count)] if self.own else self._fitting([self._generated(rng) for _ in range(count)])
 
     def _generated(self, rng):
         family = rng.choice(self.families)
@@ -70,7 +76,7 @@ class Questions:
 
     def validation(self, count):
         """Problems to select a checkpoint on: `count` of each family, shared out over the levels, or of the user's own."""
-        return self.own["val"][:count] if self.own else held_out_problems(self.families, self.levels, count, "val")
+        return self.own["val"][:count] if self.own else self._fitting(held_out_problems(self.families, self.levels, count, "val"))
 
 
 NO_SIGNAL = 10  # steps in a row in which nothing could be learned, until the run says so

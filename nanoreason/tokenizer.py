@@ -101,6 +101,7 @@ def step_ends(ids):
 
     <|think|> 1 + 1 = 2 \\n 2 + 1 = 3 <|/think|> 3 <|end|>   ->   [6, 12], the line break and the closing tag, where each character is a token
     """
+    ids = ids[:MAX_RESPONSE]
     (newline,), ends, line = encode("\n"), [], []
     for index, token in enumerate(ids):
         if token in (newline, END_THINK, END):

@@ -1,5 +1,6 @@
 """Attention against a float64 loop; the network against itself: packed, selected, cached."""
 
+import copy
 import math
 
 import pytest
@@ -8,10 +9,11 @@ from conftest import make_tiny
 
 from nanoreason.attention import attention, cached_attention, document_mask, matmul_attention, visible_slots
 from nanoreason.common import generator
+from nanoreason.generate import sampler
 from nanoreason.data import pack
 from nanoreason.corpus import Example
 from nanoreason.common import Machine
-from nanoreason.model import (GPT, PRESETS, GPTConfig, KVCache, apply_rope, cache_memory, memory_line, rope_tables, training_flops,
+from nanoreason.model import (GPT, PRESETS, GPTConfig, KVCache, apply_rope, cache_memory, memory_line, rl_memory, rope_tables, training_flops,
                               training_memory)
 
 
@@ -309,6 +311,23 @@ def test_flops_and_memory_are_counted_as_by_hand():
     muon, adam = training_memory(c, 100, 64, bf16=False, muon=True), training_memory(c, 100, 64, bf16=False)
     assert adam["weights"] == adam["gradients"] == 4 * P and adam["optimizer"] == 8 * P and adam["optimizer"] - muon["optimizer"] == 4 * matrices
     assert cache_memory(c, 3, 64, bf16=True) == KVCache(c, 3, 64, dtype=torch.bfloat16).keys[0].nbytes * 2 * 2
+
+
+def held(tensors):
+    """Bytes of these tensors, each storage once: a tied head is its embedding."""
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_memory_of_reinforcement_learning_is_that_of_its_cache_and_copies(tied, bf16, reference):
+    model = make_tiny(tie_embeddings=tied, max_len=96)
+    copies = [sampler(model, bf16)] + [copy.deepcopy(model)] * reference
+    for rows, slots, kept in ((3, 50, 50), (7, 96, 96), (2, 300, 96)):  # no response outgrows the context
+        cache = KVCache(model.config, rows, kept, dtype=torch.bfloat16 if bf16 else torch.float32)
+        parts = rl_memory(model.config, rows, slots, bf16, reference)
+        assert parts == dict(cache=held(cache.keys + cache.values), copies=sum(held(net.parameters()) for net in copies))
 
 
 def test_the_line_of_memory_says_whether_it_fits(monkeypatch):

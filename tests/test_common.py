@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import sys
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -14,7 +16,7 @@ import sample
 import train_grpo
 import train_sft
 from nanoreason import checkpoint
-from nanoreason.common import (Interrupt, Machine, Metrics, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out,
+from nanoreason.common import (Interrupt, Machine, Metrics, StepBar, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out,
                                read_metrics, run_script, seed_for, start_machine, write_json)
 
 
@@ -65,6 +67,44 @@ def test_flags_win_over_the_preset_wherever_they_stand():
         parsed("--preset moon", presets=PRESETS)
 
 
+BRINGS = {"kind": {"a": dict(num_steps=11, clip_ratio=0.1), "b": dict(num_steps=22)}, "quick": {True: dict(temperature=2.0), False: {}}}
+
+
+def test_a_choice_brings_its_values_and_flags_win_over_them_wherever_they_stand():
+    assert parsed("--kind b", brings=BRINGS) == Config(kind="b", num_steps=22)
+    assert parsed("--kind a", brings=BRINGS) == Config(kind="a", num_steps=11, clip_ratio=0.1)  # the default, chosen on purpose
+    assert parsed("", brings=BRINGS) == Config()  # not chosen: nothing comes with it
+    assert parsed("--kind a --num-steps 3", brings=BRINGS) == parsed("--num-steps 3 --kind a", brings=BRINGS) == Config(kind="a", num_steps=3, clip_ratio=0.1)
+    assert parsed("--kind a --num-steps 10", brings=BRINGS).num_steps == 10  # the default's own value, given on purpose
+    assert parsed("--quick --kind b", brings=BRINGS) == Config(quick=True, kind="b", num_steps=22, temperature=2.0)
+    assert parsed("--kind a", brings={}) == parsed("--kind a", brings=None) == Config()
+
+
+def test_what_a_choice_brings_wins_over_the_preset_whose_own_choice_brings_nothing():
+    presets = {"gpu": dict(num_steps=500, clip_ratio=0.9), "chooser": dict(kind="b")}
+    both = dict(presets=presets, brings=BRINGS)
+    assert parsed("--preset gpu", **both) == Config(num_steps=500, clip_ratio=0.9)
+    assert parsed("--preset gpu --kind b", **both) == Config(kind="b", num_steps=22, clip_ratio=0.9)
+    assert parsed("--kind a --preset gpu", **both) == Config(kind="a", num_steps=11, clip_ratio=0.1)
+    assert parsed("--preset gpu --kind a --clip-ratio 0.3", **both) == Config(kind="a", num_steps=11, clip_ratio=0.3)
+    assert parsed("--preset chooser", **both) == Config(kind="b") and parsed("--preset chooser --kind b", **both) == Config(kind="b", num_steps=22)
+
+
+def test_what_a_choice_brings_is_held_against_the_limits():
+    with pytest.raises(UserError, match="--num-steps is 0"):
+        parsed("--kind b", brings={"kind": {"a": {}, "b": dict(num_steps=0)}})
+
+
+def test_each_loss_brings_its_papers_advantage_and_clip():
+    parse = lambda text: parse_config(train_grpo.Config, text.split(), presets=train_grpo.PRESETS, brings={"loss": train_grpo.PAPERS})
+    read = lambda text: [getattr(parse(text), name) for name in ("loss", "advantage", "clip_ratio", "clip_high")]
+    assert [read(f"--loss {loss}") for loss in ("grpo", "dr-grpo", "dapo", "gspo", "cispo")] == [
+        ["grpo", "mean-std", 0.2, 0.2], ["dr-grpo", "mean", 0.2, 0.2], ["dapo", "mean-std", 0.2, 0.28], ["gspo", "mean-std", 3e-4, 4e-4], ["cispo", "mean-std", 0.0, 4.0]]
+    assert read("") == ["grpo", "mean-std", 0.2, -1.0] and read("--clip-ratio 0") == ["grpo", "mean-std", 0.0, -1.0]
+    assert read("--loss dapo --clip-high 0.5 --advantage mean") == ["dapo", "mean", 0.2, 0.5]
+    assert read("--preset deepseek-r1 --loss gspo") == ["gspo", "mean-std", 3e-4, 4e-4] and parse("--preset deepseek-r1 --loss gspo").learning_rate == 1e-6
+
+
 @pytest.mark.parametrize("script", [train_sft, train_grpo, sample])
 def test_every_script_has_help_and_defaults_and_presets_that_pass_their_own_limits(script, capsys):
     presets = getattr(script, "PRESETS", None)
@@ -105,6 +145,68 @@ def test_one_ctrl_c_is_a_wish_and_two_stop_at_once():
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_stopped_script_says_after_which_step_gives_ctrl_c_back_and_ends_with_130(capsys):
+    before, machine = signal.getsignal(signal.SIGINT), Machine(torch.device("cpu"))
+
+    def script():
+        interrupt = Interrupt()
+        assert not interrupt.agreed(machine)
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.agreed(machine)
+        interrupt.leave(7, machine)
+
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run_script(script)
+        assert stop.value.code == 130 and signal.getsignal(signal.SIGINT) == before
+    finally:
+        signal.signal(signal.SIGINT, before)
+    shown = capsys.readouterr()
+    assert shown.out == "stopped after step 7 and saved; continue with --resume\n" and shown.err == ""
+
+
+def test_outside_the_main_thread_ctrl_c_is_left_alone():
+    before, made = signal.getsignal(signal.SIGINT), []
+    thread = threading.Thread(target=lambda: made.append(Interrupt()) or made[0].close())
+    thread.start()
+    thread.join()
+    assert len(made) == 1 and not made[0].agreed(Machine(torch.device("cpu"))) and signal.getsignal(signal.SIGINT) == before
+
+
+class Clock:
+    """time.time, set by hand."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr("nanoreason.common.time.time", lambda: self.now)
+
+
+def test_progress_is_a_line_every_ten_seconds_and_at_the_end_where_there_is_no_terminal(capsys, monkeypatch):
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    bar = StepBar(42, "rl", Machine(torch.device("cpu")), first=3)
+    for step in range(3, 42):
+        clock.now += 3.0
+        bar.show(step, f"at {step}")
+    bar.close()
+    shown = capsys.readouterr()
+    spoken = [int(line.split()[1].split("/")[0]) for line in shown.out.splitlines()]
+    assert spoken == [3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 41] and shown.err == ""  # the first, then 12 s apart, the last
+    assert shown.out.splitlines()[1] == "  step     7/42  at 7  15s" and bar.seconds == 39 * 3
+
+
+def test_progress_is_a_bar_on_a_terminal_and_nothing_on_other_ranks(capsys, monkeypatch):
+    Clock(monkeypatch)
+    for tty, rank in ((True, 0), (True, 1), (False, 1)):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda tty=tty: tty)
+        bar = StepBar(2, "rl", Machine(torch.device("cpu"), rank, 1))
+        for step in range(2):
+            bar.show(step, "solved 0.5")
+        bar.close()
+        shown = capsys.readouterr()
+        assert shown.out == "" and bool(shown.err) == (tty and rank == 0) and ("solved 0.5" in shown.err) == (tty and rank == 0)
+
+
 # Seeds
 
 
@@ -140,6 +242,13 @@ def test_one_machine_sums_nothing_and_unknown_devices_are_user_errors(monkeypatc
         assert (a @ a).dtype == torch.bfloat16
     with autocast(torch.device("cpu"), False):
         assert (a @ a).dtype == torch.float32
+
+
+def test_the_sum_over_one_rank_is_the_tensor_itself():
+    machine = Machine(torch.device("cpu"))
+    for tensor in (torch.tensor([1.5, -2.0, 0.0]), torch.tensor([3, 4]), torch.zeros(0)):
+        kept = tensor.clone()
+        assert torch.equal(machine.sum(tensor), kept) and machine.sum(tensor).dtype == kept.dtype and torch.equal(tensor, kept)
 
 
 # Metrics and other files
@@ -206,6 +315,21 @@ def test_a_checkpoint_brings_back_model_optimizer_and_numbers(tmp_path):
     other = torch.optim.AdamW(loaded.parameters(), 1e-3)
     other.load_state_dict(state["optimizer"])
     assert torch.equal(other.state[next(loaded.parameters())]["exp_avg"], optimizer.state[next(model.parameters())]["exp_avg"])
+
+
+def test_a_run_folder_stands_for_its_best_checkpoint_and_without_one_for_its_latest(tmp_path):
+    last, best = make_tiny(seed=1), make_tiny(seed=2)
+    checkpoint.save(tmp_path / "ckpt.pt", last, step=9)
+    same = lambda path, model: all(torch.equal(a, b) for a, b in zip(checkpoint.load_model(path).parameters(), model.parameters(), strict=True))
+    assert same(tmp_path, last) and checkpoint.load(tmp_path)["step"] == 9
+    checkpoint.save(tmp_path / "best.pt", best, step=4)
+    assert same(tmp_path, best) and same(str(tmp_path), best) and checkpoint.load(tmp_path)["step"] == 4
+    assert same(tmp_path / "ckpt.pt", last) and same(tmp_path / "best.pt", best)  # a file stands for itself
+    (tmp_path / "ckpt.pt").unlink()
+    assert same(tmp_path, best)
+    (tmp_path / "best.pt").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="best.pt is damaged"):
+        checkpoint.load(tmp_path)
 
 
 def test_wrappers_leave_no_trace_in_the_file(tmp_path):

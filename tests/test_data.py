@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import make_tiny
+
 import train_sft
 from nanoreason.common import Machine, UserError
 from nanoreason.corpus import (BaseMix, Example, base_chunk, base_rows, conversation, demonstrations, general_data, parse_response_text, read_examples, read_problems, read_rows,
                                safety_data, write_corpus)
-from nanoreason.data import IGNORE, batches, join, open_rows, pack, write_rows
+from nanoreason.data import IGNORE, batches, join, open_rows, pack, response_batches, write_rows
+from nanoreason.experience import token_logprobs
 from nanoreason.tasks import SPLITS, draw_problem, user_problem, verify
 from nanoreason.tasks.general import HARMFUL, HARMLESS, WORDS, is_refusal
 from nanoreason.tokenizer import ASSISTANT, END, PAD, THINK, decode, parse_response
@@ -107,6 +110,82 @@ def test_two_ranks_together_see_what_one_would_and_every_row_once_an_epoch():
     order = np.concatenate(one)
     assert sorted(order[:22]) == sorted(order[22:44]) == list(range(22)) and order[:22].tolist() != order[22:44].tolist()
     assert order[:22].tolist() != np.concatenate(list(batches(22, 4, 3, seed=6)))[:22].tolist()
+
+
+# Responses behind their prompts
+
+LONGEST = 40  # L of the values below
+
+
+def asked_and_answered(n=60, seed=0):
+    """{row: Example} of rows that are not in one piece, as where groups without signal are left out; some of one token, some at the length limit."""
+    rng = random.Random(seed)
+    length = lambda: rng.choice((1, 2, LONGEST, rng.randint(1, LONGEST)))
+    return {row: Example([rng.randrange(506) for _ in range(p + r)], p) for row, p, r in ((3 * i + 1, rng.randint(1, 20), length()) for i in range(n))}
+
+
+def place_values(examples):
+    """A number that says whose token it is, and which: 100 * row + index."""
+    return dict(place=(100 * torch.arange(max(examples) + 1)[:, None] + torch.arange(LONGEST)).double(), row=torch.arange(max(examples) + 1)[:, None].expand(-1, LONGEST))
+
+
+def tokens_of(micros):
+    """[(row, index in the response, token, token before it, number of the response in its micro-batch)] of micro-batches, one list each."""
+    return [[(*divmod(int(place), 100), int(target), int(micro["tokens"].flatten()[at]), int(response))
+             for place, target, at, response in zip(micro["place"], micro["targets"], micro["select"], micro["response"], strict=True)] for micro in micros]
+
+
+@pytest.mark.parametrize("row_tokens, micro_tokens, at_least", [(64, 4096, 1), (64, 64, 1), (30, 200, 1), (16, 16, 1), (64, 4096, 3), (64, 4096, 1000), (1000, 4096, 1),
+                                                                 (33, 10, 7)])
+def test_every_token_of_every_response_comes_once_with_its_own_values(row_tokens, micro_tokens, at_least):
+    examples = asked_and_answered()
+    micros = list(response_batches(examples, place_values(examples), row_tokens, micro_tokens, "cpu", at_least))
+    found = tokens_of(micros)
+    expected = {(row, i): (e.ids[e.prompt_len + i], e.ids[e.prompt_len + i - 1]) for row, e in examples.items() for i in range(len(e.ids) - e.prompt_len)}
+    assert {(row, i): (token, before) for part in found for row, i, token, before, _ in part} == expected and sum(map(len, found)) == len(expected)
+    for micro, part in zip(micros, found):
+        numbers = {row: number for row, _, _, _, number in part}
+        assert {(row, number) for row, _, _, _, number in part} == set(numbers.items()) and sorted(numbers.values()) == list(range(len(numbers)))
+        assert micro["row"].tolist() == [row for row, *_ in part]
+        for row in numbers:  # a response is never cut over two passes: its mean log-ratio is taken within one
+            assert sum(owner == row for owner, *_ in part) == len(examples[row].ids) - examples[row].prompt_len
+
+
+def test_long_responses_go_apart_and_passes_keep_to_their_tokens():
+    examples = asked_and_answered()
+    longest = max(len(e.ids) for e in examples.values())
+    for row_tokens, micro_tokens in ((30, 200), (30, 1), (longest, 300), (2 * longest, 300)):
+        widths = []
+        for micro in response_batches(examples, place_values(examples), row_tokens, micro_tokens, "cpu"):
+            B, T = micro["tokens"].shape
+            short = {len(examples[int(row)].ids) <= row_tokens for row in micro["row"]}
+            assert short == {T == row_tokens} and (T in (row_tokens, longest)) and (B == 1 or B * T <= micro_tokens)
+            widths.append(T)
+        assert set(widths) == ({row_tokens, longest} if row_tokens < longest else {row_tokens})
+
+
+@pytest.mark.parametrize("at_least", [1, 2, 4, 5, 6, 7, 100])
+def test_gradient_accumulation_makes_more_passes_of_the_same_tokens_and_probabilities(at_least):
+    """Each pass against the model on one response alone: log-probability and entropy of every token at the temperature, whoever shares its row."""
+    examples, model, temperature = asked_and_answered(30), make_tiny(), 0.7
+    micros = list(response_batches(examples, place_values(examples), 128, 4096, "cpu", at_least))
+    n_rows = sum(len(micro["tokens"]) for micro in micros)
+    assert n_rows == len(pack(list(examples.values()), 128)) == 7 and min(at_least, 7) <= len(micros) <= 7
+    got = {}
+    with torch.no_grad():
+        for micro in micros:
+            logp, entropy = token_logprobs(model, micro, temperature, with_entropy=True)
+            assert token_logprobs(model, micro, temperature)[1] is None
+            got |= {int(place): (a, b) for place, a, b in zip(micro["place"], logp.tolist(), entropy.tolist())}
+        for row, e in examples.items():
+            said = torch.distributions.Categorical(logits=model(torch.tensor([e.ids]))[0, e.prompt_len - 1 : -1].double() / temperature)
+            for i, (a, b) in enumerate(zip(said.log_prob(torch.tensor(e.ids[e.prompt_len :])).tolist(), said.entropy().tolist())):
+                assert got.pop(100 * row + i) == pytest.approx((a, b), abs=2e-4)
+    assert not got
+
+
+def test_no_responses_make_no_batches():
+    assert list(response_batches({}, dict(place=torch.zeros(0, 4)), 64, 4096, "cpu")) == []
 
 
 # The base corpus and other generated text

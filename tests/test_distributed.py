@@ -25,8 +25,8 @@ from test_scripts import ENV, ROOT, call
 Run = namedtuple("Run", "out err status")
 
 SFT = "--stage cold-start --demos 120 --model nano --epochs 2 --batch-tokens 1280 --micro-tokens 256 --precision fp32 --device cpu --log-every 1 --seed 3".split()
-GRPO = ("--families fact --levels 1 --steps 4 --prompts 8 --num-samples-per-prompt 4 --max-reasoning-tokens 12 --learning-rate 1e-3 --row-tokens 32 --micro-tokens 64 "
-        "--kl-coef 0.05 --eval-every 2 --eval-problems 6 --precision fp32 --device cpu").split()
+GRPO = ("--families fact --level auto --steps 4 --batch-size 32 --num-samples-per-prompt 4 --max-reasoning-tokens 12 --learning-rate 1e-3 --row-tokens 32 "
+        "--micro-tokens 64 --kl k3 --kl-coef 0.05 --dynamic-sampling --refills 2 --eval-every 2 --eval-problems 6 --precision fp32 --device cpu").split()
 
 FAILING = '''
 import ctypes, os, signal, sys, time
@@ -139,6 +139,7 @@ def test_grpo_on_two_ranks_logs_the_metrics_of_one(run, start, tmp_path):
     one, two = (untimed(read_metrics(path / "metrics.jsonl")) for path in (tmp_path, folder))
     assert len(one) == 4 and {"loss", "grad_norm", "kl", "entropy", "solve_rate", "length"} <= set(one[0])
     assert 0.1 < one[0]["solve_rate"] < 0.9 and one[-1]["kl"] > 1e-3 and min(row["grad_norm"] for row in one) > 1e-2 and "val_greedy" in one[1]
+    assert max(row["refills"] for row in one) > 0 and one[-1]["difficulty_fact"] > 1
     for a, b in zip(one, two, strict=True):
         assert b == pytest.approx(a, rel=1e-4, abs=1e-5)
 

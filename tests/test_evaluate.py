@@ -8,10 +8,11 @@ from math import comb
 import pytest
 import torch
 from conftest import make_stopping
+from matplotlib.figure import Figure
 
-from nanoreason import evaluate
+from nanoreason import evaluate, plots
 from nanoreason.common import generator
-from nanoreason.evaluate import Sample, accuracy, behaviours, by_family, collect, interval_of_mean, pass_at_k, scaling, vote_at, wilson
+from nanoreason.evaluate import Sample, accuracy, behaviours, by_family, collect, greedy_accuracy, interval_of_mean, pass_at_k, scaling, vote_at, wilson
 from nanoreason.generate import Rollout
 from nanoreason.search import METHODS, canonical, vote_scores
 from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, split_of
@@ -146,6 +147,23 @@ def test_collect_judges_every_response_with_its_own_problem(monkeypatch):
         assert [s.tokens for s in (a, b, c)] == [len(s) for s in script[3 * p : 3 * p + 3]] and a.response.answer == problem.answer
 
 
+def test_greedy_accuracy_is_the_share_of_right_first_answers_with_its_interval(monkeypatch):
+    problems = evaluate.held_out_problems(["chain", "word"], [1, 2], 5)
+    asked = []
+
+    def scripted(model, prompts, count, limit, temperature, *rest, **options):
+        asked.append((prompts, count, limit, temperature))
+        script = [render_response("", p.answer if i not in (2, 7, 8) else f"{p.answer} or 0")[: 2 if i == 5 else None] for i, p in enumerate(problems)]
+        longest = max(map(len, script))
+        ids = torch.tensor([s + [PAD] * (longest - len(s)) for s in script])
+        return Rollout(ids, torch.tensor([[i < len(s) for i in range(longest)] for s in script]), torch.zeros(ids.shape), (ids == END).any(1))
+
+    monkeypatch.setattr(evaluate, "generate", scripted)
+    low, high = wilson(6, 10)
+    assert greedy_accuracy(make_stopping(), problems, 33) == {"acc": 0.6, "n": 10, "ci": [round(low, 4), round(high, 4)]}  # three wrong, one cut
+    assert asked == [([render_prompt(p.question) for p in problems], 1, 33, 0.0)]
+
+
 @pytest.mark.parametrize("families, levels, count", [(["chain", "word"], [1, 2, 3], 10), (["multiplication"], [1], 30), (["percent"], [1, 2, 3, 4, 5], 7),
                                                      (["chain", "equation"], [HELD_OUT_LEVEL], 12), (["word", "addition"], [5, HELD_OUT_LEVEL], 9)])
 def test_problems_to_measure_on_are_counted_distinct_and_held_out(families, levels, count):
@@ -196,3 +214,72 @@ def test_the_vote_picks_the_majority(monkeypatch):
 def test_every_family_can_be_measured():
     for family in FAMILIES:
         assert len(evaluate.held_out_problems([family], [1, 2], 8)) == 8
+
+
+# Figures
+
+
+class Drawn:
+    """The figures that plots wrote, and their files."""
+
+    def __init__(self, monkeypatch):
+        self.figures, save = {}, Figure.savefig
+        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: (self.figures.update({path.name: figure}), save(figure, path, **options)))
+
+
+def curves(axis):
+    """[(x, y)] of every line of an axis."""
+    return [(list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines]
+
+
+def rl_rows(n, first, kl=0.0):
+    """Metrics of n steps with nothing but what the figures need; every key on a course of its own."""
+    keys = ("solve_rate", "length", "thinks", "no_signal", "entropy", "sampler_gap", "verification", "self_correction", "another_way")
+    return [dict(step=first + 2 * i, kl=kl * i) | {key: (i * (k + 3) % 7) / 7 + k for k, key in enumerate(keys)} for i in range(n)]
+
+
+def last_five(values):
+    return [sum(values[max(0, i - 4) : i + 1]) / len(values[max(0, i - 4) : i + 1]) for i in range(len(values))]
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.25])
+def test_rl_figures_draw_every_step_and_the_mean_of_the_last_five(tmp_path, monkeypatch, kl):
+    drawn, runs = Drawn(monkeypatch), {"zero": rl_rows(9, 0), "cold": rl_rows(4, 1, kl)}
+    plots.rl_figures(runs, tmp_path)
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") and (tmp_path / name).stat().st_size > 5000 for name in ("rl.png", "behaviours.png"))
+    panels = drawn.figures["rl.png"].axes
+    for axis, key in zip(panels, ("solve_rate", "length", "thinks", "no_signal", "entropy", "kl" if kl else "sampler_gap"), strict=True):
+        expected = []
+        for rows in runs.values():
+            steps, values = [r["step"] for r in rows], [r[key] for r in rows]
+            expected += [(steps, values), (steps, pytest.approx(last_five(values)))]
+        assert curves(axis) == expected, key
+    assert [text.get_text() for text in panels[0].get_legend().get_texts()] == ["zero", "cold"]
+    assert ("KL" in panels[5].get_title()) == (kl > 0) and panels[0].get_ylim()[1] == panels[3].get_ylim()[1] == 1.02
+    axes = drawn.figures["behaviours.png"].axes  # one for each run, then their right-hand axes
+    assert [axis.get_title() for axis in axes[:2]] == ["zero", "cold"] and len(axes) == 4
+    for left, right, rows in zip(axes[:2], axes[2:], runs.values()):
+        steps = [r["step"] for r in rows]
+        shares = [(steps, pytest.approx(last_five([r[key] for r in rows]))) for key in ("thinks", "verification", "self_correction", "another_way")]
+        assert curves(left) == [*shares, ([], [])] and curves(right) == [(steps, pytest.approx(last_five([r["length"] for r in rows])))]
+
+
+def test_a_run_of_one_step_can_be_drawn(tmp_path):
+    plots.rl_figures({"short": rl_rows(1, 0)}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"rl.png", "behaviours.png"}
+
+
+def test_the_spread_over_seeds_is_a_dot_for_each_and_a_bar_at_their_mean(tmp_path, monkeypatch):
+    drawn = Drawn(monkeypatch)
+    table = {"grpo": dict(sampled=[50.0, 54.0, 58.0], length=[20.0, 30.0, 10.0], steps=[1, 2, 3]),
+             "dapo": dict(sampled=[60.0, 62.0, 70.0], length=[5.0, 5.0, 8.0], steps=[4, 5, 6])}
+    assert plots.seed_spread(table, {"length": "tokens", "sampled": "sampled, %"}, tmp_path / "table.png") == tmp_path / "table.png"
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+    axes = drawn.figures["table.png"].axes
+    assert [axis.get_title() for axis in axes] == ["tokens", "sampled, %"] and [label.get_text() for label in axes[0].get_yticklabels()] == ["grpo", "dapo"]
+    for axis, key, means in zip(axes, ("length", "sampled"), ((20, 6), (54, 64))):
+        dots, bars, first = curves(axis)[0:4:2], curves(axis)[1:4:2], curves(axis)[4]
+        assert dots == [(table["grpo"][key], [0, 0, 0]), (table["dapo"][key], [1, 1, 1])] and first[0] == [means[0]] * 2
+        assert [bar[0] for bar in bars] == [[means[0]] * 2, [means[1]] * 2] and [bar[1] for bar in bars] == [[-0.35, 0.35], [0.65, 1.35]]
+    low, high = axes[0].get_ylim()
+    assert low > high  # the first row is at the top

@@ -7,7 +7,7 @@ from conftest import make_stopping, make_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanoreason.common import generator
-from nanoreason.generate import Decoding, generate, noise, sample_token, sampler
+from nanoreason.generate import Decoding, Rollout, generate, join_rollouts, noise, sample_token, sampler
 from nanoreason.tokenizer import END, PAD
 
 
@@ -217,6 +217,43 @@ def test_the_sampler_is_a_copy_that_follows_the_model(tiny):
     assert all(torch.equal(new.bfloat16(), old) for new, old in zip(tiny.parameters(), policy.parameters()))
     exact, fast = sampler(tiny, bf16=False)(torch.tensor([[1, 2, 3]])), policy(torch.tensor([[1, 2, 3]]))
     assert torch.equal(exact, tiny(torch.tensor([[1, 2, 3]]))) and (fast.float() - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("temperature, uniform", [(1.0, None), (0.0, None), (1.0, torch.zeros(0, 20))])
+def test_no_prompts_give_an_empty_rollout_that_joins_and_selects_like_another(tiny, temperature, uniform):
+    none = generate(tiny, [], 4, 20, temperature, uniform).cpu()
+    some = generate(tiny, [[1, 2]], 3, 6, 1.0, generator(0, "s"))
+    for name in ("ids", "mask", "logprobs", "ended"):
+        empty, filled = getattr(none, name), getattr(some, name)
+        assert (empty.dtype, empty.dim(), len(empty)) == (filled.dtype, filled.dim(), 0)
+        assert torch.equal(getattr(join_rollouts([none, some, none]), name), filled)
+    assert none.lengths.tolist() == [] and len(none.select([]).ids) == 0 and len(join_rollouts([none, none]).ids) == 0
+
+
+def of_lengths(lengths, width, first):
+    """A Rollout whose tokens and log-probabilities count upwards from `first`, of responses that end where they are not `width` long."""
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    count = first + torch.arange(len(lengths) * width).view(len(lengths), width)
+    return Rollout(count.where(mask, PAD), mask, (-count / 8.0).where(mask, 0.0), torch.tensor(lengths) < width)
+
+
+def test_rollouts_of_different_lengths_join_in_order_and_are_padded_behind():
+    whole = join_rollouts([of_lengths([2, 1], 2, 10), of_lengths([4, 3, 1], 4, 30), of_lengths([1], 1, 50)])
+    assert whole.ids.tolist() == [[10, 11, PAD, PAD], [12, PAD, PAD, PAD], [30, 31, 32, 33], [34, 35, 36, PAD], [38, PAD, PAD, PAD], [50, PAD, PAD, PAD]]
+    assert whole.lengths.tolist() == [2, 1, 4, 3, 1, 1] and whole.ended.tolist() == [False, True, False, True, True, False]
+    assert whole.logprobs[0].tolist() == [-1.25, -1.375, 0, 0] and whole.logprobs[5].tolist() == [-6.25, 0, 0, 0]
+    assert (whole.ids.dtype, whole.mask.dtype, whole.logprobs.dtype) == (torch.int64, torch.bool, torch.float32)
+    assert [whole.response(row) for row in (1, 3)] == [[12], [34, 35, 36]]
+
+
+def test_selected_rows_keep_their_order_their_width_and_everything_of_theirs():
+    whole = of_lengths([4, 3, 1], 4, 30)
+    some = whole.select([2, 0, 2])
+    assert some.ids.tolist() == [[38, PAD, PAD, PAD], [30, 31, 32, 33], [38, PAD, PAD, PAD]] and some.lengths.tolist() == [1, 4, 1]
+    assert some.logprobs[:, 0].tolist() == [-4.75, -3.75, -4.75] and some.ended.tolist() == [True, False, True]
+    short = whole.select([2, 1])
+    assert short.ids.shape == (2, 4) and short.response(1) == [34, 35, 36]  # not cut to its longest row
+    assert whole.select([]).ids.shape == (0, 4) and whole.ids[0].tolist() == [30, 31, 32, 33]
 
 
 def test_a_step_changes_no_address_no_shape_and_asks_the_tensors_nothing():

@@ -1,99 +1,89 @@
-"""GRPO: advantages, the loss by hand and by gradient, packing of responses, and one real update against a plain policy gradient."""
+"""One step of GRPO: what is asked, judged and dropped, and updates on real rollouts against a plain computation, one response at a time."""
 
 import copy
 import math
+import threading
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_stopping
 
-import train_grpo
+from nanoreason import experience as experience_module
 from nanoreason.common import Machine, generator
-from nanoreason.generate import Rollout, generate
+from nanoreason.experience import judge, rollout_metrics, sample_groups, sequence_kl, token_logprobs
+from nanoreason.generate import Rollout, generate, noise
+from nanoreason.questions import Questions, own_share
+from nanoreason.rewards import Scheme
 from nanoreason.tasks import split_of, user_problem
-from nanoreason.tokenizer import END, PAD, Response, decode, encode, render_prompt, render_response
-from train_grpo import Config, draw_questions, group_advantages, grpo_loss, micro_batches, token_logprobs, update
+from nanoreason.tokenizer import END, PAD, decode, encode, render_prompt, render_response
+from train_grpo import PAPERS, Config, group_advantages, token_advantages, update
 
-MACHINE = Machine(torch.device("cpu"))
-EXACT = dict(num_samples_per_prompt=4, minibatches=1, kl="none", grad_clip=1e9, row_tokens=64, micro_tokens=8192, precision="fp32")
-
-
-def test_advantages_of_the_worked_example():
-    rewards = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]])
-    half = 0.5 / math.sqrt(1 / 3)
-    assert group_advantages(rewards, "mean").tolist() == [[0.75, -0.25, -0.25, -0.25], [0] * 4, [0] * 4, [0.5, 0.5, -0.5, -0.5]]
-    assert torch.allclose(group_advantages(rewards), torch.tensor([[1.5, -0.5, -0.5, -0.5], [0] * 4, [0] * 4, [half, half, -half, -half]]))
+CPU = torch.device("cpu")
+MACHINE = Machine(CPU)
+EXACT = dict(num_samples_per_prompt=4, minibatches=1, kl="none", grad_clip=1e9, row_tokens=64, micro_tokens=8192, max_reasoning_tokens=24, precision="fp32")
+LOSSES = tuple(PAPERS)
 
 
-@pytest.mark.parametrize("kind", ["mean", "mean-std"])
-def test_equal_rewards_give_exactly_zero_advantage(kind):
-    for value in (0.0, 1.0, 0.1, 1 / 3, 1.1, -0.7, 1e6):
-        assert (group_advantages(torch.full((3, 7), value), kind) == 0).all()
-    assert (group_advantages(torch.tensor([[0.1, 0.1, 0.2]]), kind) != 0).all()
+class Ranks:
+    """Machines of several ranks that are threads of this process: `run(work)` calls work(machine) in each and returns their results."""
 
+    def __init__(self, world):
+        self.world, self.barrier, self.slots = world, threading.Barrier(world, timeout=30), [None] * world
 
-def test_the_loss_by_hand():
-    """Ratios 1.25 (clipped to 1.2, advantage 1) and 0.75 (clipped to 0.8, advantage -1); k3 of the first: 0.5 - ln 0.5 - 1."""
-    logp, old, ref = (torch.tensor(p).log() for p in ([0.5, 0.3], [0.4, 0.4], [0.25, 0.3]))
-    advantage, weight = torch.tensor([1.0, -1.0]), torch.tensor([0.5, 0.25])
-    k3 = 0.5 - math.log(0.5) - 1
-    loss, clipped, kl = grpo_loss(logp, old, ref, advantage, weight, 0.2, 0.1)
-    assert loss.item() == pytest.approx(-(0.5 * (1.2 - 0.1 * k3) + 0.25 * -0.8), abs=1e-6)
-    assert clipped.item() == pytest.approx(0.75) and kl.item() == pytest.approx(0.5 * k3, abs=1e-6)
-    loss, _, kl = grpo_loss(logp, old, None, advantage, weight, 0.2, 0.1)
-    assert loss.item() == pytest.approx(-0.4, abs=1e-6) and kl.item() == 0
+    def exchange(self, rank, value):
+        self.slots[rank] = value
+        self.barrier.wait()
+        everything = list(self.slots)
+        self.barrier.wait()
+        return everything
 
+    def run(self, work):
+        results, ranks = [None] * self.world, self
 
-def test_the_loss_against_a_loop_in_float64():
-    noise = generator(0, "loss")
-    M = 200
-    logp, old, ref = (torch.randn(M, generator=noise) * 0.3 - 1 for _ in range(3))
-    advantage, weight = torch.randn(M, generator=noise), torch.rand(M, generator=noise)
-    expected = clipped = kl = 0.0
-    for l, o, r, a, w in zip(*(x.double().tolist() for x in (logp, old, ref, advantage, weight))):
-        ratio = math.exp(l - o)
-        bounded = min(max(ratio, 0.7), 1.3)
-        k3 = math.exp(r - l) - (r - l) - 1
-        expected -= w * (min(ratio * a, bounded * a) - 0.05 * k3)
-        clipped += w * (bounded * a < ratio * a)
-        kl += w * k3
-    got = grpo_loss(logp, old, ref, advantage, weight, 0.3, 0.05)
-    assert [x.item() for x in got] == pytest.approx([expected, clipped, kl], rel=1e-5)
+        @dataclass(frozen=True)
+        class Rank(Machine):
+            def total(self, value):
+                return sum(ranks.exchange(self.rank, float(value)))
 
+            def sum(self, tensor):
+                return sum(ranks.exchange(self.rank, tensor))
 
-@pytest.mark.parametrize("advantage, ratio, flows", [(1.0, 1.5, False), (1.0, 0.5, True), (-1.0, 1.5, True), (-1.0, 0.5, False),
-                                                     (1.0, 1.1, True), (-1.0, 0.9, True)])
-def test_clipping_stops_the_gradient_only_where_the_policy_has_gone_far_enough(advantage, ratio, flows):
-    """d/dlogp of -min(ratio A, clip(ratio) A): -ratio A, or 0 once the ratio has left [0.8, 1.2] on the side that A pushes to."""
-    logp = torch.tensor([math.log(ratio) - 1], requires_grad=True)
-    loss, clipped, _ = grpo_loss(logp, torch.tensor([-1.0]), None, torch.tensor([advantage]), torch.tensor([2.0]), 0.2, 0.0)
-    loss.backward()
-    assert logp.grad.item() == pytest.approx(-2 * ratio * advantage if flows else 0.0, abs=1e-5)
-    assert clipped.item() == (0 if flows else 2)
+        def one(rank):
+            try:
+                results[rank] = work(Rank(CPU, rank, self.world))
+            except threading.BrokenBarrierError:
+                pass
+            except BaseException as error:
+                results[rank] = error
+                self.barrier.abort()
 
-
-def test_the_kl_gradient_vanishes_at_the_reference_and_pulls_back_elsewhere():
-    for shift, sign in ((0.0, 0), (0.5, 1), (-0.5, -1)):
-        logp = torch.tensor([-1.0 + shift], requires_grad=True)
-        loss, _, kl = grpo_loss(logp, logp.detach(), torch.tensor([-1.0]), torch.tensor([0.0]), torch.tensor([1.0]), 0.2, 1.0)
-        loss.backward()
-        assert np.sign(logp.grad.item()) == sign and (kl.item() > 0) == (shift != 0)
-        assert logp.grad.item() == pytest.approx(1 - math.exp(-shift), abs=1e-6)
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.world)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return results
 
 
 # A real rollout, packed and updated
 
 
 class Recorder:
-    """An optimizer that keeps the gradients it is given and changes nothing."""
+    """An optimizer that keeps the gradients it is given. It changes nothing, or, at its first step, sets the weights to those of `then`."""
 
-    def __init__(self, model):
-        self.model, self.steps = model, []
+    def __init__(self, model, then=None):
+        self.model, self.then, self.steps = model, then, []
 
     def step(self):
         self.steps.append({name: None if p.grad is None else p.grad.clone() for name, p in self.model.named_parameters()})
+        if self.then is not None:
+            self.model.load_state_dict(self.then.state_dict())
 
     def zero_grad(self):
         for p in self.model.parameters():
@@ -105,11 +95,15 @@ def model():
     return make_stopping(bias=3.0)
 
 
-PROMPTS = [[507, 10, 20, 508], [507, 30, 31, 32, 33, 34, 35, 36, 508], [507, 508], [507, 10, 20, 508], [507, 40, 41, 42, 508]]  # two are equal
+ASKED = ("What is 2 + 2?", "Which number comes right after the number 11?", "4?", "What is 2 + 2?", "Solve 3x = 9.")  # two are equal
+PROBLEMS = [user_problem(question, "1") for question in ASKED]
+PROMPTS = [render_prompt(p.question) for p in PROBLEMS]
 
 
-def rolled(model, temperature=1.0, seed=0, prompts=PROMPTS):
-    return generate(model, prompts, 4, 24, temperature, generator(seed, "rollout"))
+def rolled(model, temperature=1.0, seed=0, problems=PROBLEMS):
+    """An Experience of four responses of uneven length to each problem."""
+    rollout = generate(model, [render_prompt(p.question) for p in problems], 4, 24, temperature, generator(seed, "rollout"))
+    return judge(problems, rollout, 4, Scheme(), list(range(len(problems))))
 
 
 def some_rewards(P=5, seed=0):
@@ -119,27 +113,65 @@ def some_rewards(P=5, seed=0):
     return rewards
 
 
+def spread(rewards, experience):
+    """(N, L) advantages of whole responses."""
+    return token_advantages(rewards, [[]] * len(experience.rollout.ids), experience.rollout.lengths)
+
+
+def by_token(experience, seed=0):
+    """(N, L) advantages that differ from token to token; the third group has none."""
+    N, L = experience.rollout.ids.shape
+    advantages = torch.randn(N, L, generator=generator(seed, "by token")) * (torch.arange(L) < experience.rollout.lengths[:, None])
+    advantages[8:12] = 0
+    return advantages
+
+
 def plain_logprobs(model, prompt, response, temperature):
     """(L,) log-probabilities of a response, from a row of its own."""
     logits = model(torch.tensor([prompt + response]))[0, len(prompt) - 1 : -1] / temperature
     return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).squeeze(1)
 
 
-def plain_gradient(model, rollout, advantages, temperature, rows=None, total=20):
-    """Gradient of -1/N sum_i A_i / |o_i| sum_t log pi(o_it): GRPO at ratio 1, one response at a time, nothing packed."""
-    model = copy.deepcopy(model)
-    loss = 0
-    for row in range(len(rollout.ids)) if rows is None else rows:
-        response = rollout.response(row)
-        loss = loss - advantages[row].item() / total * plain_logprobs(model, PROMPTS[row // 4], response, temperature).mean()
-    loss.backward()
-    return {name: p.grad for name, p in model.named_parameters()}
+def plain(model, experience, advantages, loss="grpo", old=None, reference=None, kl="none", kl_coef=0.0, clip=(0.2, 0.2), temperature=1.0, rows=None):
+    """The papers' objective in float64, one response at a time, nothing packed: (gradient, clipped share, mean k3, loss), all weighted.
+    rows: the responses of the minibatch, all by default; old: the policy that sampled, else the ratio is 1."""
+    double = lambda net: None if net is None else copy.deepcopy(net).double()
+    model, old, reference = double(model), double(old), double(reference)
+    rows = list(range(len(experience.rollout.ids))) if rows is None else rows
+    tokens, total, clipped, mean_k3, weights = sum(len(experience.rollout.response(row)) for row in rows), 0.0, 0.0, 0.0, 0.0
+    for row in rows:
+        prompt, response = render_prompt(experience.problems[row // 4].question), experience.rollout.response(row)
+        n, logp = len(response), plain_logprobs(model, prompt, response, temperature)
+        with torch.no_grad():
+            was = logp.detach() if old is None else plain_logprobs(old, prompt, response, temperature)
+            ref = logp.detach() if reference is None else plain_logprobs(reference, prompt, response, temperature)
+        A = advantages[row, :n].double()
+        weight = {"grpo": 1 / (len(rows) * n), "gspo": 1 / (len(rows) * n), "dr-grpo": 1 / (len(rows) * 24), "dapo": 1 / tokens, "cispo": 1 / tokens}[loss]
+        low, high = 1 - clip[0] if clip[0] else 0.0, 1 + clip[1] if clip[1] else math.inf
+        if loss == "cispo":
+            r = (logp.detach() - was).exp()
+            gain, cut = r.clip(low, high) * A * logp, (r < low) | (r > high)
+        else:
+            r = (logp - was).exp()
+            if loss == "gspo" and (A == A[0]).all():  # eq. 5, without sg(): the geometric mean of the ratios is differentiated through
+                r = (logp - was).mean().exp().expand(n)
+            elif loss == "gspo":  # eq. 13
+                r = (logp - was).mean().exp().detach() * logp.exp() / logp.exp().detach()
+            gain, cut = torch.minimum(r * A, r.clip(low, high) * A), ((A > 0) & (r > high)) | ((A < 0) & (r < low))
+        x = logp - ref
+        k3 = (-x).exp() - 1 + x
+        penalty = {"none": 0 * x, "k1": 0 * x, "k2": x**2 / 2, "k3": k3}[kl]
+        total = total - weight * (gain - kl_coef * penalty).sum()
+        if reference is not None or A.any():  # without a KL, responses without signal are left out of the diagnostics
+            clipped, mean_k3, weights = clipped + weight * cut.sum().item(), mean_k3 + weight * k3.sum().item(), weights + weight * n
+    total.backward()
+    return {name: p.grad.float() for name, p in model.named_parameters()}, clipped / weights, mean_k3 / weights, total.item() / weights
 
 
-def run_update(model, rollout, advantages, reference=None, prompts=PROMPTS, machine=MACHINE, **changes):
+def run_update(model, experience, advantages, reference=None, machine=MACHINE, then=None, **changes):
     model = copy.deepcopy(model)
-    recorder = Recorder(model)
-    row = update(model, reference, recorder, prompts, rollout, np.asarray(advantages, dtype=np.float32), Config(**{**EXACT, **changes}), machine, False)
+    recorder = Recorder(model, then)
+    row = update(model, reference, recorder, experience, advantages, Config(**{**EXACT, **changes}), machine, False)
     return row, recorder.steps
 
 
@@ -147,134 +179,204 @@ def same(a, b, rtol=1e-4):
     return all((a[name] - b[name]).norm() <= rtol * b[name].norm() + 1e-7 for name in b)
 
 
+def nudged(model, size, seed=0):
+    """The model with every weight moved a little."""
+    other, noise = copy.deepcopy(model), generator(seed, "nudge")
+    with torch.no_grad():
+        for p in other.parameters():
+            p += size * torch.randn(p.shape, generator=noise)
+    return other
+
+
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.5])
 def test_the_first_on_policy_step_is_the_plain_policy_gradient_at_the_sampling_temperature(model, temperature):
-    rollout, advantages = rolled(model, temperature), group_advantages(some_rewards()).flatten().numpy()
-    row, (gradient,) = run_update(model, rollout, advantages, temperature=temperature)
-    expected = plain_gradient(model, rollout, advantages, temperature)
-    assert same(gradient, expected)
+    experience = rolled(model, temperature)
+    rewards = some_rewards()
+    advantages = spread(rewards, experience)
+    row, (gradient,) = run_update(model, experience, advantages, temperature=temperature)
+    mine, loss = copy.deepcopy(model), 0  # -1/N sum_i A_i / |o_i| sum_t log pi(o_it): no ratio at all
+    for i, advantage in enumerate(group_advantages(rewards).flatten().tolist()):
+        loss = loss - advantage / 20 * plain_logprobs(mine, PROMPTS[i // 4], experience.rollout.response(i), temperature).mean()
+    loss.backward()
+    expected = {name: p.grad for name, p in mine.named_parameters()}
+    assert same(gradient, expected) and same(gradient, plain(model, experience, advantages, temperature=temperature)[0])
     assert row["clip_fraction"] == 0 and row["sampler_gap"] < 1e-5
     assert row["grad_norm"] == pytest.approx(math.sqrt(sum((g**2).sum().item() for g in expected.values())), rel=1e-4)
-    with_signal = advantages != 0
-    lengths = rollout.lengths.numpy()
-    assert row["loss"] == pytest.approx(-advantages.sum() / with_signal.sum(), abs=1e-5)  # ratio 1: each response weighs its advantage
+    assert row["loss"] == pytest.approx(-group_advantages(rewards).sum().item() / 16, abs=1e-5)  # ratio 1: each response with signal weighs its advantage
     if temperature != 1.0:  # a wrong temperature in the update would show
-        wrong, _ = run_update(model, rollout, advantages, temperature=1.0)
+        wrong, _ = run_update(model, experience, advantages, temperature=1.0)
         assert wrong["sampler_gap"] > 0.05
-    assert len(set(lengths)) > 4
+    assert len(set(experience.rollout.lengths.tolist())) > 4
 
 
-@pytest.mark.parametrize("clip_ratio", [0.0, 1e-7])
-def test_the_ratio_is_exactly_one_with_old_logprobs_taken_beforehand(model, clip_ratio):
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_ratio_is_exactly_one_with_old_logprobs_taken_beforehand(model, loss):
     """Two epochs make `update` take old log-probabilities first; with no room to move, any other ratio would be clipped."""
-    rollout, advantages = rolled(model), group_advantages(some_rewards()).flatten().numpy()
-    row, (first, second) = run_update(model, rollout, advantages, inner_epochs=2, clip_ratio=clip_ratio)
-    assert row["clip_fraction"] == 0 and same(first, second, 0) and same(first, plain_gradient(model, rollout, advantages, 1.0))
+    experience = rolled(model)
+    advantages = spread(some_rewards(), experience)
+    for clip_ratio in (0.0, 1e-7):
+        row, (first, second) = run_update(model, experience, advantages, inner_epochs=2, clip_ratio=clip_ratio, loss=loss)
+        assert row["clip_fraction"] == 0 and same(first, second, 0) and same(first, plain(model, experience, advantages, loss)[0])
 
 
-def test_equal_rewards_give_exactly_zero_gradient(model):
-    advantages = group_advantages(torch.ones(5, 4)).flatten().numpy()
-    row, steps = run_update(model, rolled(model), advantages)
+@pytest.mark.parametrize("loss, kl", [*((loss, "k3") for loss in LOSSES), ("grpo", "none"), ("dapo", "k2")])
+def test_every_loss_has_its_papers_gradient_on_and_off_policy(model, loss, kl):
+    """Ragged responses, two minibatches, one or two epochs; after the first step the weights are others, the old log-probabilities are not."""
+    experience, drifted, reference = rolled(model, 1.2), nudged(model, 0.02), None if kl == "none" else make_stopping(bias=4.0)
+    clip = {"gspo": (0.002, 0.004), "cispo": (0.0, 0.05)}.get(loss, (0.05, 0.1))  # so that some tokens are cut and others are not
+    settings = dict(loss=loss, kl=kl, kl_coef=0.3, temperature=1.2)
+    parts = [[4 * p + i for p in groups for i in range(4)] for groups in ((0, 2, 4), (1, 3))]
+    for advantages, epochs in ((spread(some_rewards(), experience), 2), (by_token(experience), 1)):
+        row, steps = run_update(model, experience, advantages, reference, then=drifted, minibatches=2, inner_epochs=epochs, clip_ratio=clip[0], clip_high=clip[1],
+                                **settings)
+        oracle = [plain(net, experience, advantages, reference=reference, old=model, clip=clip, rows=rows, **settings)
+                  for net, rows in zip((model, drifted, drifted, drifted), parts * epochs)]
+        for step, (gradient, *_) in zip(steps, oracle, strict=True):
+            assert same(step, gradient, 3e-4) and sum(g.norm() for g in step.values()) > 1e-3
+        assert oracle[0][1] == 0 and all(0.02 < share < 0.98 for _, share, _, _ in oracle[1:])  # nothing is cut on-policy, and later a part of it is
+        if reference is not None:  # then all responses carry a loss, and parts weigh alike where weights add up to 1
+            weights = [1.0 if loss != "dr-grpo" else experience.rollout.lengths[rows].sum().item() / len(rows) for rows in parts * epochs]
+            mean = lambda k: sum(w * o[k] for w, o in zip(weights, oracle)) / sum(weights)
+            assert [row["clip_fraction"], row["kl"], row["loss"]] == pytest.approx([mean(1), mean(2), mean(3)], rel=2e-3, abs=1e-5)
+        assert row["grad_norm"] == pytest.approx(np.mean([math.sqrt(sum((g**2).sum().item() for g in o[0].values())) for o in oracle]), rel=1e-3)
+
+
+def test_the_losses_have_different_gradients_on_one_rollout(model):
+    """Else comparing each with its own paper says little."""
+    experience = rolled(model)
+    advantages = spread(some_rewards(), experience)
+    steps = {loss: torch.cat([g.flatten() for g in run_update(model, experience, advantages, loss=loss)[1][0].values()]) for loss in LOSSES}
+    far = lambda a, b: (steps[a] - steps[b]).norm() > 0.05 * steps[b].norm()
+    assert far("grpo", "dr-grpo") and far("grpo", "dapo") and far("dr-grpo", "dapo")
+    assert torch.allclose(steps["gspo"], steps["grpo"], rtol=1e-3, atol=1e-5) and torch.allclose(steps["cispo"], steps["dapo"], rtol=1e-3, atol=1e-5)  # on-policy
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_equal_rewards_give_exactly_zero_gradient(model, loss):
+    experience = rolled(model)
+    advantages = spread(torch.full((5, 4), 0.1), experience)
+    row, steps = run_update(model, experience, advantages, loss=loss)
     assert all(g is None or not g.any() for step in steps for g in step.values())
     assert row["loss"] == 0 and row["grad_norm"] == 0
     real = copy.deepcopy(model)
-    update(real, None, torch.optim.AdamW(real.parameters(), 1e-2, weight_decay=0.0), PROMPTS, rolled(model), advantages, Config(**EXACT), MACHINE, False)
+    update(real, None, torch.optim.AdamW(real.parameters(), 1e-2, weight_decay=0.0), experience, advantages, Config(**EXACT | dict(loss=loss)), MACHINE, False)
     assert all(torch.equal(a, b) for a, b in zip(real.parameters(), model.parameters()))
+    with_kl, _ = run_update(model, experience, advantages, copy.deepcopy(model), loss=loss, kl="k3")
+    assert with_kl["grad_norm"] == 0 and with_kl["entropy"] > 0  # the rows are there, and at the reference a KL costs nothing
 
 
-def test_micro_batches_do_not_change_the_gradient(model):
-    rollout, advantages = rolled(model), group_advantages(some_rewards()).flatten().numpy()
-    (large,), (small,) = (run_update(model, rollout, advantages, micro_tokens=tokens)[1] for tokens in (8192, 64))
-    assert same(small, large, 1e-5)
-    rows = {tokens: run_update(model, rollout, advantages, micro_tokens=tokens)[0] for tokens in (8192, 64)}
-    assert rows[64] == pytest.approx(rows[8192], rel=1e-3, abs=1e-6)  # logged figures are those of the whole batch too
-    (longer,) = run_update(model, rollout, advantages, row_tokens=128)[1]
-    assert same(longer, large, 1e-4)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_micro_batches_do_not_change_the_gradient(model, loss):
+    experience = rolled(model)
+    advantages, drifted = by_token(experience), nudged(model, 0.02)
+    run = lambda **changes: run_update(model, experience, advantages, then=drifted, loss=loss, inner_epochs=2, **changes)
+    whole, large = run()
+    for changes in (dict(micro_tokens=64), dict(row_tokens=128), dict(row_tokens=16), dict(gradient_accumulation=3)):  # 16: most responses go apart, in longer rows
+        row, steps = run(**changes)
+        assert all(same(a, b) for a, b in zip(steps, large, strict=True))
+        assert row == pytest.approx(whole, rel=1e-3, abs=1e-6)  # logged figures are those of the whole batch too
 
 
-def test_minibatches_split_by_whole_groups_and_each_weighs_its_own_responses(model):
-    rollout, advantages = rolled(model), group_advantages(some_rewards()).flatten().numpy()
-    _, steps = run_update(model, rollout, advantages, minibatches=2)
-    for step, groups in zip(steps, ((0, 2, 4), (1, 3)), strict=True):
-        rows = [4 * g + i for g in groups for i in range(4)]
-        assert same(step, plain_gradient(model, rollout, advantages, 1.0, rows, total=len(rows)))
+def test_gradient_accumulation_splits_a_minibatch_into_at_least_that_many_passes(model):
+    experience = rolled(model)
+    passes = lambda n: len(experience.micro_batches(range(20), {}, Config(**EXACT | dict(gradient_accumulation=n)), CPU))
+    rows = passes(1000)
+    assert passes(1) == 1 and rows > 4 and all(n <= passes(n) <= rows for n in range(2, rows + 1))
 
 
-def test_two_ranks_sum_to_the_gradient_of_one(model):
-    """Ranks 0 and 1 of 2 hold two groups each; the total of a number is twice a rank's own, and gradients are added by hand here."""
+def test_minibatches_split_by_place_and_each_weighs_its_own_responses(model):
+    """Places, not the order in this rank's share, decide: a rank of several may hold places 0, 1, 4, 5, 8."""
+    experience = rolled(model)
+    advantages = spread(some_rewards(), experience)
+    for places, parts in (([0, 1, 2, 3, 4], ((0, 2, 4), (1, 3))), ([6, 2, 1, 3, 4], ((0, 1, 4), (2, 3))), ([1, 1, 2, 3, 5], ((2,), (0, 1, 3, 4)))):
+        experience.places = places
+        for loss in ("grpo", "dr-grpo", "dapo"):
+            _, steps = run_update(model, experience, advantages, minibatches=2, loss=loss)
+            for step, groups in zip(steps, parts, strict=True):
+                rows = [4 * g + i for g in groups for i in range(4)]
+                if advantages[rows].any():
+                    assert same(step, plain(model, experience, advantages, loss, rows=rows)[0])
+                else:
+                    assert all(g is None for g in step.values())
 
-    class Half(Machine):
-        def total(self, value):
-            return 2 * float(value)
 
-        def sum_gradients(self, model):
-            pass
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_ranks_sum_to_the_gradient_of_one(model, loss):
+    """Ranks hold unequal tokens; with `lopsided` all signal is on one of them. Their gradients are added by hand here."""
+    experience, drifted, places = rolled(model), nudged(model, 0.02), ([0, 1, 4], [2, 3])
+    even = by_token(experience)
+    for lopsided in (False, True):
+        advantages = even.clone()
+        if lopsided:
+            advantages[8:16] = 0
+        settings = dict(minibatches=2, inner_epochs=2, loss=loss, then=drifted)
+        row, one = run_update(model, experience, advantages, **settings)
 
-    prompts = PROMPTS[:2] + PROMPTS[3:]
-    advantages = group_advantages(some_rewards(4, seed=3)).flatten().numpy()
-    advantages[2 * 4 : 3 * 4] = [0.5, -0.5, 1.0, -1.0]
-    whole = rolled(model, prompts=prompts)
-    _, (one,) = run_update(model, whole, advantages, prompts=prompts)
-    halves = []
-    for rank in (0, 1):
-        rows = torch.tensor([4 * g + i for g in range(rank, 4, 2) for i in range(4)])
-        part = type(whole)(whole.ids[rows], whole.mask[rows], whole.logprobs[rows], whole.ended[rows])
-        halves.append(run_update(model, part, advantages[rows.numpy()], prompts=prompts[rank::2], machine=Half(torch.device("cpu"), rank, 2))[1][0])
-    assert same({name: halves[0][name] + halves[1][name] for name in one}, one)
+        def share(machine):
+            mine = places[machine.rank]
+            object.__setattr__(machine, "sum_gradients", lambda net: None)  # each keeps its own
+            return run_update(model, experience.select(mine), advantages[[4 * p + i for p in mine for i in range(4)]], machine=machine, **settings)
+
+        (row0, steps0), (row1, steps1) = Ranks(2).run(share)
+        zero = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        full = lambda step: {name: zero[name] if g is None else g for name, g in step.items()}
+        for a, b, whole in zip(steps0, steps1, one, strict=True):
+            assert same({name: full(a)[name] + full(b)[name] for name in zero}, full(whole))
+            assert not lopsided or all(g is None for g in b.values())
+        for name in ("loss", "clip_fraction", "entropy", "sampler_gap"):
+            assert row0[name] == row1[name] == pytest.approx(row[name], rel=1e-4, abs=1e-6)
 
 
 def test_the_kl_is_zero_at_the_reference_and_costs_nothing_there(model):
-    rollout, advantages = rolled(model), group_advantages(some_rewards()).flatten().numpy()
-    row, (with_kl,) = run_update(model, rollout, advantages, reference=copy.deepcopy(model), kl="k3", kl_coef=0.5)
-    assert row["kl"] == 0 and row["clip_fraction"] == 0
-    assert same(with_kl, plain_gradient(model, rollout, advantages, 1.0))
+    experience = rolled(model)
+    advantages = spread(some_rewards(), experience)
+    for kl in ("k2", "k3"):
+        row, (with_kl,) = run_update(model, experience, advantages, reference=copy.deepcopy(model), kl=kl, kl_coef=0.5)
+        assert row["kl"] == 0 and row["clip_fraction"] == 0
+        assert same(with_kl, plain(model, experience, advantages)[0])
 
 
-def test_the_kl_to_another_reference_is_the_weighted_k3_of_every_response(model):
-    rollout, advantages = rolled(model, 1.3), group_advantages(some_rewards()).flatten().numpy()
-    reference = make_stopping(bias=4.0)
-    row, (gradient,) = run_update(model, rollout, advantages, reference=reference, kl="k3", kl_coef=0.5, temperature=1.3)
-    mine, total = copy.deepcopy(model), 0
-    loss = 0
-    for i in range(20):
-        prompt, response = PROMPTS[i // 4], rollout.response(i)
-        logp = plain_logprobs(mine, prompt, response, 1.3)
-        with torch.no_grad():
-            ref = plain_logprobs(reference, prompt, response, 1.3)
-        k3 = ((ref - logp).exp() - (ref - logp) - 1).mean()
-        total += k3.item() / 20
-        loss = loss - (advantages[i].item() * logp.mean() - 0.5 * k3) / 20  # groups without signal count for the KL
-    loss.backward()
-    assert total > 1e-3 and row["kl"] == pytest.approx(total, rel=1e-4)
-    assert same(gradient, {name: p.grad for name, p in mine.named_parameters()}, 1e-3)
+def test_k1_of_a_response_is_its_log_ratio_to_the_reference_at_the_sampling_temperature(model):
+    """In the reward and not in the loss: (P, G), each response at its own place, whatever the packing."""
+    experience, reference = rolled(model, 1.3), make_stopping(bias=4.0)
+    with torch.no_grad():
+        expected = [sum((plain_logprobs(model, PROMPTS[i // 4], experience.rollout.response(i), 1.3)
+                         - plain_logprobs(reference, PROMPTS[i // 4], experience.rollout.response(i), 1.3)).tolist()) for i in range(20)]
+    for changes in ({}, dict(micro_tokens=64), dict(row_tokens=16)):
+        k1 = sequence_kl(model, reference, experience, Config(**EXACT | dict(temperature=1.3) | changes), CPU, False)
+        assert k1.shape == (5, 4) and k1.flatten().tolist() == pytest.approx(expected, abs=1e-4)
+    assert max(expected) - min(expected) > 1 and not sequence_kl(model, copy.deepcopy(model), experience, Config(**EXACT), CPU, False).any()
+    advantages = spread(some_rewards(), experience)
+    row, (gradient,) = run_update(model, experience, advantages, reference=reference, kl="k1", kl_coef=0.5, temperature=1.3)
+    assert same(gradient, plain(model, experience, advantages, temperature=1.3)[0]) and row["kl"] > 1e-3
 
 
 def test_entropy_and_sampler_gap_are_means_over_tokens_within_and_then_over_responses(model):
-    rollout, advantages = rolled(model), np.where(np.arange(20) % 2, 1.0, -1.0)
-    row, _ = run_update(model, rollout, advantages)
+    experience = rolled(model)
+    advantages = torch.where(torch.arange(20) % 2 > 0, 1.0, -1.0)[:, None] * experience.rollout.mask
+    row, _ = run_update(model, experience, advantages)
     entropy = 0
     with torch.no_grad():
         for i in range(20):
-            prompt, response = PROMPTS[i // 4], rollout.response(i)
-            logp = model(torch.tensor([prompt + response]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+            logp = model(torch.tensor([PROMPTS[i // 4] + experience.rollout.response(i)]))[0, len(PROMPTS[i // 4]) - 1 : -1].log_softmax(-1)
             entropy += -(logp.exp() * logp).sum(-1).mean().item() / 20
     assert row["entropy"] == pytest.approx(entropy, rel=1e-4)
-    rollout.logprobs = rollout.logprobs + 0.25 * rollout.mask
-    assert run_update(model, rollout, advantages)[0]["sampler_gap"] == pytest.approx(0.25, abs=1e-4)
+    experience.rollout.logprobs = experience.rollout.logprobs + 0.25 * experience.rollout.mask
+    assert run_update(model, experience, advantages)[0]["sampler_gap"] == pytest.approx(0.25, abs=1e-4)
 
 
-def test_every_packed_token_carries_its_own_responses_advantage_weight_and_logprob(model):
+def test_every_packed_token_carries_its_own_responses_values(model):
     """Prompts in another order, two of them equal, rows left out: each document found by its ids must bring its own row's numbers."""
-    rollout = rolled(model, 0.8, seed=4)
-    advantages = np.random.default_rng(0).normal(size=20).astype(np.float32)
-    rows = [17, 3, 12, 0, 15, 1, 13, 8, 9, 14, 2, 19]
+    experience, rows = rolled(model, 0.8, seed=4), [17, 3, 12, 0, 15, 1, 13, 8, 9, 14, 2, 19]
+    rollout, advantages = experience.rollout, by_token(experience)
     full = {}
     for row in rows:
         full.setdefault(tuple(PROMPTS[row // 4] + rollout.response(row)), []).append(row)
-    seen = Counter()
-    for micro in micro_batches(PROMPTS, rollout, advantages, rows, Config(**EXACT | dict(micro_tokens=128)), total=40, device=torch.device("cpu")):
+    assert all(len(rows) == 1 for rows in full.values())
+    seen, passes = Counter(), 0
+    for micro in experience.micro_batches(rows, dict(advantage=advantages, sampled=rollout.logprobs), Config(**EXACT | dict(micro_tokens=128)), CPU):
         tokens, doc_start, select = micro["tokens"], micro["doc_start"], micro["select"].tolist()
-        T = tokens.size(1)
+        T, owners = tokens.size(1), []
         with torch.no_grad():
             logp, entropy = token_logprobs(model, micro, 0.8)
         assert entropy is None and torch.allclose(logp, micro["sampled"], atol=2e-5)
@@ -284,86 +386,287 @@ def test_every_packed_token_carries_its_own_responses_advantage_weight_and_logpr
             (row,) = full[tuple(tokens[b, start:end].tolist())]
             response = rollout.response(row)
             assert micro["targets"][inside].tolist() == response
-            assert micro["advantage"][inside].tolist() == [pytest.approx(float(advantages[row]))] * len(response)
-            assert micro["weight"][inside].tolist() == [pytest.approx(1 / (40 * len(response)))] * len(response)
+            assert torch.equal(micro["advantage"][inside], advantages[row, : len(response)])
             assert torch.equal(micro["sampled"][inside], rollout.logprobs[row, : len(response)])
+            (owner,) = set(micro["response"][inside].tolist())
+            owners.append(owner)
             seen[row] += 1
-    assert seen == Counter(rows)
+        assert sorted(owners) == list(range(len(owners)))  # counted from 0, one number a response
+        passes += 1
+    assert seen == Counter(rows) and passes > 2
 
 
 def test_equal_prompts_stay_two_groups(model):
-    """Prompts 0 and 3 are the same text: normalised apart, a lone success in one group is no success of the other."""
+    """Problems 0 and 3 are the same text: normalised apart, a lone success in one group is no success of the other."""
     rewards = torch.zeros(5, 4)
     rewards[0, 0], rewards[3] = 1, 1
     advantages = group_advantages(rewards)
     assert advantages[0].tolist() == [1.5, -0.5, -0.5, -0.5] and not advantages[3].any()
-    rollout = rolled(model)
-    _, (gradient,) = run_update(model, rollout, advantages.flatten().numpy())
-    assert same(gradient, plain_gradient(model, rollout, advantages.flatten().numpy(), 1.0))
+    experience = rolled(model)
+    _, (gradient,) = run_update(model, experience, spread(rewards, experience))
+    assert same(gradient, plain(model, experience, advantages.view(-1, 1).expand(experience.rollout.ids.shape))[0])
+
+
+# What is asked
 
 
 def test_questions_are_training_questions_and_ranks_share_them_out():
-    config = Config(prompts=64)
-    whole = draw_questions(config, 3, MACHINE)
+    questions = Questions("multiplication,chain,percent", "1,2")
+    draw = lambda step, attempt=0: questions.draw(step, attempt, 64)
+    assert {split_of(p.family, p.params) for step in range(5) for p in draw(step)} == {"train"}
+    steps = [{p.question for p in some} for some in (draw(0), draw(1), draw(2), draw(0, 1), draw(1, 1))]
+    assert all(len(a & b) < 12 for i, a in enumerate(steps) for b in steps[:i]) and draw(3, 1) == draw(3, 1)
+    assert {p.family for p in draw(0)} == set(questions.families) and {p.level for p in draw(0)} == {1, 2}
+    assert [p.key for p in Questions("multiplication,chain,percent", "1,2", seed=1).draw(0, 0, 64)] != [p.key for p in draw(0)]
     for world, minibatches in ((4, 1), (2, 2), (2, 4)):
-        several = Config(prompts=64, minibatches=minibatches)
-        shares = [draw_questions(several, 3, Machine(torch.device("cpu"), r, world)) for r in range(world)]
-        for part in range(minibatches):  # over all ranks a minibatch holds what it holds on one, shared out evenly
-            assert {p.key for p in whole[part::minibatches]} == {p.key for share in shares for p in share[part::minibatches]}
-            assert {len(share[part::minibatches]) for share in shares} == {64 // world // minibatches}
-        assert Counter(p.key for p in whole) == Counter(p.key for share in shares for p in share)
-    assert train_grpo.own_share(Config(prompts=8), Machine(torch.device("cpu"), 1, 2)) == [2, 3, 6, 7]
-    assert {split_of(p.family, p.params) for step in range(5) for p in draw_questions(config, step, MACHINE)} == {"train"}
-    steps = [{p.question for p in draw_questions(config, step, MACHINE)} for step in range(3)]
-    assert all(len(steps[i] & steps[j]) < 12 for i, j in ((0, 1), (1, 2), (0, 2)))
-    assert {p.family for p in whole} == set(config.families.split(",")) and {p.level for p in whole} == {1, 2}
+        shares = [own_share(64, minibatches, Machine(CPU, r, world)) for r in range(world)]
+        assert sorted(i for share in shares for i in share) == list(range(64))
+        for part in range(minibatches):  # a minibatch is shared out evenly
+            assert {sum(i % minibatches == part for i in share) for share in shares} == {64 // world // minibatches}
+    assert own_share(8, 2, Machine(CPU, 1, 2)) == [2, 3, 6, 7] and own_share(3, 2, Machine(CPU, 1, 2)) == [2] and own_share(2, 2, Machine(CPU, 1, 2)) == []
 
 
-def test_questions_of_the_users_own_come_from_their_training_split():
-    own = {"train": [user_problem(f"What is {i}?", str(i)) for i in range(30)], "val": [user_problem("val", "1")]}
-    config = Config(prompts=200)
-    whole = draw_questions(config, 3, MACHINE, own)
-    assert {p.question for p in whole} == {p.question for p in own["train"]}
-    assert [draw_questions(config, 3, Machine(torch.device("cpu"), r, 2), own) for r in range(2)] == [[p for i, p in enumerate(whole) if i % 4 // 2 == r] for r in range(2)]
-    assert whole != draw_questions(config, 4, MACHINE, own)
+def test_questions_of_the_users_own_come_from_their_training_split(tmp_path):
+    (tmp_path / "own.jsonl").write_text("".join(f'{{"question": "What is {i}?", "answer": "{i}"}}\n' for i in range(60)))
+    questions = Questions("chain", "1", str(tmp_path / "own.jsonl"))
+    train, val = ({p.question for p in questions.own[split]} for split in ("train", "val"))
+    assert len(train) + len(val) == 60 and val
+    whole = questions.draw(3, 0, 500)
+    assert {p.question for p in whole} == train and whole[:20] != questions.draw(4, 0, 20) and {p.question for p in questions.validation(100)} == val
+
+
+# The curriculum
+
+
+def curriculum(level, families="chain"):
+    questions = Questions(families, "auto")
+    questions.difficulty = dict.fromkeys(questions.families, level)
+    return questions
+
+
+def test_at_2_3_three_questions_in_ten_are_of_level_3():
+    for difficulty, expected in ((2.3, {2: 0.7, 3: 0.3}), (1.0, {1: 1.0}), (5.0, {5: 1.0}), (4.75, {4: 0.25, 5: 0.75})):
+        questions = curriculum(difficulty, "fact")
+        levels = Counter(p.level for step in range(4) for p in questions.draw(step, 0, 750))
+        assert set(levels) == set(expected) and all(abs(n / 3000 - expected[level]) < 4 * math.sqrt(0.25 / 3000) for level, n in levels.items())
+    questions.difficulty = {"fact": 1.0}
+    assert {p.level for p in questions.draw(0, 0, 50)} == {1}  # the state decides, at once
+
+
+@pytest.mark.parametrize("right, start, then", [(1.0, 1.0, 1.3), (0.5, 2.3, 2.35), (0.4, 2.3, 2.3), (0.3, 2.3, 2.25), (0.0, 2.3, 2.1), (0.0, 1.1, 1.0),
+                                                (1.0, 4.9, 5.0), (0.1, 1.0, 1.0)])
+def test_the_curriculum_climbs_above_40_percent_and_falls_below_within_its_levels(right, start, then):
+    questions = curriculum(start)
+    verdicts = (torch.arange(40).view(4, 10) < 40 * right)
+    questions.adapt(questions.draw(0, 0, 4), verdicts, MACHINE)
+    assert questions.difficulty["chain"] == pytest.approx(then)
+
+
+def test_each_family_has_its_own_difficulty_and_ranks_agree_on_it():
+    whole = curriculum(2.5, "chain,percent,word")
+    problems = [p for p in whole.draw(0, 0, 30) if p.family != "word"]
+    verdicts = torch.rand(len(problems), 6, generator=generator(0, "verdicts")) < 0.7
+    whole.adapt(problems, verdicts, MACHINE)
+    for family in ("chain", "percent"):
+        rate = np.mean([verdict for p, row in zip(problems, verdicts.tolist()) for verdict in row if p.family == family])
+        assert whole.difficulty[family] == pytest.approx(2.5 + 0.5 * (rate - 0.4)) and rate > 0.5
+    assert whole.difficulty["word"] == 2.5  # nothing was asked, nothing is known
+
+    def share(machine):
+        questions, mine = curriculum(2.5, "chain,percent,word"), [i for i, p in enumerate(problems) if (p.family == "chain") == (machine.rank == 0)]
+        questions.adapt([problems[i] for i in mine], verdicts[mine], machine)  # one rank holds all of a family, the other nothing of it
+        return questions.difficulty
+
+    assert all(found == pytest.approx(whole.difficulty) for found in Ranks(2).run(share))
+    fixed = Questions("chain", "2")
+    fixed.adapt(problems, verdicts, MACHINE)
+    assert fixed.difficulty == {"chain": 1.0} and {p.level for p in fixed.draw(0, 0, 40)} == {2}
+
+
+# Ask, answer, judge
+
+
+def as_rollout(script):
+    """A Rollout of these lists of ids."""
+    longest = max(map(len, script), default=1)
+    ids = torch.tensor([s + [PAD] * (longest - len(s)) for s in script], dtype=torch.long).view(len(script), longest)
+    mask = torch.tensor([[i < len(s) for i in range(longest)] for s in script], dtype=torch.bool).view(len(script), longest)
+    return Rollout(ids, mask, torch.zeros(ids.shape), (ids == END).any(1))
 
 
 def scripted(monkeypatch, respond):
     """Let the trainer sample what respond(question), a list of responses as ids, says."""
-
-    def generate(model, prompts, count, *rest, **options):
-        script = [ids for prompt in prompts for ids in respond(decode(prompt[1:-1]))]
-        longest = max(map(len, script))
-        ids = torch.tensor([s + [PAD] * (longest - len(s)) for s in script])
-        mask = torch.tensor([[i < len(s) for i in range(longest)] for s in script])
-        return Rollout(ids, mask, torch.zeros(ids.shape), (ids == END).any(1))
-
-    monkeypatch.setattr(train_grpo, "generate", generate)
+    generate = lambda model, prompts, *rest, **options: as_rollout([ids for prompt in prompts for ids in respond(decode(prompt[1:-1]))])
+    monkeypatch.setattr(experience_module, "generate", generate)
 
 
-def test_every_response_is_rewarded_for_its_own_question_and_compared_with_its_own_group(model, monkeypatch):
+def lucky(monkeypatch, chance):
+    """Let the trainer sample right answers to 'What is n?' with probability chance(n), by the first random number of each response, in n % 5 lines."""
+
+    def generate(model, prompts, count, length, temperature, uniform, **options):
+        script = []
+        for row, u in enumerate(uniform[:, 0].tolist()):
+            n = int(decode(prompts[row // count][1:-1])[8:-1])
+            script.append(render_response("\n".join(["so"] * (n % 5)), str(n if u < chance(n) else n + 1)))
+        assert len(script) == len(prompts) * count and uniform.shape == (len(script), length)
+        return as_rollout(script)
+
+    monkeypatch.setattr(experience_module, "generate", generate)
+
+
+@pytest.fixture
+def numbers(tmp_path):
+    """Questions 'What is n?' of the user's own; without the model."""
+    (tmp_path / "numbers.jsonl").write_text("".join(f'{{"question": "What is {n}?", "answer": "{n}"}}\n' for n in range(1, 60)))
+    return Questions("chain", "1", str(tmp_path / "numbers.jsonl"))
+
+
+def value(problem):
+    return int(problem.answer)
+
+
+def test_every_response_is_rewarded_for_its_own_question_and_compared_with_its_own_group(model, numbers, monkeypatch):
     """'What is n?' is answered n briefly, n after n + 1 needless lines, and n + 1: each group has its own shortest right response."""
-    own = {"train": [user_problem(f"What is {n}?", str(n)) for n in range(1, 9)], "val": []}
     briefly = lambda n: "\n".join(["so"] * n)  # the larger n, the longer even the shortest
-    scripted(monkeypatch, lambda q: [render_response(briefly(n), str(m)) for n, m in ((int(q[8:-1]), int(q[8:-1])), (2 * int(q[8:-1]), int(q[8:-1])), (1, int(q[8:-1]) + 1))])
-    config = Config(num_samples_per_prompt=3, prompts=6, length_penalty=-0.01, length_form="calibrated", format_weight=0.5)
-    prompts, rollout, rewards, row = train_grpo.rollout_step(model, config, 0, MACHINE, own)
-    problems = draw_questions(config, 0, MACHINE, own)
-    assert prompts == [render_prompt(p.question) for p in problems] and len({p.question for p in problems}) > 2
-    longer = [len(encode(briefly(2 * n))) - len(encode(briefly(n))) for n in (int(p.answer) for p in problems)]
+    three = lambda n: [render_response(briefly(lines), str(answer)) for lines, answer in ((n, n), (2 * n, n), (1, n + 1))]
+    scripted(monkeypatch, lambda question: three(int(question[8:-1])))
+    config = Config(num_samples_per_prompt=3, batch_size=18, length_penalty=-0.001, length_form="calibrated", format_weight=0.5)
+    experience, row = sample_groups(model, config, numbers, 0, MACHINE)
+    problems, rewards = numbers.draw(0, 0, 6), experience.rewards
+    assert experience.problems == problems and experience.places == list(range(6)) and len({p.question for p in problems}) > 2
+    longer = [len(encode(briefly(2 * n))) - len(encode(briefly(n))) for n in map(value, problems)]
     assert len(set(longer)) > 2 and min(longer) > 0
-    assert rewards["outcome"].tolist() == [[1, 1, 0]] * 6 and rewards["format"].tolist() == [[1, 1, 1]] * 6 and "process" not in rewards
-    assert rewards["length"].tolist() == [pytest.approx([0, -0.01 * n, 0]) for n in longer]
-    assert rewards["total"].tolist() == [pytest.approx([1.5, 1.5 - 0.01 * n, 0.5]) for n in longer]
-    assert row["reward_length"] == pytest.approx(-0.01 * sum(longer) / 18) and row["reward_total"] == pytest.approx(7 / 6 - 0.01 * sum(longer) / 18) and row["solve_rate"] == pytest.approx(2 / 3)
+    assert rewards["outcome"].tolist() == [[1, 1, 0]] * 6 and rewards["format"].tolist() == [[1, 1, 1]] * 6 and "process" not in rewards and experience.steps == [[]] * 18
+    assert rewards["length"].tolist() == [pytest.approx([0, -0.001 * n, 0]) for n in longer] and rewards["paid"].tolist() == [[1, 1, 0]] * 6
+    assert rewards["total"].tolist() == [pytest.approx([1.5, 1.5 - 0.001 * n, 0.5]) for n in longer]
+    assert row["reward_length"] == pytest.approx(-0.001 * sum(longer) / 18) and row["reward_total"] == pytest.approx(7 / 6 - 0.001 * sum(longer) / 18)
+    assert row["solve_rate"] == pytest.approx(2 / 3) and row["groups"] == 6 and row["refills"] == 0
 
 
 def test_rollout_metrics_count_groups_without_signal_and_lengths_by_outcome():
-    lengths = torch.tensor([2, 4, 6, 8, 1, 3])
-    mask = torch.arange(8) < lengths[:, None]
-    rollout = Rollout(torch.zeros(6, 8, dtype=torch.long), mask, torch.zeros(6, 8), torch.tensor([True, True, False, True, True, True]))
-    outcome = torch.tensor([[1.0, 1], [0, 0], [1, 0]])
-    responses = [Response("a = 1", "1", True)] * 3 + [Response("", "1", True)] * 3
-    row = train_grpo.rollout_metrics({"outcome": outcome, "format": torch.ones(3, 2)}, rollout, responses, MACHINE)
-    expected = dict(solve_rate=0.5, all_right=1 / 3, all_wrong=1 / 3, length=4, length_right=7 / 3, length_wrong=17 / 3, truncated=1 / 6, thinks=0.5, format=1)
-    assert {name: row[name] for name in expected} == pytest.approx(expected)
+    """Three groups of two: both right, both wrong, one of each; one response is cut off; all but one think."""
+    problem = user_problem("What is 1?", "1")
+    think = lambda lines, answer: render_response("\n".join(["so"] * lines), answer)
+    script = [think(1, "1"), think(3, "1"), think(5, "2")[:-1], think(0, "2"), think(2, "1"), think(2, "2")]
+    experience = judge([problem] * 3, as_rollout(script), 2, Scheme(), [0, 1, 2])
+    row = rollout_metrics(experience, MACHINE)
+    n, right = [len(ids) for ids in script], [0, 1, 4]
+    expected = dict(solve_rate=0.5, all_right=1 / 3, all_wrong=1 / 3, no_signal=2 / 3, length=sum(n) / 6, length_right=sum(n[i] for i in right) / 3,
+                    length_wrong=(sum(n) - sum(n[i] for i in right)) / 3, truncated=1 / 6, thinks=5 / 6, format=5 / 6, sampled_tokens=sum(n))
+    assert {name: row[name] for name in expected} == pytest.approx(expected) and len(set(n)) > 4
+    for share in Ranks(2).run(lambda machine: rollout_metrics(experience.select([[0, 2], [1]][machine.rank]), machine)):
+        assert share == pytest.approx(row)
+    assert rollout_metrics(judge([problem], as_rollout(script[2:4]), 2, Scheme(), [0]), MACHINE)["length_right"] == 0  # a mean over nothing
+
+
+def test_signal_is_what_was_judged_and_no_penalty():
+    """Equal outcomes of unequal length carry none, steps of unequal worth do, also where the outcomes agree."""
+    problem = user_problem("What is 1 + 1?", "2")
+    groups = [["1 + 1 = 2", "1 + 1 = 2\nso"], ["1 + 1 = 2", "1 + 1 = 3"], ["1 + 1 = 2", "1 + 1 = 2"]]
+    rollout = as_rollout([render_response(text, "2") for group in groups for text in group])
+    plainly = judge([problem] * 3, rollout, 2, Scheme(length_penalty=-0.01), [0, 1, 2])
+    assert plainly.signal.tolist() == [False] * 3 and plainly.rewards["total"][0, 0] != plainly.rewards["total"][0, 1]
+    exactly = judge([problem] * 3, rollout, 2, Scheme(length_penalty=-0.01), [0, 1, 2], exact_steps=True)
+    assert exactly.signal.tolist() == [True, True, False] and [v for _, v in exactly.steps[3]] == [-1.0]
+
+
+# Dynamic sampling
+
+DYNAMIC = dict(num_samples_per_prompt=4, batch_size=48, max_reasoning_tokens=40, minibatches=2, dynamic_sampling=True, refills=3)
+SOMETIMES = lambda n: (0.0, 1.0, 0.5)[n % 3]  # of the questions a third is always wrong, and a third always right
+
+
+def expected_groups(questions, config, step, chance, attempts):
+    """What dynamic sampling should keep, [(problem, first random numbers, attempt)], and all that it should ask, worked out one question at a time."""
+    kept, asked = [], []
+    for attempt in range(attempts):
+        count = config.prompts - len(kept)
+        uniform = noise((count, config.num_samples_per_prompt, config.max_reasoning_tokens), generator(config.seed, "rollout", step, attempt))[..., 0].tolist()
+        for problem, numbers in zip(questions.draw(step, attempt, count), uniform):
+            right = [u < chance(value(problem)) for u in numbers]
+            asked.append((problem, right))
+            if 0 < sum(right) < len(right):
+                kept.append((problem, right, attempt))
+        if len(kept) == config.prompts:
+            break
+    return kept, asked, attempt
+
+
+def test_groups_without_signal_are_left_out_and_others_asked_in_their_place(model, numbers, monkeypatch):
+    lucky(monkeypatch, SOMETIMES)
+    config, refilled = Config(**DYNAMIC), set()
+    for step in range(4):
+        experience, row = sample_groups(model, config, numbers, step, MACHINE)
+        kept, asked, refills = expected_groups(numbers, config, step, SOMETIMES, 4)
+        assert experience.problems == [problem for problem, *_ in kept] and experience.places == list(range(len(kept)))
+        assert experience.rewards["outcome"].tolist() == [[float(r) for r in right] for _, right, _ in kept] and experience.signal.all()
+        for p, (problem, right, _) in enumerate(kept):  # responses stay with their question
+            for g in range(4):
+                assert experience.rollout.response(4 * p + g) == render_response("\n".join(["so"] * (value(problem) % 5)), str(value(problem) + (not right[g])))
+        # the metrics count what was left out as well
+        rights = [right for _, right in asked]
+        expected = dict(solve_rate=np.mean(rights), all_right=np.mean([all(r) for r in rights]), all_wrong=np.mean([not any(r) for r in rights]),
+                        no_signal=1 - len(kept) / len(asked), groups=len(kept), refills=refills, reward_total=np.mean(rights))
+        assert {name: row[name] for name in expected} == pytest.approx(expected)
+        assert row["sampled_tokens"] == sum(len(render_response("\n".join(["so"] * (value(p) % 5)), str(value(p) + (not r)))) for p, right in asked for r in right)
+        refilled.add(len({attempt for *_, attempt in kept}))
+    assert max(refilled) > 2  # groups of later refills are there
+
+
+def test_dynamic_sampling_stops_when_full_or_after_its_refills(model, numbers, monkeypatch):
+    calls, draw = [], numbers.draw
+    monkeypatch.setattr(numbers, "draw", lambda step, attempt, count: calls.append((attempt, count)) or draw(step, attempt, count))
+    for chance, refills, asked in ((lambda n: 0.0, 2, [(0, 12), (1, 12), (2, 12)]), (lambda n: 1.0, 1, [(0, 12), (1, 12)])):
+        calls.clear()
+        lucky(monkeypatch, chance)
+        experience, row = sample_groups(model, Config(**DYNAMIC | dict(refills=refills)), numbers, 0, MACHINE)
+        assert calls == asked and experience.problems == [] and experience.places == [] and row["groups"] == 0 and row["refills"] == refills and row["no_signal"] == 1
+        assert token_advantages(experience.rewards["total"], experience.steps, experience.rollout.lengths).shape[0] == 0
+    calls.clear()
+    scripted(monkeypatch, lambda q: [render_response("", a) for a in (q[8:-1], "0", "0", "0")])
+    experience, row = sample_groups(model, Config(**DYNAMIC), numbers, 0, MACHINE)
+    assert calls == [(0, 12)] and row["refills"] == 0 and row["groups"] == 12
+    lucky(monkeypatch, lambda n: 0.0)
+    calls.clear()
+    experience, row = sample_groups(model, Config(**DYNAMIC | dict(dynamic_sampling=False)), numbers, 0, MACHINE)
+    assert calls == [(0, 12)] and row["groups"] == 12 and len(experience.problems) == 12  # without the switch all stay
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_update_without_a_single_group_changes_nothing(model, numbers, monkeypatch):
+    lucky(monkeypatch, lambda n: 0.0)
+    experience, _ = sample_groups(model, Config(**DYNAMIC), numbers, 0, MACHINE)
+    advantages = token_advantages(experience.rewards["total"], experience.steps, experience.rollout.lengths)
+    for loss in LOSSES:
+        row, steps = run_update(model, experience, advantages, loss=loss, minibatches=2)
+        assert len(steps) == 2 and all(g is None for step in steps for g in step.values())
+        assert all(math.isfinite(x) and x == 0 for x in row.values())
+    assert sequence_kl(model, copy.deepcopy(model), experience, Config(**EXACT), CPU, False).shape == (0, 4)
+
+
+@pytest.mark.parametrize("world, minibatches", [(2, 2), (3, 1), (2, 3)])
+def test_ranks_together_keep_the_groups_that_one_keeps_at_the_same_places(world, minibatches, model, numbers, monkeypatch):
+    lucky(monkeypatch, SOMETIMES)
+    for dynamic in (True, False):
+        config = Config(**DYNAMIC | dict(minibatches=minibatches, dynamic_sampling=dynamic))
+        one, row = sample_groups(model, config, numbers, 1, MACHINE)
+        held = lambda share, p: (share.problems[p], [share.rollout.response(4 * p + g) for g in range(4)], share.rewards["total"][p].tolist())
+        found = {}
+        for share, metrics in Ranks(world).run(lambda machine: sample_groups(model, config, numbers, 1, machine)):
+            assert metrics == pytest.approx(row)
+            assert not set(share.places) & set(found)
+            found |= {place: held(share, p) for p, place in enumerate(share.places)}
+        assert found == {place: held(one, p) for p, place in enumerate(one.places)}
+        assert len(found) > 6 and (not dynamic or row["refills"] > 0)
+
+
+def test_sampled_responses_do_not_depend_on_how_ranks_share_them(model, numbers):
+    """The real engine: every response draws from its own random numbers."""
+    config = Config(num_samples_per_prompt=4, batch_size=32, max_reasoning_tokens=24)
+    one, _ = sample_groups(model, config, numbers, 0, MACHINE)
+    for share, _ in Ranks(2).run(lambda machine: sample_groups(model, config, numbers, 0, machine)):
+        assert 0 < len(share.places) < 8
+        for p, place in enumerate(share.places):
+            assert [share.rollout.response(4 * p + g) for g in range(4)] == [one.rollout.response(4 * place + g) for g in range(4)]
+    again, _ = sample_groups(model, config, numbers, 1, MACHINE)
+    assert again.rollout.ids.tolist() != one.rollout.ids.tolist()

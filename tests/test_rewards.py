@@ -5,13 +5,13 @@ import re
 import time
 from collections import Counter
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, product
 
 import pytest
 
-from nanoreason.rewards import (Scheme, format_reward, group_rewards, leaky_outcome_for_hacking_study, length_penalties, outcome_reward, process_reward,
-                                reward)
-from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS, audit, demo_problems, draw_problem, make_problem, user_problem, verify
+from nanoreason.rewards import (Scheme, format_reward, group_rewards, leaky_outcome_for_hacking_study, length_penalties, outcome_reward, overlong_penalty,
+                                process_reward, reward, step_rewards)
+from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS, STYLES, audit, demo_problems, draw_problem, judge_steps, make_problem, solve, user_problem, verify
 from nanoreason.tasks.general import HARMFUL, HARMLESS, PHRASINGS
 from nanoreason.tokenizer import ASSISTANT, END, END_THINK, MAX_RESPONSE, PAD, THINK, USER, Response, decode, encode, parse_response, render_response
 
@@ -82,6 +82,43 @@ def test_the_process_reward_by_hand(lines, mean, least, total):
     assert (process_reward(CHAIN, thought(*lines), "min"), process_reward(CHAIN, thought(*lines), "sum")) == (least, total)
 
 
+@pytest.mark.parametrize("tokens, penalty", [(0, 0), (1, 0), (79, 0), (80, 0), (81, -0.05), (85, -0.25), (90, -0.5), (99, -0.95), (100, -1), (101, -1), (500, -1)])
+def test_the_overlong_penalty_falls_in_a_line_over_the_buffer_and_stays(tokens, penalty):
+    assert overlong_penalty(tokens, 100, 20) == pytest.approx(penalty)
+
+
+def test_the_overlong_penalty_of_the_widest_and_the_narrowest_buffer():
+    assert [overlong_penalty(n, 10, 10) for n in (0, 1, 5, 10)] == pytest.approx([0, -0.1, -0.5, -1])
+    assert [overlong_penalty(n, 10, 1) for n in (8, 9, 10, 11)] == [0, 0, -1, -1]
+
+
+def test_step_rewards_stand_at_the_ends_of_the_steps_that_earn_them():
+    ids = render_response("\n".join((GOOD, "", IDLE, BAD, GOOD_TOO)), "39")
+    first, idle, bad, last = (len(encode(line)) for line in (GOOD, IDLE, BAD, GOOD_TOO))
+    at = [1 + first, 1 + first + 2 + idle, 1 + first + 2 + idle + 1 + bad]  # behind the opening tag, the lines before and their breaks
+    at.append(at[-1] + 1 + last)
+    assert step_rewards(CHAIN, ids) == list(zip(at, [1.0, 0.0, -1.0, 1.0])) and ids[at[-1]] == END_THINK
+    assert step_rewards(CHAIN, ids[: at[2]]) == [(at[0], 1.0), (at[1], 0.0), (at[2] - 1, -1.0)]  # cut before the line break
+    assert step_rewards(CHAIN, render_response("", "39")) == step_rewards(CHAIN, []) == step_rewards(CHAIN, [THINK]) == []
+
+
+VALUES = {"right": 1, "unneeded": 0, "wrong": -1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_step_rewards_are_the_verdicts_of_the_judge_step_by_step(family):
+    rng, seen = random.Random(3), set()
+    for level in LEVELS:
+        for style in STYLES:
+            problem = draw_problem(family, level, rng)
+            lines = solve(problem, style, rng) or ["so"]
+            lines.insert(rng.randint(0, len(lines)), rng.choice(("1 + 1 = 3", lines[0])))
+            paid = step_rewards(problem, render_response("\n".join(lines), problem.answer))
+            assert [value for _, value in paid] == [VALUES[j.verdict.value] for j in judge_steps(problem, lines)]
+            seen |= {value for _, value in paid}
+    assert -1 in seen and (1 in seen or family in ("fact", "qa", "instruct", "harmful", "harmless"))
+
+
 # Totals
 
 
@@ -105,6 +142,43 @@ def test_the_plain_penalty_charges_every_response_and_parts_without_weight_count
     bare = group_rewards(CHAIN, GROUP)
     assert [r.total for r in bare] == [1, 1, 0, 0, 0] and [r.parts["format"] for r in bare] == [1, 1, 1, 1, 0]
     assert [r.parts["length"] for r in bare] == [0] * 5 and all("process" not in r.parts for r in bare)
+
+
+def test_a_verifiers_scores_take_the_outcomes_place_and_leave_it_in_the_logs():
+    scores = [0.25, 0.5, 0.125, 1.0, 0.0]
+    rewards = group_rewards(CHAIN, GROUP, Scheme(0.25, -0.01, "calibrated"), scores)
+    assert [r.paid for r in rewards] == [r.parts["verifier"] for r in rewards] == scores and [r.parts["outcome"] for r in rewards] == [1, 1, 0, 0, 0]
+    assert [r.total for r in rewards] == pytest.approx([0.5, 0.75 - 0.01 * EXTRA, 0.375, 1.25, 0.0])  # who is right decides the length penalty
+
+
+def test_everything_at_once_by_hand():
+    """paid: 0.5 x mean of the steps + the score; total: + 0.25 for the format + the plain penalty + the overlong one, whose limit is the longest's length."""
+    lengths, buffer = [len(ids) for ids in GROUP], 10
+    limit, means, leaks = max(lengths), [1, -1 / 4, 0, 1, 1], [1, 1, 0, 1, 1]  # 39 stands in the thinking of the fourth; the fifth was cut
+    scheme = Scheme(0.25, -0.001, "plain", 0.5, "mean", leaky_outcome_for_hacking_study=True, overlong_buffer=buffer, limit=limit)
+    overlong = [-max(0, n - limit + buffer) / buffer for n in lengths]
+    assert -1 in overlong and 0 in overlong
+    for scores in (None, [0.5, 0.25, 0.75, 0.0, 1.0]):
+        rewards = group_rewards(CHAIN, GROUP, scheme, scores)
+        paid = [(scores or leaks)[i] + means[i] / 2 for i in range(5)]
+        assert [r.paid for r in rewards] == pytest.approx(paid) and [r.parts["leaky"] for r in rewards] == leaks
+        assert [r.parts["overlong"] for r in rewards] == pytest.approx(overlong) and [r.parts["process"] for r in rewards] == pytest.approx(means)
+        assert [r.total for r in rewards] == pytest.approx([paid[i] + 0.25 * (i < 4) - 0.001 * lengths[i] + overlong[i] for i in range(5)])
+
+
+def test_penalties_and_format_change_the_total_and_not_what_is_paid():
+    for scheme in (Scheme(format_weight=0.5), Scheme(length_penalty=-0.01), Scheme(overlong_buffer=5, limit=20)):
+        rewards = group_rewards(CHAIN, GROUP, scheme)
+        assert [r.paid for r in rewards] == [1, 1, 0, 0, 0] and any(r.total != r.paid for r in rewards)
+
+
+@pytest.mark.parametrize("process, leaky, overlong, verifier", list(product((0.0, 0.5), (False, True), (0, 8), (False, True))))
+def test_a_scheme_names_the_parts_that_its_rewards_have(process, leaky, overlong, verifier):
+    scheme = Scheme(process_weight=process, leaky_outcome_for_hacking_study=leaky, overlong_buffer=overlong, limit=40)
+    names = scheme.parts(verifier)
+    assert len(names) == len(set(names)) == 3 + sum(map(bool, (process, leaky, overlong, verifier)))
+    for r in group_rewards(CHAIN, GROUP, scheme, [0.5] * 5 if verifier else None):
+        assert set(r.parts) == set(names) and all(isinstance(value, (int, float)) for value in r.parts.values())
 
 
 def test_a_permuted_group_has_the_permuted_rewards():

@@ -7,8 +7,9 @@ import pytest
 import regex
 
 from nanoreason import tokenizer
+from nanoreason.tasks import FAMILIES, LEVELS, STYLES, draw_problem, solve
 from nanoreason.tokenizer import (ASSISTANT, END, END_THINK, PAD, PATTERN, SPECIALS, THINK, USER, VOCAB_SIZE, decode, encode, encoding,
-                                  learn_ranks, parse_response, render_prompt, render_response, save_ranks)
+                                  learn_ranks, parse_response, render_prompt, render_response, save_ranks, step_ends)
 
 
 def random_text(rng):
@@ -66,6 +67,66 @@ def test_parse_examples_of_the_docstring():
     assert parse_response([THINK, *a, END_THINK, *encode("12"), END]) == tokenizer.Response("a", "12", True)
     assert parse_response([THINK, *text, END]) == tokenizer.Response("the answer is 12", None, True)
     assert parse_response([THINK, END_THINK, *encode(" 12 "), END]) == tokenizer.Response("", "12", True)
+
+
+def test_steps_end_at_the_line_break_or_at_the_closing_tag_as_in_the_docstring():
+    ids = render_response("1 + 1 = 2\n2 + 1 = 3", "3")
+    assert ids == [THINK, *encode("1 + 1 = 2"), *encode("\n"), *encode("2 + 1 = 3"), END_THINK, *encode("3"), END]
+    assert [len(encode(text)) for text in ("1 + 1 = 2", "\n", "2 + 1 = 3")] == [5, 1, 5] and step_ends(ids) == [6, 12]
+
+
+A, NEWLINE, BLANK = encode("a"), encode("\n"), encode(" ")
+CUT_AND_BLANK = {  # one token each but for the tags: where the steps end, counted by hand
+    "an empty think block": ([THINK, END_THINK, *A, END], []),
+    "nothing": ([], []),
+    "only the opening tag": ([THINK], []),
+    "only a stop": ([END], []),
+    "blank lines alone": ([THINK, *NEWLINE, *BLANK, *NEWLINE, *BLANK, END_THINK, *A, END], []),
+    "blank lines between steps": ([THINK, *NEWLINE, *A, *NEWLINE, *BLANK, *NEWLINE, *NEWLINE, *A, END_THINK, *A, END], [3, 8]),
+    "a line break before the closing tag": ([THINK, *A, *NEWLINE, END_THINK, *A, END], [2]),
+    "cut within a step": ([THINK, *A, *NEWLINE, *A, *A], [2, 4]),
+    "cut at a line break": ([THINK, *A, *NEWLINE], [2]),
+    "cut in a blank": ([THINK, *A, *NEWLINE, *BLANK], [2]),
+    "cut in the answer": ([THINK, *A, END_THINK, *A], [2]),
+    "stopped while thinking": ([THINK, *A, *NEWLINE, *A, END], [2, 4]),
+    "lines in the answer": ([THINK, *A, END_THINK, *A, *NEWLINE, *A, END], [2]),
+    "lines after the stop": ([THINK, *A, END, *A, *NEWLINE, *A, END_THINK], [2]),
+    "a think block never opened": ([*A, *NEWLINE, *A, END_THINK, *A, END], [1, 3]),
+    "special tokens in the thinking": ([THINK, PAD, *NEWLINE, *A, USER, *NEWLINE, THINK, END_THINK, *A, END], [5]),
+    "half a character": ([THINK, encode("é")[0], *NEWLINE, *A, END_THINK, *A, END], [2, 4]),
+}
+
+
+@pytest.mark.parametrize("name", CUT_AND_BLANK)
+def test_steps_of_cut_and_blank_thinking_end_where_they_do(name):
+    ids, ends = CUT_AND_BLANK[name]
+    assert step_ends(ids) == ends and len(ends) == len(parse_response(ids).steps)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_step_of_a_worked_solution_has_its_end_wherever_it_is_cut(family):
+    rng = random.Random(7)
+    for level in LEVELS:
+        for style in STYLES:
+            problem = draw_problem(family, level, rng)
+            lines = solve(problem, style, rng)
+            ids = render_response("\n".join(lines), problem.answer)
+            ends, at = [], 0  # a step ends with the token behind its text
+            for line in lines:
+                at += len(encode(line)) + 1
+                ends.append(at)
+            assert step_ends(ids) == ends
+            for cut in rng.sample(range(len(ids) + 1), 4):
+                assert len(step_ends(ids[:cut])) == len(parse_response(ids[:cut]).steps)
+
+
+def test_any_ids_have_as_many_step_ends_as_steps_at_places_that_follow_one_another():
+    rng = random.Random(1)
+    odd = [*NEWLINE * 4, *BLANK, 0x80, 0xC3, 0xE2, PAD, THINK, END_THINK, END, USER]
+    for _ in range(1500):
+        ids = [rng.choice(odd) if rng.random() < 0.4 else rng.randrange(PAD) for _ in range(rng.randint(0, 30))]
+        ends = step_ends(ids)
+        assert len(ends) == len(parse_response(ids).steps) and ends == sorted(set(ends)) and all(0 <= end < len(ids) for end in ends)
 
 
 TWELVE = encode("12")

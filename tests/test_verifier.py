@@ -1,0 +1,335 @@
+"""Verifiers against one forward pass a response, and what GRPO learns from: judged groups, with a verifier and without, by hand."""
+
+import json
+import math
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_tiny
+from torch import nn
+
+import train_grpo
+from nanoreason import checkpoint, experience, verifier
+from nanoreason.common import Machine, UserError, generator
+from nanoreason.experience import join, judge, rollout_metrics, sequence_kl
+from nanoreason.generate import Rollout
+from nanoreason.model import GPTConfig
+from nanoreason.rewards import Scheme
+from nanoreason.tasks import demo_problems, make_problem, user_problem
+from nanoreason.tokenizer import END, END_THINK, PAD, THINK, decode, encode, render_prompt, render_response
+from nanoreason.verifier import Verifier, load_verifier, save_verifier, scores
+
+MACHINE = Machine(torch.device("cpu"))
+
+
+def make_verifier(kind, seed=0, **shape):
+    """A verifier on the tiny GPT, whose scores are far from one half."""
+    gpt = make_tiny(seed=seed, **shape)
+    made = Verifier(gpt.config, kind)
+    made.gpt.load_state_dict(gpt.state_dict())
+    nn.init.normal_(made.score.weight, 0.0, 0.2, generator=generator(seed, "score"))
+    nn.init.constant_(made.score.bias, 0.3)
+    return made.eval()
+
+
+def random_ids(n, seed):
+    return torch.randint(0, 506, (n,), generator=generator(seed, "ids")).tolist()
+
+
+STEPS = "8 + 5 = 13\n\n13 * 3 = 39"
+RESPONSES = [render_response(STEPS, "39"), [END], render_response("", "39"), [THINK, *encode(STEPS)], [THINK, *encode("1\n2\n")],
+             *(random_ids(n, n) for n in (1, 30, 7, 90)), render_response("1\n2\n3", "4")]
+FIRST, SECOND = 1 + len(encode("8 + 5 = 13")), 3 + len(encode("8 + 5 = 13")) + len(encode("13 * 3 = 39"))  # line break and closing tag of STEPS
+ENDS = [[FIRST, SECOND], [], [], [FIRST, SECOND - 1], [2, 4], [0], [29], [6], [89], [2, 4, 6]]  # random ids hold no line break: one step, cut
+PROMPTS = [random_ids(n, 100 + n) for n in (3, 17, 1, 9, 6, 2, 30, 5, 12, 8)]
+
+
+@torch.no_grad()
+def alone(model, prompt, response, end):
+    """Chance of being right at one token, from a row of its own, the head by hand in float64."""
+    hidden = model.gpt.trunk(torch.tensor([prompt + response]))[0, len(prompt) + end].double()
+    return 1 / (1 + math.exp(-(hidden @ model.score.weight[0].double() + model.score.bias[0].double()).item()))
+
+
+@pytest.mark.parametrize("at_once", [16_384, 300, 1])
+@pytest.mark.parametrize("kind", ["orm", "prm"])
+def test_scores_of_a_packed_batch_are_those_of_each_response_alone(kind, at_once, monkeypatch):
+    monkeypatch.setattr(verifier, "PASS_TOKENS", at_once)
+    model = make_verifier(kind)
+    passes, forward = [], Verifier.forward
+    monkeypatch.setattr(Verifier, "forward", lambda self, tokens, *rest: passes.append(len(tokens)) or forward(self, tokens, *rest))
+    found = scores(model, PROMPTS, RESPONSES)
+    rows = sum(passes)
+    assert rows < len(RESPONSES) and passes == {16_384: [rows], 300: [2] * (rows // 2) + [1] * (rows % 2), 1: [1] * rows}[at_once]
+    spread = []
+    for prompt, response, ends, judged in zip(PROMPTS, RESPONSES, ENDS, found, strict=True):
+        assert [end for end, _ in judged] == (ends if kind == "prm" else []) + [len(response) - 1]
+        assert [chance for _, chance in judged] == pytest.approx([alone(model, prompt, response, end) for end, _ in judged], abs=1e-5)
+        spread += [chance for _, chance in judged]
+    assert max(spread) > 0.6 and min(spread) < 0.4 and scores(model, [], []) == []
+
+
+def test_a_prm_and_an_orm_of_the_same_weights_agree_on_the_last_token():
+    orm, prm = (scores(make_verifier(kind), PROMPTS, RESPONSES) for kind in ("orm", "prm"))
+    assert [judged[-1] for judged in prm] == [judged[0] for judged in orm] and all(len(judged) == 1 for judged in orm)
+
+
+@pytest.mark.parametrize("kind", ["orm", "prm"])
+def test_a_saved_verifier_comes_back_frozen_and_gives_the_same_scores(tmp_path, kind):
+    model = make_verifier(kind)
+    save_verifier(tmp_path / "ckpt.pt", model, step=5)
+    loaded = load_verifier(tmp_path, kind)
+    assert checkpoint.load(tmp_path)["step"] == 5 and loaded.kind == kind and loaded.gpt.config == model.gpt.config
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    assert scores(loaded, PROMPTS, RESPONSES) == scores(model, PROMPTS, RESPONSES)
+
+
+def test_verifiers_and_policies_are_not_taken_for_one_another(tmp_path):
+    checkpoint.save(tmp_path / "gpt.pt", make_tiny())
+    save_verifier(tmp_path / "orm.pt", make_verifier("orm"))
+    for path, kind, complaint in (("gpt.pt", "orm", "a language model; orm is wanted"), ("gpt.pt", "prm", "a language model; prm is wanted"),
+                                  ("orm.pt", "prm", "a verifier of kind orm; prm is wanted"), ("none.pt", "orm", "no checkpoint at")):
+        with pytest.raises(UserError, match=complaint):
+            load_verifier(tmp_path / path, kind)
+    for load in (checkpoint.load_model, lambda path: checkpoint.build_model(checkpoint.load(path))):
+        with pytest.raises(UserError, match="verifier .orm., which scores and cannot write"):
+            load(tmp_path / "orm.pt")
+    with pytest.raises(ValueError, match="orm, prm"):
+        Verifier(GPTConfig(), "both")
+
+
+def test_a_question_and_response_beyond_the_verifiers_context_are_a_user_error():
+    model = make_verifier("orm", max_len=40)
+    assert len(scores(model, [random_ids(10, 0)], [random_ids(30, 1)])) == 1
+    with pytest.raises(UserError, match="context of 40 tokens is too short for a question and its response of 41"):
+        scores(model, [[1], random_ids(10, 0)], [[2], random_ids(31, 1)])
+    with pytest.raises(ValueError):
+        scores(model, [[1]], [[2], [3]])
+
+
+# Judged groups
+
+CHAIN = make_problem("chain", 1, (8, ("+", 5), ("*", 3)), None, "What is (8 + 5) * 3?")
+PRODUCT = demo_problems()[0]  # 847 × 293 = 248171
+GOOD, GOOD_TOO, BAD = "8 + 5 = 13", "13 * 3 = 39", "13 * 3 = 40"
+RIGHT = render_response(f"{GOOD}\n{GOOD_TOO}", "39")
+WRONG = render_response(f"{GOOD}\n{BAD}", "40")
+SHORT = render_response("", "39")
+CUT = [THINK, *encode(GOOD)]
+GUESS = render_response("", "248171")
+G_END, LAST = 1 + len(encode(GOOD)), 2 + len(encode(GOOD)) + len(encode(GOOD_TOO))  # ends of the two steps of RIGHT, and of WRONG
+
+
+def rollout_of(responses):
+    """A Rollout of these responses; row r's log-probabilities are -r - 1."""
+    longest = max(map(len, responses))
+    ids = torch.tensor([r + [PAD] * (longest - len(r)) for r in responses])
+    mask = torch.arange(longest) < torch.tensor([len(r) for r in responses])[:, None]
+    return Rollout(ids, mask, torch.where(mask, -torch.arange(1.0, len(responses) + 1)[:, None], 0.0), (ids == END).any(1))
+
+
+def judged(problems, responses, scheme=Scheme(), **options):
+    return judge(problems, rollout_of(responses), len(responses) // len(problems), scheme, list(range(len(problems))), **options)
+
+
+def test_responses_are_judged_with_their_own_question_and_stand_in_its_row():
+    scheme = Scheme(format_weight=0.25, length_penalty=-0.01, process_weight=0.5, overlong_buffer=10, limit=len(RIGHT))
+    found = judged([CHAIN, PRODUCT], [RIGHT, WRONG, CUT, GUESS, SHORT, RIGHT], scheme)
+    assert list(found.rewards) == ["total", "paid", "outcome", "format", "length", "overlong", "process"] and found.samples == 3
+    assert found.rewards["outcome"].tolist() == [[1, 0, 0], [1, 0, 0]] and found.rewards["format"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert found.rewards["process"].tolist() == [[1, 0, 1], [0, 0, -1]]  # WRONG is half right; what CHAIN asks follows from nothing in PRODUCT
+    lengths = torch.tensor([[len(RIGHT), len(WRONG), len(CUT)], [len(GUESS), len(SHORT), len(RIGHT)]])
+    assert torch.allclose(found.rewards["length"], -0.01 * lengths) and torch.allclose(found.rewards["overlong"], -(lengths - len(RIGHT) + 10).clamp(0, 10) / 10)
+    paid = found.rewards["outcome"] + found.rewards["process"] / 2
+    assert torch.allclose(found.rewards["paid"], paid)
+    assert torch.allclose(found.rewards["total"], paid + found.rewards["format"] / 4 + found.rewards["length"] + found.rewards["overlong"])
+    assert found.steps == [[]] * 6 and found.places == [0, 1]
+
+
+def test_exact_steps_are_rewarded_where_they_end_and_the_outcome_at_the_last_token():
+    found = judged([CHAIN], [RIGHT, WRONG, CUT, SHORT], exact_steps=True)
+    assert found.steps == [[(G_END, 1.0), (LAST, 1.0)], [(G_END, 1.0), (LAST, -1.0)], [(G_END - 1, 1.0)], []]
+    theirs = judged([CHAIN, PRODUCT], [SHORT, RIGHT, RIGHT, GUESS], exact_steps=True).steps
+    assert theirs == [[], [(G_END, 1.0), (LAST, 1.0)], [(G_END, -1.0), (LAST, -1.0)], []]  # the same steps in answer to another question
+    assert RIGHT[G_END : G_END + 1] == encode("\n") and RIGHT[LAST] == WRONG[LAST] == END_THINK
+    assert found.rewards["paid"].tolist() == found.rewards["total"].tolist() == [[1, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("kind", ["orm", "prm"])
+def test_a_verifiers_last_score_is_paid_and_a_prms_others_reward_steps(kind):
+    model, responses = make_verifier(kind), [RIGHT, WRONG, CUT, GUESS, SHORT, RIGHT]
+    found = judged([CHAIN, PRODUCT], responses, verifier=model)
+    prompts = [render_prompt(p.question) for p in (CHAIN, PRODUCT) for _ in range(3)]
+    ends = [[G_END, LAST], [G_END, LAST], [G_END - 1], [], [], [G_END, LAST]]
+    for row, (prompt, response) in enumerate(zip(prompts, responses)):
+        assert found.rewards["paid"].flatten()[row].item() == pytest.approx(alone(model, prompt, response, len(response) - 1), abs=1e-5)
+        assert [end for end, _ in found.steps[row]] == (ends[row] if kind == "prm" else [])
+        assert [chance for _, chance in found.steps[row]] == pytest.approx([alone(model, prompt, response, end) for end, _ in found.steps[row]], abs=1e-5)
+    assert torch.equal(found.rewards["verifier"], found.rewards["paid"]) and found.rewards["outcome"].tolist() == [[1, 0, 0], [1, 0, 0]]
+    assert found.rewards["verifier"][0, 0] != found.rewards["verifier"][1, 2]  # the same response to another question
+
+
+def test_a_rank_without_questions_judges_nothing_into_the_same_shape():
+    none = Rollout(torch.zeros(0, 1).long(), torch.zeros(0, 1).bool(), torch.zeros(0, 1), torch.zeros(0).bool())
+    for options in ({}, dict(exact_steps=True), dict(verifier=make_verifier("prm"))):
+        found = judge([], none, 4, Scheme(), [], **options)
+        assert all(values.shape == (0, 4) for values in found.rewards.values()) and found.signal.tolist() == [] and found.steps == []
+        assert set(found.rewards) == set(judged([CHAIN], [RIGHT] * 4, **options).rewards)
+
+
+def test_only_groups_judged_unevenly_have_signal_and_penalties_do_not_count():
+    problems = [CHAIN] * 4
+    responses = [RIGHT, RIGHT, RIGHT, SHORT, SHORT, WRONG, WRONG, CUT]
+    assert judged(problems, responses).signal.tolist() == [False, False, True, False]
+    uneven = Scheme(format_weight=1.0, length_penalty=-0.01, overlong_buffer=15, limit=20)
+    found = judged(problems, responses, uneven)
+    assert found.signal.tolist() == [False, False, True, False] and (found.rewards["total"][1:, 0] != found.rewards["total"][1:, 1]).all()
+    assert judged(problems, responses, Scheme(process_weight=0.5)).signal.tolist() == [False, True, True, True]  # what steps add to the pay counts
+
+
+def test_a_group_has_signal_wherever_answers_and_steps_together_were_not_all_paid_alike():
+    """As `token_advantages` has it, which normalises them together."""
+    steps = lambda responses: judged([CHAIN], responses, exact_steps=True).signal.item()
+    assert not steps([RIGHT, RIGHT]) and not steps([SHORT, RIGHT])  # every step and every answer right, however many
+    assert steps([WRONG, WRONG]) and not judged([CHAIN], [WRONG, WRONG]).signal.item()  # one step right, one wrong, in both
+    only_bad = render_response(BAD, "40")
+    assert judged([CHAIN] * 3, [RIGHT, RIGHT, only_bad, only_bad, GUESS, GUESS], exact_steps=True).signal.tolist() == [False, True, False]
+    assert steps([only_bad, only_bad]) and steps([only_bad, CUT])  # a wrong step is paid less than a wrong answer
+
+
+def five_groups():
+    problems = [user_problem(f"Question {i}?", str(i)) for i in range(5)]
+    responses = [render_response("", str(i if g else 9)) if i % 2 else render_response("a\n" * (g + 1) + "b", str(i)) for i in range(5) for g in range(2)]
+    found = judged(problems, responses, exact_steps=True)
+    found.places = [7, 3, 8, 1, 5]
+    return problems, responses, found
+
+
+def test_selected_groups_keep_their_questions_rows_rewards_steps_and_places():
+    problems, responses, found = five_groups()
+    some = found.select([3, 0, 4])
+    assert some.problems == [problems[i] for i in (3, 0, 4)] and some.places == [1, 7, 5] and some.samples == 2
+    assert [some.rollout.response(row) for row in range(6)] == [responses[row] for row in (6, 7, 0, 1, 8, 9)]
+    assert some.rollout.logprobs[:, 0].tolist() == [-7, -8, -1, -2, -9, -10]
+    assert some.rewards["outcome"].tolist() == [[0, 1], [1, 1], [1, 1]] and set(some.rewards) == set(found.rewards)
+    assert some.steps == [found.steps[row] for row in (6, 7, 0, 1, 8, 9)] and [len(steps) for steps in some.steps] == [0, 0, 2, 3, 2, 3]
+    assert torch.equal(some.signal, found.signal[[3, 0, 4]])
+    none = found.select([])
+    assert none.problems == none.steps == none.places == [] and none.rewards["total"].shape == (0, 2) and len(none.rollout.ids) == 0
+
+
+def test_joined_parts_stand_in_their_order_and_are_what_was_cut_apart():
+    _, responses, found = five_groups()
+    parts = [found.select(groups) for groups in ([0, 1], [], [2], [3, 4])]
+    parts[2].rollout = rollout_of(responses[4:6])  # of another length than the others
+    whole = join(parts)
+    assert whole.problems == found.problems and whole.places == found.places and whole.steps == found.steps
+    assert all(torch.equal(whole.rewards[name], found.rewards[name]) for name in found.rewards)
+    assert [whole.rollout.response(row) for row in range(10)] == responses and torch.equal(whole.rollout.ended, found.rollout.ended)
+    assert whole.rollout.logprobs[:, 0].tolist() == [-1, -2, -3, -4, -1, -2, -7, -8, -9, -10]
+    back = join([found.select([4]), found.select([0])])
+    assert back.places == [5, 7] and [back.rollout.response(row) for row in range(4)] == [responses[row] for row in (8, 9, 0, 1)]
+
+
+def test_metrics_of_a_rollout_by_hand():
+    """Three groups of two: all right, one right, none right; what is logged is over all six, or over the three groups."""
+    checked = render_response(f"{GOOD}\nWait, {GOOD}\nCheck: {GOOD_TOO}", "39")
+    responses = [RIGHT, checked, SHORT, WRONG, WRONG, CUT]
+    found = judged([CHAIN] * 3, responses, Scheme(format_weight=0.5, length_penalty=-0.01))
+    row, n = rollout_metrics(found, MACHINE), [len(r) for r in responses]
+    expected = dict(solve_rate=3 / 6, all_right=1 / 3, all_wrong=1 / 3, no_signal=2 / 3, format=5 / 6, length=sum(n) / 6, length_right=sum(n[:3]) / 3,
+                    length_wrong=sum(n[3:]) / 3, truncated=1 / 6, sampled_tokens=sum(n), thinks=5 / 6, verification=1 / 6, self_correction=1 / 6, another_way=0,
+                    reward_total=(3 + 5 / 2 - 0.01 * sum(n)) / 6, reward_outcome=3 / 6, reward_format=5 / 6, reward_length=-0.01 * sum(n) / 6)
+    assert row == pytest.approx(expected, rel=1e-5) and isinstance(row["sampled_tokens"], int)
+    every = Scheme(process_weight=0.5, overlong_buffer=4, limit=99, leaky_outcome_for_hacking_study=True)
+    row = rollout_metrics(judged([CHAIN] * 3, responses, every), MACHINE)
+    assert row["reward_process"] == pytest.approx((1 + 2 / 3 + 1) / 6) and row["reward_overlong"] == 0 and row["reward_leaky"] == pytest.approx(3 / 6)
+
+
+def test_metrics_without_a_right_response_have_no_length_of_right_ones_to_show():
+    row = rollout_metrics(judged([CHAIN], [WRONG, CUT]), MACHINE)
+    assert (row["solve_rate"], row["length_right"], row["all_wrong"], row["no_signal"]) == (0, 0, 1, 1)
+    assert row["length_wrong"] == row["length"] == (len(WRONG) + len(CUT)) / 2
+
+
+@torch.no_grad()
+def test_the_kl_of_a_response_is_the_sum_of_its_tokens_log_ratios():
+    policy, reference, responses = make_tiny(seed=1), make_tiny(seed=2), [RIGHT, WRONG, CUT, GUESS, SHORT, RIGHT]
+    found = judged([CHAIN, PRODUCT], responses)
+    config = SimpleNamespace(row_tokens=64, micro_tokens=64, gradient_accumulation=1, temperature=0.8)
+    prompts = [render_prompt(p.question) for p in (CHAIN, PRODUCT) for _ in range(3)]
+
+    def logprob(model, prompt, response):
+        logits = model(torch.tensor([prompt + response]))[0, len(prompt) - 1 : -1].double() / 0.8
+        return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum().item()
+
+    expected = [logprob(policy, p, r) - logprob(reference, p, r) for p, r in zip(prompts, responses)]
+    kl = sequence_kl(policy, reference, found, config, torch.device("cpu"), False)
+    assert kl.shape == (2, 3) and kl.flatten().tolist() == pytest.approx(expected, abs=1e-3)
+    assert sequence_kl(policy, policy, found, config, torch.device("cpu"), False).abs().max() == 0
+
+
+# Whole runs
+
+
+def numbers_in(value):
+    """Every number of a nested report."""
+    if isinstance(value, dict):
+        return [x for v in value.values() for x in numbers_in(v)]
+    return [x for v in value for x in numbers_in(v)] if isinstance(value, list) else [] if isinstance(value, str) else [value]
+
+
+def run(monkeypatch, tmp_path, *words):
+    """train_grpo.main() on a tiny model for two steps; its metrics."""
+    checkpoint.save(tmp_path / "init.pt", make_tiny(max_len=96))
+    flags = ("--steps 2 --batch-size 8 --num-samples-per-prompt 4 --max-reasoning-tokens 16 --row-tokens 64 --eval-problems 1 --precision fp32 --device cpu "
+             "--families chain")
+    monkeypatch.setattr(sys, "argv", ["train_grpo.py", "--init", str(tmp_path / "init.pt"), "--out", str(tmp_path / "run"), *flags.split(), *map(str, words)])
+    train_grpo.main()
+    return [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def ended_well(tmp_path, rows):
+    """Two steps, finite numbers everywhere, and other weights than before."""
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    before, after = checkpoint.load_model(tmp_path / "init.pt"), checkpoint.load_model(tmp_path / "run" / "ckpt.pt")
+    return ([row["step"] for row in rows] == [0, 1] and report["steps"] == 2 and report["sampled_tokens"] == sum(row["sampled_tokens"] for row in rows)
+            and all(math.isfinite(x) for x in numbers_in([*rows, report])) and all(row["grad_norm"] > 0 for row in rows)
+            and any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters())))
+
+
+@pytest.mark.parametrize("kind", ["orm", "prm"])
+def test_two_steps_on_a_verifiers_scores_log_them_and_change_the_model(tmp_path, monkeypatch, kind):
+    save_verifier(tmp_path / "verifier.pt", make_verifier(kind, max_len=96))
+    rows = run(monkeypatch, tmp_path, "--reward", kind, "--verifier", tmp_path / "verifier.pt")
+    assert ended_well(tmp_path, rows) and all(0 < row["reward_verifier"] < 1 and row["reward_total"] == row["reward_verifier"] for row in rows)
+    assert all(row["solve_rate"] == row["reward_outcome"] == row["no_signal"] == 0 for row in rows)  # nobody is right, and yet there is something to learn
+
+
+def test_two_steps_on_exactly_judged_steps_change_the_model(tmp_path, monkeypatch):
+    """Responses by script, for a random model never writes a right step. No answer is right: there is nothing to learn from but the steps."""
+
+    def scripted(model, prompts, count, *rest, **options):
+        responses = []
+        for prompt in prompts:
+            a, b = map(int, re.findall("[0-9]+", decode(prompt)))
+            responses += [render_response(f"{a} * {b} = {step}", str(answer)) for step in (a * b, a * b + 1) for answer in (a * b + 1, a * b + 2)]
+        return rollout_of(responses)
+
+    monkeypatch.setattr(experience, "generate", scripted)
+    rows = run(monkeypatch, tmp_path, "--reward", "exact-process", "--families", "multiplication", "--level", "1")
+    assert ended_well(tmp_path, rows) and not any("reward_verifier" in row or "reward_process" in row for row in rows)
+    assert all(row["solve_rate"] == row["reward_total"] == row["no_signal"] == 0 for row in rows)
+
+
+def test_a_run_refuses_a_verifier_to_start_from_or_one_of_another_kind_and_leaves_nothing(tmp_path, monkeypatch):
+    save_verifier(tmp_path / "orm.pt", make_verifier("orm", max_len=96))
+    for words, complaint in ((["--init", tmp_path / "orm.pt"], "cannot write"), (["--reward", "prm", "--verifier", tmp_path / "orm.pt"], "prm is wanted"),
+                             (["--reward", "orm", "--verifier", tmp_path / "init.pt"], "a language model"), (["--reward", "orm"], "do not go together"),
+                             (["--verifier", tmp_path / "orm.pt"], "do not go together")):
+        with pytest.raises(UserError, match=complaint):
+            run(monkeypatch, tmp_path, *words)
+    assert not (tmp_path / "run").exists()
