@@ -67,7 +67,7 @@ class Config:
     inner_epochs: int = flag(1, "passes over each rollout", low=1)
     learning_rate: float = flag(3e-4, "peak learning rate of AdamW", low=0)
     warmup_steps: int = flag(2, "steps in which the rate climbs", low=0)
-    grad_clip: float = flag(1.0, "largest norm of the gradient", low=0)
+    grad_clip: float = flag(1.0, "largest norm of the gradient; 0: no limit", low=0)
     row_tokens: int = flag(128, "length of a packed row of the update", low=16)
     micro_tokens: int = flag(4096, "most tokens in one forward pass of one rank", low=64)
     gradient_accumulation: int = flag(1, "forward passes to split a minibatch into at least; the numbers stay the same", low=1)
@@ -95,8 +95,8 @@ PRESETS = {
                         reward="outcome", length_penalty=-0.001, batch_size=256, gradient_accumulation=4, warmup_steps=100, steps=4000, micro_tokens=16_384),
 }
 PAPERS = {  # what --loss brings; MiniMax-M1 leaves the lower side open and names no number for the upper: ours is ScaleRL's (2510.13786), weights up to 5
-    "grpo": dict(advantage="mean-std", clip_ratio=0.2, clip_high=0.2),
-    "dr-grpo": dict(advantage="mean", clip_ratio=0.2, clip_high=0.2),
+    "grpo": dict(advantage="mean-std", clip_ratio=0.2, clip_high=-1.0),
+    "dr-grpo": dict(advantage="mean", clip_ratio=0.2, clip_high=-1.0),
     "dapo": dict(advantage="mean-std", clip_ratio=0.2, clip_high=0.28),
     "gspo": dict(advantage="mean-std", clip_ratio=3e-4, clip_high=4e-4),
     "cispo": dict(advantage="mean-std", clip_ratio=0.0, clip_high=4.0),
@@ -162,13 +162,13 @@ def policy_loss(logp, old_logp, ref_logp, advantage, weight, response, loss="grp
 
     grpo, dr-grpo, dapo   gain = min(r A, clip(r) A)          DeepSeekMath 2402.03300 eq. 3, Dr. GRPO 2503.20783 sec. 3.2, DAPO 2503.14476 eq. 8:
                                                               they differ in weights, advantages and clip
-    gspo                  so, r = sg(s) pi / sg(pi), s = exp(mean of log pi / pi_old over the response)   GSPO 2507.18071 eq. 5; advantages by token: eq. 13
+    gspo                  the same with r = sg(s) pi / sg(pi), s = exp(mean of log pi / pi_old over the response)   GSPO 2507.18071 eq. 5, by token eq. 13
     cispo                 gain = sg(clip(r)) A log pi         MiniMax-M1 2506.13585 eq. 4: no token ever loses its gradient
 
-    KL of the policy to the reference, x = log pi / pi_ref (Schulman, "Approximating KL divergence", 2020):
-    k1 = x             unbiased; as a loss its gradient is 0 on average, so it is no loss here but lowers rewards (`sequence_kl`), where its gradient is exact
+    KL of the policy to the reference, x = log pi / pi_ref (Schulman, "Approximating KL divergence", 2020); off-policy no ratio corrects it:
+    k1 = x             unbiased; as a loss its gradient is 0 on average, so it is no loss here but lowers advantages (`sequence_kl`), where its gradient is right
     k2 = x^2 / 2       biased as a value; its gradient is that of the KL of each token's distribution, exactly, on-policy, earlier tokens held fixed
-    k3 = e^-x - 1 + x  unbiased and never negative; its gradient is that of the reversed KL(ref || policy): biased, right to first order near the reference
+    k3 = e^-x - 1 + x  unbiased, never negative; its gradient, on-policy, is that of the reversed KL(ref || policy): biased, right to first order near the reference
 
     Returns the scalar loss, and the share of clipped tokens and the mean k3 (whatever `kl` is), both weighted like the loss.
     """
@@ -194,14 +194,14 @@ def update(model, reference, optimizer, experience, advantages, config, machine,
     """Optimizer steps on one Experience: `minibatches` parts by whole groups, `inner_epochs` times over. advantages: (N, L).
 
     Old log-probabilities are taken once, before the first step, on the very micro-batches that are then trained on, so that the first ratio is
-    exactly 1. Responses without signal are left out where no KL asks for them: their gradient is zero. Returns means over the tokens trained on.
+    exactly 1. Responses whose gradient is zero, for want of signal and of a KL, are left out. Returns means over the tokens trained on, None if there are none.
     """
     G, device, rollout, parts = config.num_samples_per_prompt, machine.device, experience.rollout, []
     for part in range(config.minibatches):
         rows = [p * G + g for p, place in enumerate(experience.places) if place % config.minibatches == part for g in range(G)]
         total, tokens = machine.total(len(rows)), machine.total(rollout.lengths[rows].sum())
         weight = token_weights(config.loss, rollout.lengths, total, tokens, config.max_reasoning_tokens).expand(rollout.ids.shape)
-        useful = [row for row in rows if reference is not None or advantages[row].any()]
+        useful = [row for row in rows if config.kl in ("k2", "k3") or advantages[row].any()]
         parts.append(experience.micro_batches(useful, dict(advantage=advantages, weight=weight, sampled=rollout.logprobs), config, device))
     sums = dict.fromkeys(("loss", "clip_fraction", "kl", "entropy", "sampler_gap", "weight"), 0.0)
     with torch.no_grad(), autocast(device, bf16):
@@ -221,12 +221,12 @@ def update(model, reference, optimizer, experience, advantages, config, machine,
             for name, value in dict(loss=loss, clip_fraction=clipped, kl=kl, entropy=(weight * entropy).sum(), sampler_gap=gap, weight=weight.sum()).items():
                 sums[name] += value.item()
         machine.sum_gradients(model)
-        grad_norm += torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], config.grad_clip).item()
+        grad_norm += torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], config.grad_clip or torch.inf).item()
         optimizer.step()
         optimizer.zero_grad()
     sums = {name: machine.total(value) for name, value in sums.items()}
-    scale = max(sums.pop("weight"), 1e-9)  # the share of tokens that carried a loss, weighted, summed over parts and epochs
-    return {name: value / scale for name, value in sums.items()} | dict(grad_norm=grad_norm / (config.minibatches * config.inner_epochs))
+    scale = sums.pop("weight")  # the share of tokens that carried a loss, weighted, summed over parts and epochs
+    return {name: value / scale if scale else None for name, value in sums.items()} | dict(grad_norm=grad_norm / (config.minibatches * config.inner_epochs))
 
 
 def check_config(config, machine):
@@ -236,7 +236,7 @@ def check_config(config, machine):
     if config.batch_size % config.num_samples_per_prompt:
         raise UserError(f"--batch-size {config.batch_size} is no multiple of --num-samples-per-prompt {config.num_samples_per_prompt}")
     if config.prompts < machine.world * config.minibatches:
-        raise UserError(f"--batch-size {config.batch_size} holds {config.prompts} questions, too few for {machine.world} ranks and {config.minibatches} minibatches")
+        raise UserError(f"--batch-size {config.batch_size} makes too few questions ({config.prompts}); with {machine.world} x {config.minibatches} (ranks x minibatches) each needs one")
     if (config.reward in ("orm", "prm")) != bool(config.verifier):
         raise UserError(f"--reward {config.reward} and --verifier {config.verifier or '(none)'} do not go together: orm and prm need a verifier, nothing else takes one")
     if config.overlong_buffer > config.max_reasoning_tokens:
@@ -255,14 +255,15 @@ def announce(model, reference, config, machine, bf16):
 def train(config, machine):
     """The whole run; returns the report that is also written to --out."""
     check_config(config, machine)
-    state = checkpoint.load(Path(config.out) / "ckpt.pt" if config.resume else config.init, machine.device)
+    state = checkpoint.load(Path(config.out) / "ckpt.pt" if config.resume else config.init)
     if config.resume and ("run" not in state or (config.kl == "none") != (state["reference"] is None)):
         raise UserError(f"--resume: {config.out} holds no run of train_grpo.py, or one that differs in --kl")
     model = checkpoint.build_model(state, machine.device)
     if config.row_tokens > model.config.max_len:
         raise UserError(f"--row-tokens {config.row_tokens} is longer than the model's context of {model.config.max_len}")
-    questions = Questions(config.families, config.level, config.data, config.seed, model.config.max_len - config.max_reasoning_tokens)
     verifier = load_verifier(config.verifier, config.reward, machine.device) if config.verifier else None
+    context = min(net.config.max_len for net in (model, verifier or model))
+    questions = Questions(config.families, config.level, config.data, config.seed, context - config.max_reasoning_tokens)
     out = prepare_out(config.out, config, config.resume, machine)
     reference = None if config.kl == "none" else copy.deepcopy(model).requires_grad_(False)
     net = torch.compile(model, dynamic=True) if config.compile and machine.device.type != "cpu" else model
@@ -301,9 +302,9 @@ def train(config, machine):
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
         experience, row = sample_groups(policy, config, questions, step, machine, verifier)
         rolled = time.time()
-        if config.kl == "k1":
-            experience.rewards["total"] -= config.kl_coef * sequence_kl(model, reference, experience, config, machine.device, bf16)
         advantages = token_advantages(experience.rewards["total"], experience.steps, experience.rollout.lengths, config.advantage)
+        if config.kl == "k1":
+            advantages -= config.kl_coef * sequence_kl(model, reference, experience, config, machine.device, bf16)
         row |= update(net, reference, optimizer, experience, advantages, config, machine, bf16)
         sampler(model, bf16, policy)
         row |= dict(rollout_seconds=rolled - begun, update_seconds=time.time() - rolled)
@@ -316,11 +317,10 @@ def train(config, machine):
         advise(row, run["silent"], machine)
         metrics.log(step=step, **row)
         bar.show(step, f"solved {row['solve_rate']:.2f}  length {row['length']:.1f}  thinks {row['thinks']:.2f}  no signal {row['no_signal']:.2f}")
-        stop = interrupt.agreed(machine)
-        if run["step"] % config.save_every == 0 or stop:
+        if run["step"] % config.save_every == 0:
             save()
-        if stop:
-            interrupt.leave(run["step"], machine)
+        if interrupt.agreed(machine):
+            save(), interrupt.leave(run["step"], machine)
     bar.close(), interrupt.close()
     if validation and run["step"] not in run["checks"]:
         validate()

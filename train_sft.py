@@ -171,7 +171,7 @@ def train_step(model, optimizers, rows, index, config, machine, bf16):
 def train(config, machine):
     """Run the whole stage; returns the report that is also written to --out."""
     out = prepare_out(config.out, config, config.resume, machine)
-    state = checkpoint.load(out, machine.device) if config.resume else checkpoint.load(config.init, machine.device) if config.init else None
+    state = checkpoint.load(out if config.resume else config.init) if config.resume or config.init else None
     if state:
         model = checkpoint.build_model(state, machine.device)
     else:

@@ -16,12 +16,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from nanoreason import checkpoint, plots
-from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, progress, run_script, say, start_machine, write_json
+from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, progress, read_metrics, run_script, say, start_machine, write_json
 from nanoreason.evaluate import accuracy, behaviours, collect, held_out_problems, pass_at_k
 from nanoreason.experience import Experience, token_logprobs
 from nanoreason.generate import generate, sampler
@@ -81,20 +82,35 @@ def folder(config, row, seed):
     return Path(config.out) / config.study / f"{row.replace(' ', '-')}-{seed}"
 
 
+def flags_of(config, row, seed):
+    """{field of train_grpo.Config: value} of one run."""
+    flags = dict(init="COLD", token_budget=config.tokens, steps=10_000, eval_every=0) | STUDIES[config.study][row]
+    return flags | dict(init={"COLD": config.cold, "BASE": config.base}[flags["init"]], out=str(folder(config, row, seed)), seed=seed)
+
+
 def command(config, row, seed):
     """The shell words of one run, as a user would type them in the repository."""
-    flags = dict(init="COLD", token_budget=config.tokens, steps=10_000, eval_every=0) | STUDIES[config.study][row]
-    flags = flags | dict(init={"COLD": config.cold, "BASE": config.base}[flags["init"]], out=folder(config, row, seed), seed=seed)
     words = ["train_grpo.py"]
-    for name, value in flags.items():
+    for name, value in flags_of(config, row, seed).items():
         words += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
     return words
+
+
+def finished(config, row, seed):
+    """Whether a run is trained and measured. Raises UserError for one that was made with other settings than these."""
+    out, wanted = folder(config, row, seed), flags_of(config, row, seed)
+    made = {path.name: json.loads(path.read_text()) for path in (out / "config.json", out / "measured.json") if path.exists()}
+    other = [name for name, value in wanted.items() if made.get("config.json", wanted)[name] != value]
+    wanted = dict(problems=config.problems * len(FAMILIES), samples=config.samples)
+    if other := other + [name for name, value in wanted.items() if made.get("measured.json", wanted)[name] != value]:
+        raise UserError(f"{out} was made with another {other[0].replace('_', '-')}; choose another --out, or remove it")
+    return "measured.json" in made
 
 
 def execute(config, row, seed):
     """Train and measure one run, unless it is done. Two at once on two cores, a thread each, get more done than one after another."""
     out, threads = folder(config, row, seed), str(max(1, (os.cpu_count() or 1) // config.workers))
-    if (out / "measured.json").exists():
+    if finished(config, row, seed):
         return
     environment = dict(os.environ, OMP_NUM_THREADS=threads, PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
     measure = ["-m", "nanoreason.ablations", "--measure", out, "--study", config.study, "--problems", config.problems, "--samples", config.samples]
@@ -108,18 +124,19 @@ def execute(config, row, seed):
 
 @torch.no_grad()
 def measure(config):
-    """Figures of a run's last checkpoint, to measured.json: greedy and sampled accuracy, pass@k, and mean length and exact entropy of the samples."""
-    machine, out, settings = start_machine(), Path(config.measure), json.loads((Path(config.measure) / "config.json").read_text())
+    """Figures of a run's last checkpoint, to measured.json: greedy and sampled accuracy, pass@k, and mean length and exact entropy of the samples,
+    all at the run's own limit of tokens."""
+    machine, out = start_machine(), Path(config.measure)
     model = checkpoint.load_model(out / "ckpt.pt", machine.device)
     policy = sampler(model, choose_bf16("auto", machine))
     problems = held_out_problems(FAMILIES, (1, 2), config.problems, "val" if config.study == "tuning" else "test")
-    greedy = collect(policy, problems, 1, 0.0, 400, seed=0)
-    G, limit = config.samples, settings["max_reasoning_tokens"]
+    G, limit = config.samples, json.loads((out / "config.json").read_text())["max_reasoning_tokens"]
+    greedy = collect(policy, problems, 1, 0.0, limit, seed=0)
     rollout = generate(policy, [render_prompt(p.question) for p in problems], G, limit, 1.0, generator(0, "ablations")).cpu()
     responses = [parse_response(rollout.response(row)) for row in range(len(rollout.ids))]
     right = torch.tensor([outcome_reward(problems[row // G], r) for row, r in enumerate(responses)]).view(-1, G)  # (P, G)
     nats, tokens, view = 0.0, 0, Experience(problems, rollout, dict(total=right), [], [])
-    settings = type("Settings", (), dict(row_tokens=128, micro_tokens=16_384, gradient_accumulation=1))
+    settings = SimpleNamespace(row_tokens=128, micro_tokens=16_384, gradient_accumulation=1)
     for micro in view.micro_batches(range(len(responses)), {}, settings, machine.device):
         entropy = token_logprobs(policy, micro, 1.0, with_entropy=True)[1]
         nats, tokens = nats + float(entropy.sum()), tokens + len(entropy)
@@ -146,9 +163,10 @@ def collect_table(config, seeds):
     for row in wanted_rows(config):
         measured = [json.loads((folder(config, row, seed) / "measured.json").read_text()) for seed in seeds]
         reports = [json.loads((folder(config, row, seed) / "report.json").read_text()) for seed in seeds]
+        steps = [read_metrics(folder(config, row, seed) / "metrics.jsonl") for seed in seeds]
         table[row] = dict(sampled=[100 * m["sampled"] for m in measured], greedy=[100 * m["greedy"]["acc"] for m in measured], coverage=[100 * m["coverage"] for m in measured],
                           length=[m["length"] for m in measured], entropy=[m["entropy"] for m in measured], steps=[r["steps"] for r in reports],
-                          seconds=[r["seconds"] for r in reports], tokens=[r["sampled_tokens"] for r in reports])
+                          seconds=[sum(s["rollout_seconds"] + s["update_seconds"] for s in rows) for rows in steps], tokens=[r["sampled_tokens"] for r in reports])
     return table
 
 
@@ -173,8 +191,8 @@ def main():
         seeds = [int(seed) for seed in config.seeds.split(",")]
     except ValueError:
         raise UserError(f"--seeds {config.seeds}: whole numbers separated by commas are wanted") from None
-    for row in wanted_rows(config):
-        checkpoint.load(config.base if STUDIES[config.study][row].get("init") == "BASE" else config.cold)
+    for path in {flags_of(config, row, 0)["init"] for row in wanted_rows(config)}:
+        checkpoint.load(path)
     jobs = [(row, seed) for seed in seeds for row in wanted_rows(config)]
     bar = progress(len(jobs), config.study)
 

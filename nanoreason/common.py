@@ -370,15 +370,26 @@ def say(text, machine=None):
         sys.stdout.flush()
 
 
+# what a resumed run may do otherwise and still give the same numbers: where and how long it runs, and how it splits its work
+FREE_TO_CHANGE = {"resume", "init", "out", "device", "precision", "compile", "steps", "max_steps", "token_budget", "save_every", "micro_tokens", "gradient_accumulation",
+                  "checkpoint_activations"}
+
+
 def prepare_out(out, config, resume, machine=None):
-    """Make --out and write config.json. An existing run is only continued on purpose: else UserError, and nothing is touched."""
-    out = Path(out)
+    """Make --out and write config.json. An existing run is only continued on purpose, and only with the flags it began with: else UserError, and
+    nothing is touched."""
+    out, wanted = Path(out), dataclasses.asdict(config)
     if (out / "ckpt.pt").exists() and not resume:
         raise UserError(f"--out {out} already holds a run; continue it with --resume or choose another folder")
+    if resume and (out / "config.json").exists():
+        old = json.loads((out / "config.json").read_text())
+        if other := [name for name in wanted if name not in FREE_TO_CHANGE and old.get(name, wanted[name]) != wanted[name]]:
+            raise UserError(f"--resume: the run in {out} began with other flags: " + ", ".join(f"--{name.replace('_', '-')} {old[name]}" for name in other))
+        wanted["init"] = old.get("init", wanted.get("init"))
     if machine is None or machine.main:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            write_json(out / "config.json", dataclasses.asdict(config))
+            write_json(out / "config.json", wanted)
         except OSError as error:
             raise UserError(f"cannot write to --out {out}: {error.strerror}") from None
     return out

@@ -36,8 +36,8 @@ class Experience:
 
     @property
     def signal(self):
-        """(P,) bool: not all that the group's responses and their steps were paid is equal. Penalties do not count: a group in which every answer
-        is wrong should teach to answer rightly, not briefly."""
+        """(P,) bool: not all that the group's responses and their steps were paid is equal. Penalties of length do not count: a group in which every
+        answer is wrong should not be kept to teach brevity."""
         G, paid = self.samples, self.rewards["paid"].tolist()
         steps = [[value for row in self.steps[p * G : (p + 1) * G] for _, value in row] for p in range(len(paid))]
         return torch.tensor([len({*own, *of_steps}) > 1 for own, of_steps in zip(paid, steps)], dtype=torch.bool)
@@ -152,12 +152,14 @@ def token_logprobs(model, micro, temperature, with_entropy=False):
 
 @torch.no_grad()
 def sequence_kl(model, reference, experience, config, device, bf16):
-    """k1 of whole responses: sum over tokens of log pi / pi_ref, (P, G). In the reward, `r - kl_coef * k1`, it makes the policy gradient that of reward
-    minus KL, future tokens included (the form of InstructGPT, 2203.02155)."""
+    """k1 of whole responses, the sum over tokens of log pi / pi_ref, less its mean over the group: (N, 1), what kl_coef times is taken off the
+    advantages of all tokens. That is a reward of r - kl_coef * k1 (InstructGPT 2203.02155) whose KL the group's std does not rescale: groups that are
+    all right or all wrong have no other spread. With constant token weights (dr-grpo) its gradient is that of the KL of whole responses."""
     N, L = experience.rollout.ids.shape
     k1 = torch.zeros(N)
     for micro in experience.micro_batches(range(N), dict(row=torch.arange(N)[:, None].expand(N, L)), config, device):
         with autocast(device, bf16):
             logp, ref = (token_logprobs(net, micro, config.temperature)[0] for net in (model, reference))
         k1.index_add_(0, micro["row"].cpu(), (logp - ref).cpu())
-    return k1.view(experience.rewards["total"].shape)
+    k1 = k1.view(experience.rewards["total"].shape)  # (P, G)
+    return (k1 - k1.mean(1, keepdim=True)).view(-1, 1)

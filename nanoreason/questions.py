@@ -12,6 +12,7 @@ from nanoreason.tasks import FAMILIES, LEVELS, draw_problem
 from nanoreason.tokenizer import render_prompt
 
 BAND = (0.2, 0.6)  # solve rates that `--level auto` aims for: in the middle of it, a group is most likely to hold right and wrong responses
+TRIES = 100  # draws of a question that fits the model
 GAIN = 0.5  # levels a step and unit of solve rate
 
 
@@ -28,42 +29,45 @@ class Questions:
     room: most tokens of a prompt. Raises UserError for a family or level that does not exist, or an unusable file."""
 
     def __init__(self, families, level, data="", seed=0, room=1 << 30):
-        self.families, self.seed, self.auto = families.split(","), seed, level == "auto"
+        self.families, self.seed, self.auto, self.room = [name.strip() for name in families.split(",")], seed, level == "auto", room
         for family in self.families:
             if family not in FAMILIES:
                 raise UserError(f"--families: there is no family {family!r}; there are {', '.join(FAMILIES)}")
         if self.auto and data:
             raise UserError("--level auto needs generated questions; those of --data have no level")
-        if not self.auto and not all(part.strip().isdigit() and int(part) in LEVELS for part in level.split(",")):
+        if not self.auto and not all(part.strip().isdecimal() and int(part) in LEVELS for part in level.split(",")):
             raise UserError(f"--level {level}: levels are whole numbers from 1 to 5, separated by commas, or auto")
         self.levels = LEVELS if self.auto else tuple(int(part) for part in level.split(","))
         self.difficulty = dict.fromkeys(self.families, 1.0)
         self.own = read_problems(data) if data else None
         if self.own and not self.own["train"]:
             raise UserError(f"--data {data}: all its questions fall into the tenth that is kept for validation; more rows are needed")
-        self.room = room
-        self._fitting(self.own["train"] + self.own["val"] if self.own else [])
+        if room < 1:
+            raise UserError(f"--max-reasoning-tokens leaves no room for questions: it should be at least {1 - room} less")
+        if long := [p for p in (self.own["train"] + self.own["val"] if self.own else []) if not self._fits(p)]:
+            raise UserError(f"--data {data}: a question of {max(len(render_prompt(p.question)) for p in long)} tokens; --max-reasoning-tokens leaves {room} for questions")
 
-    def _fitting(self, problems):
-        """The problems, none too long for the model. Raises UserError for one that is."""
-        longest = max((len(render_prompt(p.question)) for p in problems), default=1)
-        if longest > self.room:
-            raise UserError(f"--max-reasoning-tokens leaves {max(self.room, 0)} tokens of the model's context for questions; {longest} are needed")
-        return problems
+    def _fits(self, problem):
+        return len(render_prompt(problem.question)) <= self.room
 
     def draw(self, step, attempt, count):
         """`count` training problems, over all ranks."""
         rng = random.Random(seed_for(self.seed, "questions", step, attempt))
-        return [rng.choice(self.own["train"]) for _ in range(count)] if self.own else self._fitting([self._generated(rng) for _ in range(count)])
+        return [rng.choice(self.own["train"]) if self.own else self._generated(rng) for _ in range(count)]
 
     def _generated(self, rng):
-        family = rng.choice(self.families)
-        if self.auto:
-            whole, part = divmod(self.difficulty[family], 1)
-            level = int(whole) + (rng.random() < part)
-        else:
-            level = rng.choice(self.levels)
-        return draw_problem(family, level, rng, "train")
+        """One problem; those whose question is too long for the model are drawn again. Raises UserError where that leads nowhere."""
+        for _ in range(TRIES):
+            family = rng.choice(self.families)
+            if self.auto:
+                whole, part = divmod(self.difficulty[family], 1)
+                level = int(whole) + (rng.random() < part)
+            else:
+                level = rng.choice(self.levels)
+            problem = draw_problem(family, level, rng, "train")
+            if self._fits(problem):
+                return problem
+        raise UserError(f"--max-reasoning-tokens leaves {self.room} tokens for questions, and {TRIES} generated ones in a row are longer")
 
     def adapt(self, problems, right, machine):
         """Move the curriculum by one step. problems: P of this rank; right: (P, G) bool, which responses were."""
@@ -76,7 +80,7 @@ class Questions:
 
     def validation(self, count):
         """Problems to select a checkpoint on: `count` of each family, shared out over the levels, or of the user's own."""
-        return self.own["val"][:count] if self.own else self._fitting(held_out_problems(self.families, self.levels, count, "val"))
+        return self.own["val"][:count] if self.own else [p for p in held_out_problems(self.families, self.levels, count, "val") if self._fits(p)]
 
 
 NO_SIGNAL = 10  # steps in a row in which nothing could be learned, until the run says so

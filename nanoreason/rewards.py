@@ -44,7 +44,7 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Reward:
-    """total = paid + format_weight * format + length + overlong; paid = outcome + process_weight * process, with the verifier's score or the leaky
+    """total = paid + length + overlong; paid = outcome + format_weight * format + process_weight * process, with the verifier's score or the leaky
     judge's verdict in the outcome's place where they are asked for. `parts` are kept for the logs."""
 
     total: float
@@ -122,10 +122,10 @@ def group_rewards(problem, group, scheme=Scheme(), scores=None):
         if scheme.process_weight:
             parts["process"] = process_reward(problem, response, scheme.process_form)
             paid += scheme.process_weight * parts["process"]
+        paid += scheme.format_weight * parts["format"]
         if scheme.overlong_buffer:
             parts["overlong"] = overlong_penalty(len(ids), scheme.limit, scheme.overlong_buffer)
-        total = paid + scheme.format_weight * parts["format"] + length[i] + parts.get("overlong", 0.0)
-        rewards.append(Reward(total, paid, parts))
+        rewards.append(Reward(paid + length[i] + parts.get("overlong", 0.0), paid, parts))
     return rewards
 
 

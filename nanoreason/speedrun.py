@@ -135,8 +135,8 @@ def stage_figures(out, name, log):
 
 
 def ends(rows, key, k=5):
-    """Mean of a metric over the first k and the last k steps."""
-    values = [r[key] for r in rows]
+    """Mean of a metric over the first k and the last k steps that have it."""
+    values = [r[key] for r in rows if r[key] is not None] or [0.0]
     return [round(float(np.mean(values[:k])), 3), round(float(np.mean(values[-k:])), 3)]
 
 

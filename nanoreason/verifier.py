@@ -27,7 +27,7 @@ class Verifier(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"a verifier is one of {', '.join(KINDS)}, not {kind!r}")
-        self.kind, self.gpt, self.score = kind, GPT(config), nn.Linear(config.n_embd, 1)
+        self.config, self.kind, self.gpt, self.score = config, kind, GPT(config), nn.Linear(config.n_embd, 1)
 
     def forward(self, tokens, doc_start, select):
         """Logits (M,) at the places `select` (M,) of the flattened tokens (B, T): sigmoid of one is the chance of being right so far."""
@@ -45,7 +45,7 @@ def save_verifier(path, verifier, **state):
 
 def load_verifier(path, kind, device="cpu"):
     """Verifier of this kind from a checkpoint or run folder, in eval mode, frozen. Raises UserError, also for a model that writes."""
-    state = checkpoint.load(path, device)
+    state = checkpoint.load(path)
     if state.get("verifier") != kind:
         found = "a verifier of kind " + state["verifier"] if state.get("verifier") else "a language model"
         raise UserError(f"--verifier {path} is {found}; {kind} is wanted")
@@ -65,8 +65,8 @@ def scores(verifier, prompts, responses):
         return []
     device, examples = verifier.score.weight.device, [Example(prompt + response, len(prompt)) for prompt, response in zip(prompts, responses, strict=True)]
     T = max(len(e.ids) for e in examples)
-    if T > verifier.gpt.config.max_len:
-        raise UserError(f"the verifier's context of {verifier.gpt.config.max_len} tokens is too short for a question and its response of {T}")
+    if T > verifier.config.max_len:
+        raise UserError(f"the verifier's context of {verifier.config.max_len} tokens is too short for a question and its response of {T}")
     ends = [(step_ends(r) if verifier.kind == "prm" else []) + [len(r) - 1] for r in responses]
     rows, found = pack(examples, T), [None] * len(responses)
     at_once = max(1, PASS_TOKENS // T)

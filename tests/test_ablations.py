@@ -66,7 +66,8 @@ def write_run(config, row, seed, sampled, greedy, coverage, length, entropy, ste
     out.mkdir(parents=True)
     measured = dict(sampled=sampled, greedy=dict(acc=greedy, n=10, ci=[0, 1]), coverage=coverage, length=length, entropy=entropy, behaviours={})
     (out / "measured.json").write_text(json.dumps(measured))
-    (out / "report.json").write_text(json.dumps(dict(steps=steps, seconds=seconds, sampled_tokens=tokens)))
+    (out / "report.json").write_text(json.dumps(dict(steps=steps, seconds=1.0, sampled_tokens=tokens)))  # its seconds count from the last resumption
+    (out / "metrics.jsonl").write_text("".join(json.dumps(dict(step=i, rollout_seconds=0.75 * seconds / 2, update_seconds=0.25 * seconds / 2)) + "\n" for i in range(2)))
 
 
 def test_the_table_shows_mean_and_standard_deviation_over_seeds_of_what_the_runs_left(tmp_path):
@@ -151,6 +152,11 @@ def test_a_study_of_two_rows_trains_measures_and_draws_and_starts_nothing_again(
     (out / "dr-grpo-3" / "measured.json").unlink()
     ablations.main()
     assert [w[0] for w in spawned.words[4:]] == ["-m"]  # trained already, only measured
+    for more, other in (("--tokens 101", "token-budget"), ("--problems 2", "problems"), ("--samples 3", "samples"), (f"--cold {tmp_path / 'base'}", "init")):
+        monkeypatch.setattr(sys, "argv", sys.argv[:17] + more.split())
+        with pytest.raises(UserError, match=f"was made with another {other}; choose another --out, or remove it"):
+            ablations.main()
+    assert len(spawned.words) == 5
 
 
 def test_a_run_that_was_stopped_is_resumed_and_one_that_fails_says_why(tmp_path, monkeypatch):

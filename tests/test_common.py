@@ -99,7 +99,7 @@ def test_each_loss_brings_its_papers_advantage_and_clip():
     parse = lambda text: parse_config(train_grpo.Config, text.split(), presets=train_grpo.PRESETS, brings={"loss": train_grpo.PAPERS})
     read = lambda text: [getattr(parse(text), name) for name in ("loss", "advantage", "clip_ratio", "clip_high")]
     assert [read(f"--loss {loss}") for loss in ("grpo", "dr-grpo", "dapo", "gspo", "cispo")] == [
-        ["grpo", "mean-std", 0.2, 0.2], ["dr-grpo", "mean", 0.2, 0.2], ["dapo", "mean-std", 0.2, 0.28], ["gspo", "mean-std", 3e-4, 4e-4], ["cispo", "mean-std", 0.0, 4.0]]
+        ["grpo", "mean-std", 0.2, -1.0], ["dr-grpo", "mean", 0.2, -1.0], ["dapo", "mean-std", 0.2, 0.28], ["gspo", "mean-std", 3e-4, 4e-4], ["cispo", "mean-std", 0.0, 4.0]]
     assert read("") == ["grpo", "mean-std", 0.2, -1.0] and read("--clip-ratio 0") == ["grpo", "mean-std", 0.0, -1.0]
     assert read("--loss dapo --clip-high 0.5 --advantage mean") == ["dapo", "mean", 0.2, 0.5]
     assert read("--preset deepseek-r1 --loss gspo") == ["gspo", "mean-std", 3e-4, 4e-4] and parse("--preset deepseek-r1 --loss gspo").learning_rate == 1e-6
@@ -291,8 +291,10 @@ def test_an_existing_run_is_continued_only_on_purpose(tmp_path):
     with pytest.raises(UserError):
         prepare_out(out, Config(num_steps=5), resume=False)
     assert (out / "ckpt.pt").read_bytes() == b"weights" and json.loads((out / "config.json").read_text())["num_steps"] == 4
-    prepare_out(out, Config(num_steps=6), resume=True)
-    assert json.loads((out / "config.json").read_text())["num_steps"] == 6
+    prepare_out(out, Config(num_steps=4), resume=True)
+    with pytest.raises(UserError, match="--resume: the run in .* began with other flags: --num-steps 4$"):
+        prepare_out(out, Config(num_steps=6), resume=True)
+    assert json.loads((out / "config.json").read_text())["num_steps"] == 4
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError):
         prepare_out(tmp_path / "file", Config(), resume=False)

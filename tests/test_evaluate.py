@@ -15,6 +15,7 @@ from nanoreason.common import generator
 from nanoreason.evaluate import Sample, accuracy, behaviours, by_family, collect, greedy_accuracy, interval_of_mean, pass_at_k, scaling, vote_at, wilson
 from nanoreason.generate import Rollout
 from nanoreason.search import METHODS, canonical, vote_scores
+from nanoreason.speedrun import ends
 from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, split_of
 from nanoreason.tokenizer import END, END_THINK, PAD, THINK, Response, encode, parse_response, render_prompt, render_response
 
@@ -244,14 +245,16 @@ def last_five(values):
 
 @pytest.mark.parametrize("kl", [0.0, 0.25])
 def test_rl_figures_draw_every_step_and_the_mean_of_the_last_five(tmp_path, monkeypatch, kl):
+    """A step that trained on nothing has no entropy, and leaves a gap of its own there."""
     drawn, runs = Drawn(monkeypatch), {"zero": rl_rows(9, 0), "cold": rl_rows(4, 1, kl)}
+    runs["zero"][3] |= dict(entropy=None, kl=None, sampler_gap=None)
     plots.rl_figures(runs, tmp_path)
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") and (tmp_path / name).stat().st_size > 5000 for name in ("rl.png", "behaviours.png"))
     panels = drawn.figures["rl.png"].axes
     for axis, key in zip(panels, ("solve_rate", "length", "thinks", "no_signal", "entropy", "kl" if kl else "sampler_gap"), strict=True):
         expected = []
         for rows in runs.values():
-            steps, values = [r["step"] for r in rows], [r[key] for r in rows]
+            steps, values = [r["step"] for r in rows if r[key] is not None], [r[key] for r in rows if r[key] is not None]
             expected += [(steps, values), (steps, pytest.approx(last_five(values)))]
         assert curves(axis) == expected, key
     assert [text.get_text() for text in panels[0].get_legend().get_texts()] == ["zero", "cold"]
@@ -264,9 +267,11 @@ def test_rl_figures_draw_every_step_and_the_mean_of_the_last_five(tmp_path, monk
         assert curves(left) == [*shares, ([], [])] and curves(right) == [(steps, pytest.approx(last_five([r["length"] for r in rows])))]
 
 
-def test_a_run_of_one_step_can_be_drawn(tmp_path):
-    plots.rl_figures({"short": rl_rows(1, 0)}, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"rl.png", "behaviours.png"}
+def test_a_run_of_one_step_can_be_drawn_also_where_it_trained_on_nothing(tmp_path):
+    for row in rl_rows(1, 0) + [rl_rows(1, 0)[0] | dict(entropy=None, kl=None, sampler_gap=None)]:
+        plots.rl_figures({"short": [row]}, tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {"rl.png", "behaviours.png"}
+    assert ends([dict(entropy=x) for x in (None, 0.5, 0.25, None)], "entropy") == [0.375, 0.375] and ends([dict(entropy=None)], "entropy") == [0.0, 0.0]
 
 
 def test_the_spread_over_seeds_is_a_dot_for_each_and_a_bar_at_their_mean(tmp_path, monkeypatch):

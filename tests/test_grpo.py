@@ -257,7 +257,7 @@ def test_equal_rewards_give_exactly_zero_gradient(model, loss):
     advantages = spread(torch.full((5, 4), 0.1), experience)
     row, steps = run_update(model, experience, advantages, loss=loss)
     assert all(g is None or not g.any() for step in steps for g in step.values())
-    assert row["loss"] == 0 and row["grad_norm"] == 0
+    assert row["loss"] is row["entropy"] is None and row["grad_norm"] == 0  # no token was trained on
     real = copy.deepcopy(model)
     update(real, None, torch.optim.AdamW(real.parameters(), 1e-2, weight_decay=0.0), experience, advantages, Config(**EXACT | dict(loss=loss)), MACHINE, False)
     assert all(torch.equal(a, b) for a, b in zip(real.parameters(), model.parameters()))
@@ -337,14 +337,15 @@ def test_the_kl_is_zero_at_the_reference_and_costs_nothing_there(model):
 
 
 def test_k1_of_a_response_is_its_log_ratio_to_the_reference_at_the_sampling_temperature(model):
-    """In the reward and not in the loss: (P, G), each response at its own place, whatever the packing."""
+    """Less its group's mean, each response at its own place, whatever the packing; and no part of the loss."""
     experience, reference = rolled(model, 1.3), make_stopping(bias=4.0)
     with torch.no_grad():
         expected = [sum((plain_logprobs(model, PROMPTS[i // 4], experience.rollout.response(i), 1.3)
                          - plain_logprobs(reference, PROMPTS[i // 4], experience.rollout.response(i), 1.3)).tolist()) for i in range(20)]
     for changes in ({}, dict(micro_tokens=64), dict(row_tokens=16)):
         k1 = sequence_kl(model, reference, experience, Config(**EXACT | dict(temperature=1.3) | changes), CPU, False)
-        assert k1.shape == (5, 4) and k1.flatten().tolist() == pytest.approx(expected, abs=1e-4)
+        centred = [x - sum(expected[i // 4 * 4 : i // 4 * 4 + 4]) / 4 for i, x in enumerate(expected)]
+        assert k1.shape == (20, 1) and k1.flatten().tolist() == pytest.approx(centred, abs=1e-4)
     assert max(expected) - min(expected) > 1 and not sequence_kl(model, copy.deepcopy(model), experience, Config(**EXACT), CPU, False).any()
     advantages = spread(some_rewards(), experience)
     row, (gradient,) = run_update(model, experience, advantages, reference=reference, kl="k1", kl_coef=0.5, temperature=1.3)
@@ -537,7 +538,7 @@ def test_every_response_is_rewarded_for_its_own_question_and_compared_with_its_o
     longer = [len(encode(briefly(2 * n))) - len(encode(briefly(n))) for n in map(value, problems)]
     assert len(set(longer)) > 2 and min(longer) > 0
     assert rewards["outcome"].tolist() == [[1, 1, 0]] * 6 and rewards["format"].tolist() == [[1, 1, 1]] * 6 and "process" not in rewards and experience.steps == [[]] * 18
-    assert rewards["length"].tolist() == [pytest.approx([0, -0.001 * n, 0]) for n in longer] and rewards["paid"].tolist() == [[1, 1, 0]] * 6
+    assert rewards["length"].tolist() == [pytest.approx([0, -0.001 * n, 0]) for n in longer] and rewards["paid"].tolist() == [[1.5, 1.5, 0.5]] * 6
     assert rewards["total"].tolist() == [pytest.approx([1.5, 1.5 - 0.001 * n, 0.5]) for n in longer]
     assert row["reward_length"] == pytest.approx(-0.001 * sum(longer) / 18) and row["reward_total"] == pytest.approx(7 / 6 - 0.001 * sum(longer) / 18)
     assert row["solve_rate"] == pytest.approx(2 / 3) and row["groups"] == 6 and row["refills"] == 0
@@ -632,6 +633,13 @@ def test_dynamic_sampling_stops_when_full_or_after_its_refills(model, numbers, m
     assert calls == [(0, 12)] and row["groups"] == 12 and len(experience.problems) == 12  # without the switch all stay
 
 
+def test_the_gradient_is_clipped_to_its_limit_and_not_at_all_without_one(model):
+    experience = rolled(model)
+    free, tight, none = (run_update(model, experience, spread(some_rewards(), experience), grad_clip=limit)[1][0] for limit in (1e9, 0.01, 0.0))
+    norm = lambda gradient: torch.cat([g.flatten() for g in gradient.values()]).norm().item()
+    assert norm(free) == norm(none) > 0.05 and norm(tight) == pytest.approx(0.01, rel=1e-3) and same({k: g * norm(free) / 0.01 for k, g in tight.items()}, free, 1e-3)
+
+
 @pytest.mark.filterwarnings("error")
 def test_an_update_without_a_single_group_changes_nothing(model, numbers, monkeypatch):
     lucky(monkeypatch, lambda n: 0.0)
@@ -640,8 +648,8 @@ def test_an_update_without_a_single_group_changes_nothing(model, numbers, monkey
     for loss in LOSSES:
         row, steps = run_update(model, experience, advantages, loss=loss, minibatches=2)
         assert len(steps) == 2 and all(g is None for step in steps for g in step.values())
-        assert all(math.isfinite(x) and x == 0 for x in row.values())
-    assert sequence_kl(model, copy.deepcopy(model), experience, Config(**EXACT), CPU, False).shape == (0, 4)
+        assert row.pop("grad_norm") == 0 and set(row.values()) == {None}
+    assert sequence_kl(model, copy.deepcopy(model), experience, Config(**EXACT), CPU, False).shape == (0, 1)
 
 
 @pytest.mark.parametrize("world, minibatches", [(2, 2), (3, 1), (2, 3)])

@@ -147,12 +147,12 @@ def test_the_plain_penalty_charges_every_response_and_parts_without_weight_count
 def test_a_verifiers_scores_take_the_outcomes_place_and_leave_it_in_the_logs():
     scores = [0.25, 0.5, 0.125, 1.0, 0.0]
     rewards = group_rewards(CHAIN, GROUP, Scheme(0.25, -0.01, "calibrated"), scores)
-    assert [r.paid for r in rewards] == [r.parts["verifier"] for r in rewards] == scores and [r.parts["outcome"] for r in rewards] == [1, 1, 0, 0, 0]
+    assert [r.parts["verifier"] for r in rewards] == scores and [r.paid for r in rewards] == [0.5, 0.75, 0.375, 1.25, 0.0] and [r.parts["outcome"] for r in rewards] == [1, 1, 0, 0, 0]
     assert [r.total for r in rewards] == pytest.approx([0.5, 0.75 - 0.01 * EXTRA, 0.375, 1.25, 0.0])  # who is right decides the length penalty
 
 
 def test_everything_at_once_by_hand():
-    """paid: 0.5 x mean of the steps + the score; total: + 0.25 for the format + the plain penalty + the overlong one, whose limit is the longest's length."""
+    """paid: 0.5 x mean of the steps + the score + 0.25 for the format; total: + the plain penalty + the overlong one, whose limit is the longest's length."""
     lengths, buffer = [len(ids) for ids in GROUP], 10
     limit, means, leaks = max(lengths), [1, -1 / 4, 0, 1, 1], [1, 1, 0, 1, 1]  # 39 stands in the thinking of the fourth; the fifth was cut
     scheme = Scheme(0.25, -0.001, "plain", 0.5, "mean", leaky_outcome_for_hacking_study=True, overlong_buffer=buffer, limit=limit)
@@ -160,14 +160,14 @@ def test_everything_at_once_by_hand():
     assert -1 in overlong and 0 in overlong
     for scores in (None, [0.5, 0.25, 0.75, 0.0, 1.0]):
         rewards = group_rewards(CHAIN, GROUP, scheme, scores)
-        paid = [(scores or leaks)[i] + means[i] / 2 for i in range(5)]
+        paid = [(scores or leaks)[i] + means[i] / 2 + 0.25 * (i < 4) for i in range(5)]
         assert [r.paid for r in rewards] == pytest.approx(paid) and [r.parts["leaky"] for r in rewards] == leaks
         assert [r.parts["overlong"] for r in rewards] == pytest.approx(overlong) and [r.parts["process"] for r in rewards] == pytest.approx(means)
-        assert [r.total for r in rewards] == pytest.approx([paid[i] + 0.25 * (i < 4) - 0.001 * lengths[i] + overlong[i] for i in range(5)])
+        assert [r.total for r in rewards] == pytest.approx([paid[i] - 0.001 * lengths[i] + overlong[i] for i in range(5)])
 
 
-def test_penalties_and_format_change_the_total_and_not_what_is_paid():
-    for scheme in (Scheme(format_weight=0.5), Scheme(length_penalty=-0.01), Scheme(overlong_buffer=5, limit=20)):
+def test_penalties_of_length_change_the_total_and_not_what_is_paid():
+    for scheme in (Scheme(length_penalty=-0.01), Scheme(overlong_buffer=5, limit=20)):
         rewards = group_rewards(CHAIN, GROUP, scheme)
         assert [r.paid for r in rewards] == [1, 1, 0, 0, 0] and any(r.total != r.paid for r in rewards)
 

@@ -143,9 +143,9 @@ def test_responses_are_judged_with_their_own_question_and_stand_in_its_row():
     assert found.rewards["process"].tolist() == [[1, 0, 1], [0, 0, -1]]  # WRONG is half right; what CHAIN asks follows from nothing in PRODUCT
     lengths = torch.tensor([[len(RIGHT), len(WRONG), len(CUT)], [len(GUESS), len(SHORT), len(RIGHT)]])
     assert torch.allclose(found.rewards["length"], -0.01 * lengths) and torch.allclose(found.rewards["overlong"], -(lengths - len(RIGHT) + 10).clamp(0, 10) / 10)
-    paid = found.rewards["outcome"] + found.rewards["process"] / 2
+    paid = found.rewards["outcome"] + found.rewards["process"] / 2 + found.rewards["format"] / 4
     assert torch.allclose(found.rewards["paid"], paid)
-    assert torch.allclose(found.rewards["total"], paid + found.rewards["format"] / 4 + found.rewards["length"] + found.rewards["overlong"])
+    assert torch.allclose(found.rewards["total"], paid + found.rewards["length"] + found.rewards["overlong"])
     assert found.steps == [[]] * 6 and found.places == [0, 1]
 
 
@@ -184,9 +184,10 @@ def test_only_groups_judged_unevenly_have_signal_and_penalties_do_not_count():
     problems = [CHAIN] * 4
     responses = [RIGHT, RIGHT, RIGHT, SHORT, SHORT, WRONG, WRONG, CUT]
     assert judged(problems, responses).signal.tolist() == [False, False, True, False]
-    uneven = Scheme(format_weight=1.0, length_penalty=-0.01, overlong_buffer=15, limit=20)
+    uneven = Scheme(length_penalty=-0.01, overlong_buffer=15, limit=20)
     found = judged(problems, responses, uneven)
     assert found.signal.tolist() == [False, False, True, False] and (found.rewards["total"][1:, 0] != found.rewards["total"][1:, 1]).all()
+    assert judged(problems, responses, Scheme(format_weight=0.5)).signal.tolist() == [False, False, True, True]  # CUT has no format, WRONG has
     assert judged(problems, responses, Scheme(process_weight=0.5)).signal.tolist() == [False, True, True, True]  # what steps add to the pay counts
 
 
@@ -240,7 +241,7 @@ def test_metrics_of_a_rollout_by_hand():
     responses = [RIGHT, checked, SHORT, WRONG, WRONG, CUT]
     found = judged([CHAIN] * 3, responses, Scheme(format_weight=0.5, length_penalty=-0.01))
     row, n = rollout_metrics(found, MACHINE), [len(r) for r in responses]
-    expected = dict(solve_rate=3 / 6, all_right=1 / 3, all_wrong=1 / 3, no_signal=2 / 3, format=5 / 6, length=sum(n) / 6, length_right=sum(n[:3]) / 3,
+    expected = dict(solve_rate=3 / 6, all_right=1 / 3, all_wrong=1 / 3, no_signal=1 / 3, format=5 / 6, length=sum(n) / 6, length_right=sum(n[:3]) / 3,
                     length_wrong=sum(n[3:]) / 3, truncated=1 / 6, sampled_tokens=sum(n), thinks=5 / 6, verification=1 / 6, self_correction=1 / 6, another_way=0,
                     reward_total=(3 + 5 / 2 - 0.01 * sum(n)) / 6, reward_outcome=3 / 6, reward_format=5 / 6, reward_length=-0.01 * sum(n) / 6)
     assert row == pytest.approx(expected, rel=1e-5) and isinstance(row["sampled_tokens"], int)
@@ -256,7 +257,7 @@ def test_metrics_without_a_right_response_have_no_length_of_right_ones_to_show()
 
 
 @torch.no_grad()
-def test_the_kl_of_a_response_is_the_sum_of_its_tokens_log_ratios():
+def test_the_kl_of_a_response_is_the_sum_of_its_tokens_log_ratios_less_the_mean_of_its_group():
     policy, reference, responses = make_tiny(seed=1), make_tiny(seed=2), [RIGHT, WRONG, CUT, GUESS, SHORT, RIGHT]
     found = judged([CHAIN, PRODUCT], responses)
     config = SimpleNamespace(row_tokens=64, micro_tokens=64, gradient_accumulation=1, temperature=0.8)
@@ -268,7 +269,8 @@ def test_the_kl_of_a_response_is_the_sum_of_its_tokens_log_ratios():
 
     expected = [logprob(policy, p, r) - logprob(reference, p, r) for p, r in zip(prompts, responses)]
     kl = sequence_kl(policy, reference, found, config, torch.device("cpu"), False)
-    assert kl.shape == (2, 3) and kl.flatten().tolist() == pytest.approx(expected, abs=1e-3)
+    centred = [x - sum(expected[i // 3 * 3 : i // 3 * 3 + 3]) / 3 for i, x in enumerate(expected)]
+    assert kl.shape == (6, 1) and kl.flatten().tolist() == pytest.approx(centred, abs=1e-3)
     assert sequence_kl(policy, policy, found, config, torch.device("cpu"), False).abs().max() == 0
 
 
