@@ -63,7 +63,8 @@ def rl_curves(runs, path):
     figure, axes = _axes(2, 3, (11, 5.6))
     for axis, (key, title) in zip(axes.flat, (*RL_PANELS, last)):
         for color, (name, rows) in enumerate(runs.items()):
-            steps, values = zip(*[(r["step"], r[key]) for r in rows if r[key] is not None] or [((), ())])  # a step that trained no token has no entropy
+            some = [r for r in rows if r[key] is not None]  # a step that trained on nothing has no entropy
+            steps, values = [r["step"] for r in some], [r[key] for r in some]
             axis.plot(steps, values, alpha=0.2, color=f"C{color}")
             axis.plot(steps, smooth(values), color=f"C{color}", label=name)
         axis.set(title=title, xlabel="step", ylim=(0, 1.02) if key in ("solve_rate", "thinks", "no_signal") else (0, None))

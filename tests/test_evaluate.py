@@ -267,6 +267,7 @@ def test_rl_figures_draw_every_step_and_the_mean_of_the_last_five(tmp_path, monk
         assert curves(left) == [*shares, ([], [])] and curves(right) == [(steps, pytest.approx(last_five([r["length"] for r in rows])))]
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_run_of_one_step_can_be_drawn_also_where_it_trained_on_nothing(tmp_path):
     for row in rl_rows(1, 0) + [rl_rows(1, 0)[0] | dict(entropy=None, kl=None, sampler_gap=None)]:
         plots.rl_figures({"short": [row]}, tmp_path)
