@@ -236,7 +236,7 @@ def check_config(config, machine):
     if config.batch_size % config.num_samples_per_prompt:
         raise UserError(f"--batch-size {config.batch_size} is no multiple of --num-samples-per-prompt {config.num_samples_per_prompt}")
     if config.prompts < machine.world * config.minibatches:
-        raise UserError(f"--batch-size {config.batch_size} makes too few questions ({config.prompts}); with {machine.world} x {config.minibatches} (ranks x minibatches) each needs one")
+        raise UserError(f"--batch-size {config.batch_size} makes {config.prompts} question(s), too few for {machine.world} x {config.minibatches} (ranks x minibatches)")
     if (config.reward in ("orm", "prm")) != bool(config.verifier):
         raise UserError(f"--reward {config.reward} and --verifier {config.verifier or '(none)'} do not go together: orm and prm need a verifier, nothing else takes one")
     if config.overlong_buffer > config.max_reasoning_tokens:

@@ -382,7 +382,10 @@ def prepare_out(out, config, resume, machine=None):
     if (out / "ckpt.pt").exists() and not resume:
         raise UserError(f"--out {out} already holds a run; continue it with --resume or choose another folder")
     if resume and (out / "config.json").exists():
-        old = json.loads((out / "config.json").read_text())
+        try:
+            old = json.loads((out / "config.json").read_text())
+        except ValueError:
+            raise UserError(f"--resume: {out / 'config.json'} is damaged; without it the run goes on with the flags given now") from None
         if other := [name for name in wanted if name not in FREE_TO_CHANGE and old.get(name, wanted[name]) != wanted[name]]:
             raise UserError(f"--resume: the run in {out} began with other flags: " + ", ".join(f"--{name.replace('_', '-')} {old[name]}" for name in other))
         wanted["init"] = old.get("init", wanted.get("init"))

@@ -295,6 +295,10 @@ def test_an_existing_run_is_continued_only_on_purpose(tmp_path):
     with pytest.raises(UserError, match="--resume: the run in .* began with other flags: --num-steps 4$"):
         prepare_out(out, Config(num_steps=6), resume=True)
     assert json.loads((out / "config.json").read_text())["num_steps"] == 4
+    (out / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json is damaged"):
+        prepare_out(out, Config(num_steps=4), resume=True)
+    assert (out / "config.json").read_text() == "{" and (out / "ckpt.pt").read_bytes() == b"weights"
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError):
         prepare_out(tmp_path / "file", Config(), resume=False)

@@ -241,7 +241,7 @@ TINY = ["--init", "{tiny}", "--row-tokens", "64", "--max-reasoning-tokens", "30"
     (train_grpo, ["--init", "{judge}", "--row-tokens", "64", "--out", "{new}"], "holds a verifier (orm), which scores and cannot write"),
     (train_grpo, ["--init", "{tiny}", "--out", "{new}"], "--row-tokens 128 is longer than the model's context of 64"),
     (train_grpo, [*TINY, "--batch-size", "20"], "--batch-size 20 is no multiple of --num-samples-per-prompt 8"),
-    (train_grpo, [*TINY, "--batch-size", "8"], "--batch-size 8 makes too few questions (1); with 1 x 2 (ranks x minibatches) each needs one"),
+    (train_grpo, [*TINY, "--batch-size", "8"], "--batch-size 8 makes 1 question(s), too few for 1 x 2 (ranks x minibatches)"),
     (train_grpo, [*TINY, "--reward", "prm"], "--reward prm and --verifier (none) do not go together"),
     (train_grpo, [*TINY, "--verifier", "{judge}"], "do not go together"),
     (train_grpo, [*TINY, "--overlong-buffer", "31"], "--overlong-buffer 31 is longer than --max-reasoning-tokens 30"),
