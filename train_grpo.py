@@ -291,7 +291,7 @@ def train(config, machine):
             checkpoint.save(out / "best.pt", model, run=run)
         return now["acc"]
 
-    validation = questions.validation(config.eval_problems) if config.eval_every else []
+    validation = questions.held_out(config.eval_problems) if config.eval_every else []
     steps = min(config.steps, config.max_steps or config.steps)
     metrics = Metrics(out / "metrics.jsonl", run["step"], machine.main)
     interrupt, bar = Interrupt(), StepBar(steps, "grpo", machine, run["step"])

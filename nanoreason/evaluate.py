@@ -44,6 +44,30 @@ def pass_at_k(n, c, k):
     return 1.0 - comb(n - c, k) / comb(n, k)
 
 
+def auc(scores, labels):
+    """Chance that a right one scores above a wrong one, ties counting half (area under the ROC curve); None where one kind is missing. labels in {0, 1}."""
+    scores, labels = np.asarray(scores, dtype=float), np.asarray(labels) > 0.5
+    if labels.all() or not labels.any():
+        return None
+    _, group, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    rank = (counts.cumsum() - (counts - 1) / 2)[group]  # mean rank of equals
+    n = labels.sum()
+    return round(float((rank[labels].sum() - n * (n + 1) / 2) / (n * (len(labels) - n))), 4)
+
+
+def brier(chances, labels):
+    """Mean squared difference between chance and outcome (Brier 1950); None where nothing was judged. Half chances score 0.25."""
+    return round(float(np.mean((np.asarray(chances) - np.asarray(labels)) ** 2)), 4) if len(chances) else None
+
+
+def reliability(chances, labels, bins=10):
+    """Calibration: [{"chance", "right", "n"}] of equal bins of the chance, its mean and the share that was right; empty bins left out."""
+    chances, labels = np.asarray(chances, dtype=float), np.asarray(labels, dtype=float)
+    bin_of = np.minimum((chances * bins).astype(int), bins - 1)
+    return [dict(chance=round(float(chances[bin_of == b].mean()), 4), right=round(float(labels[bin_of == b].mean()), 4), n=int((bin_of == b).sum()))
+            for b in range(bins) if (bin_of == b).any()]
+
+
 def behaviours(responses):
     """Share of responses that think at all, and that show each cue of CUES at the start of a line."""
     n = max(1, len(responses))

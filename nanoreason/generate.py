@@ -93,12 +93,13 @@ def noise(shape, generator):
 
 
 @torch.inference_mode()
-def generate(model, prompts, samples=1, max_new_tokens=256, temperature=1.0, uniform=None, max_rows=MAX_ROWS, compile=False, on_progress=None):
+def generate(model, prompts, samples=1, max_new_tokens=256, temperature=1.0, uniform=None, max_rows=MAX_ROWS, compile=False, on_progress=None, stop=(END,)):
     """Sample `samples` responses to each prompt.
 
     prompts: list of P lists of ids. temperature: 0 is greedy. uniform: a torch.Generator, or the numbers that `noise` made, (P * samples, at
     least max_new_tokens); required unless greedy. max_rows: rows decoded at once; more prompts are served in turns. compile: torch.compile the
-    decoding step: seconds at the first call, for good in a long run. on_progress: called with the number of rows that just finished.
+    decoding step: seconds at the first call, for good in a long run. on_progress: called with the number of rows that just finished. stop: ids that
+    end a response, and belong to it.
     Returns a Rollout of P * samples rows on the model's device, which is empty where there are no prompts. Raises ValueError for an empty prompt or one that leaves no
     room for a single new token in the model's context.
     """
@@ -120,11 +121,11 @@ def generate(model, prompts, samples=1, max_new_tokens=256, temperature=1.0, uni
     at_once = max(1, max_rows // samples)
     for at in range(0, len(prompts), at_once):
         part = slice(at * samples, (at + at_once) * samples)
-        Decoding(model, prompts[at : at + at_once], samples, ids[part], logprobs[part], uniform[part], temperature, compile).run(on_progress)
-    stop = (ids == END).long()
-    mask = stop.cumsum(1) - stop == 0  # up to and including the first stop token
+        Decoding(model, prompts[at : at + at_once], samples, ids[part], logprobs[part], uniform[part], temperature, compile, stop).run(on_progress)
+    stopped = torch.isin(ids, torch.tensor(stop, device=device)).long()
+    mask = stopped.cumsum(1) - stopped == 0  # up to and including the first stop token
     longest = int(mask.sum(1).max())
-    return Rollout(ids[:, :longest], mask[:, :longest], logprobs[:, :longest], stop.any(1))
+    return Rollout(ids[:, :longest], mask[:, :longest], logprobs[:, :longest], stopped.any(1))
 
 
 class Decoding:
@@ -134,10 +135,10 @@ class Decoding:
     token (B,) its newest, live (B,) whether it has yet to stop, at (B,) the index of its next token, and their cache.
     """
 
-    def __init__(self, model, prompts, samples, ids, logprobs, uniform, temperature, compile):
+    def __init__(self, model, prompts, samples, ids, logprobs, uniform, temperature, compile, stop=(END,)):
         self.model, self.ids, self.logprobs, self.uniform, self.temperature = model, ids, logprobs, uniform, temperature
         self.device, self.limit = ids.device, ids.size(1)
-        self.graphed = self.device.type == "cuda"
+        self.graphed, self.stop = self.device.type == "cuda", torch.tensor(stop, device=self.device)
         self.decode = torch.compile(model.decode, dynamic=True) if compile else model.decode
         lengths = torch.tensor([len(p) for p in prompts])
         self.longest = int(lengths.max())  # tokens in the longest row, the newest one not counted
@@ -161,7 +162,7 @@ class Decoding:
         self.token.copy_(token)
         self.ids[where] = torch.where(self.live, token, PAD)
         self.logprobs[where] = torch.where(self.live, logprob, 0.0)
-        self.live &= token != END
+        self.live &= (token[:, None] != self.stop).all(1)
         self.at += 1
 
     def step(self):

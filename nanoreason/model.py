@@ -46,10 +46,11 @@ class GPTConfig:
 
 PRESETS = {  # parameters at the shipped vocabulary of 512
     "nano": GPTConfig(n_layer=3, n_head=2, n_kv_head=1, n_embd=64, d_ff=192),  # 0.2M
+    "nano-3x": GPTConfig(n_layer=4, n_head=3, n_kv_head=1, n_embd=96, d_ff=344),  # 0.5M, three times nano: sizes to weigh against its samples
     "micro": GPTConfig(n_layer=5, n_head=4, n_kv_head=2, n_embd=128, d_ff=384),  # 1.05M
+    "nano-10x": GPTConfig(n_layer=6, n_head=5, n_kv_head=1, n_embd=160, d_ff=464),  # 1.8M, ten times nano; mini is 15 times nano
     "mini": GPTConfig(n_layer=6, n_head=6, n_kv_head=2, n_embd=192, d_ff=576),  # 2.7M
     "small": GPTConfig(n_layer=8, n_head=5, n_kv_head=1, n_embd=320, head_dim=64, d_ff=960),  # 9.5M
-    "medium": GPTConfig(n_layer=8, n_head=6, n_kv_head=2, n_embd=384, head_dim=64, d_ff=1216),  # 14.5M
     "base": GPTConfig(n_layer=15, n_head=12, n_kv_head=4, n_embd=768, head_dim=64, d_ff=2880, max_len=2048, rope_theta=1e4),  # 124M
     "large": GPTConfig(n_layer=24, n_head=16, n_kv_head=4, n_embd=1024, head_dim=64, d_ff=4096, max_len=4096, rope_theta=1e5),  # 365M
 }

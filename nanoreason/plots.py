@@ -153,3 +153,21 @@ def seed_spread(table, figures, path):
     axes[0, 0].invert_yaxis()
     figure.tight_layout()
     return _save(figure, path)
+
+
+@styled
+def verifier(reports, path):
+    """How good verifiers are on test responses: AUC by position, and how often a score of so much is right. reports: {name: report.json of train_prm.py}."""
+    figure, (left, right) = _axes(1, 2, (9, 3.4))
+    for color, (name, report) in enumerate(reports.items()):
+        positions = {where: p["auc"] for where, p in report["test"]["positions"].items() if p["auc"] is not None}
+        left.plot(list(positions), list(positions.values()), "o-", color=f"C{color}", label=name)
+        bins = report["test"]["reliability"]
+        right.plot([b["chance"] for b in bins], [b["right"] for b in bins], "o-", color=f"C{color}", label=name)
+    left.set(title="AUC against the exact judge, by position", ylim=(0.5, 1.01))
+    left.tick_params(axis="x", rotation=25)
+    right.plot([0, 1], [0, 1], color="grey", lw=0.8, ls=":")
+    right.set(title="calibration at the last token", xlabel="score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    right.legend()
+    figure.tight_layout()
+    return _save(figure, path)

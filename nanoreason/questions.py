@@ -78,9 +78,12 @@ class Questions:
                 excess = machine.total(right[mine].sum()) / n - sum(BAND) / 2
                 self.difficulty[family] = min(max(self.difficulty[family] + GAIN * excess, LEVELS[0]), LEVELS[-1])
 
-    def validation(self, count):
-        """Problems to select a checkpoint on: `count` of each family, shared out over the levels, or of the user's own."""
-        return self.own["val"][:count] if self.own else [p for p in held_out_problems(self.families, self.levels, count, "val") if self._fits(p)]
+    def held_out(self, count, split="val"):
+        """Problems to select a checkpoint on, or, with split "test", to report on: `count` of each family, shared out over the levels; or the first, or
+        next, `count` of the user's own that training does not ask."""
+        if self.own:
+            return self.own["val"][:count] if split == "val" else self.own["val"][count : 2 * count]
+        return [p for p in held_out_problems(self.families, self.levels, count, split) if self._fits(p)]
 
 
 NO_SIGNAL = 10  # steps in a row in which nothing could be learned, until the run says so

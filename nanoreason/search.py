@@ -1,21 +1,71 @@
 """Ways to spend compute at inference: one table of methods with one signature.
 
-    method(model, prompt, n, temperature, max_new_tokens, generator) -> Result
+    METHODS[name](model, prompts, spend, noise, judge) -> [Result], one for each prompt
 
-The prompt is a list of ids. No method sees the right answer; what it spent, in tokens and FLOPs, comes back with what it found.
+prompts: lists of ids; spend: a Spend; noise: the torch.Generator that every random choice comes from; judge: a Judge or None. No method sees
+a right answer, unless the judge is the exact oracle; what was spent, in tokens and FLOPs, comes back with what was found.
+
+    greedy, sample   one response
+    vote             n responses, the most frequent answer (self-consistency, Wang et al. 2203.11171)
+    best-of-n        n responses, the one that the judge likes best; without a judge, the likeliest a token (Cobbe et al. 2110.14168)
+    weighted-vote    n responses, each votes with its score (Li et al. 2206.02336)
+    beam             n beams at most: of n // width kept, each is continued by `width` samples of one step (Snell et al. 2408.03314, section 5.2)
+    dvts             n // width such searches apart from one another, one kept in each (diverse verifier tree search, Beeching et al. 2024)
+    budget           thinking of at least and at most so many tokens: "Wait" in place of an early end (s1, Muennighoff et al. 2501.19393)
+    self-verify      n responses, each checked `passes` times by the model itself; a vote weighted by the checks that confirm
+    auto             a look at a few samples says how hard the question is, and a plan made on other questions what to do then (Snell et al.)
 """
 
+import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from typing import Callable
 
 from nanoreason.generate import generate
 from nanoreason.tasks.core import parse_number
-from nanoreason.tokenizer import Response, parse_response
+from nanoreason.tokenizer import END, END_THINK, Response, encode, parse_response
+from nanoreason.verifier import aggregate
+
+(NEWLINE,) = encode("\n")
+ANSWER_TOKENS = 24  # kept free for an answer behind a forced end of the thinking
+CHECK_TOKENS = 64  # longest check of self-verify, answer included
+
+
+@dataclass(frozen=True)
+class Spend:
+    """What a method may spend. n: samples, beams, or "Wait"s; passes: of self-verify; width: continuations that beam and dvts choose from;
+    min_thinking, max_thinking: tokens, 0: no bound; plan: of auto, rows (estimate below which the row counts, method, n), rising."""
+
+    n: int = 16
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    width: int = 4
+    passes: int = 4
+    min_thinking: int = 0
+    max_thinking: int = 0
+    probe: int = 4  # samples by which auto estimates how hard a question is
+    plan: tuple = ()
+
+
+@dataclass(frozen=True)
+class Judge:
+    """rate(owner, responses): for response i (ids) to question owner[i], an index into the prompts, [(index of a token, chance of being right so
+    far)], the last token's last; aggregate: one of verifier.AGGREGATES, which makes one number of them; flops_per_token: what reading a token costs."""
+
+    rate: Callable
+    aggregate: str = "last"
+    flops_per_token: float = 0.0
+
+    def scores(self, owner, responses):
+        """One number a response."""
+        return [aggregate(rated, self.aggregate) for rated in self.rate(owner, responses)]
 
 
 @dataclass(frozen=True)
 class Result:
-    """answer: text or None; response: the one chosen; candidates, scores: all of them and what chose; tokens, flops: the price."""
+    """answer: text or None; response: the one chosen; candidates, scores: all of them and what chose; tokens: sampled in all; flops: of all that was
+    read and written, by the judge as well."""
 
     answer: str | None
     response: Response
@@ -23,6 +73,39 @@ class Result:
     scores: list
     tokens: int
     flops: float
+
+
+@dataclass
+class Path:
+    """A response to a question, perhaps unfinished. logprob: of its sampled tokens, summed; tree: which of dvts's searches it belongs to."""
+
+    case: "Case"
+    ids: list = field(default_factory=list)
+    logprob: float = 0.0
+    tree: int = 0
+    score: float = 0.0
+
+    @property
+    def done(self):
+        return self.ids[-1:] == [END]
+
+
+@dataclass
+class Case:
+    """A question on its way to an answer: candidates so far, and the bill."""
+
+    index: int
+    prompt: list
+    paths: list = field(default_factory=list)
+    tokens: int = 0
+    flops: float = 0.0
+
+    def result(self):
+        """The candidate of the highest score, the first of equals; one without an answer has none."""
+        candidates = [parse_response(path.ids) for path in self.paths]
+        scores = [0.0 if c.answer is None else path.score for c, path in zip(candidates, self.paths)]
+        best = max(range(len(scores)), key=scores.__getitem__)
+        return Result(candidates[best].answer, candidates[best], candidates, scores, self.tokens, self.flops)
 
 
 def canonical(answer):
@@ -36,37 +119,225 @@ def canonical(answer):
     return text if value is None else str(value)
 
 
-def vote_scores(answers):
-    """Self-consistency (Wang et al. 2203.11171): for each candidate, how many say the same; 0 for one without an answer.
+def vote_scores(answers, weights=None):
+    """Self-consistency: for each candidate, how many say the same, or the sum of their weights; 0 for one without an answer.
 
-    ['12', '12.0', None, '15'] -> [2, 2, 0, 1]
+    ['12', '12.0', None, '15'] -> [2, 2, 0, 1]      with weights [0.5, 0.2, 0.9, 0.8] -> [0.7, 0.7, 0, 0.8]
     """
-    keys = [canonical(a) for a in answers]
-    counts = Counter(key for key in keys if key is not None)
+    keys, counts = [canonical(a) for a in answers], Counter()
+    for key, weight in zip(keys, weights or [1] * len(keys)):
+        counts[key] += weight if key is not None else 0
     return [counts[key] for key in keys]
 
 
-def _result(model, prompt, rollout, score):
-    candidates = [parse_response(rollout.response(row)) for row in range(len(rollout.ids))]
-    scores = score([c.answer for c in candidates])
-    best = max(range(len(scores)), key=scores.__getitem__)  # the first of equals
-    tokens = int(rollout.lengths.sum())
-    return Result(candidates[best].answer, candidates[best], candidates, scores, tokens, (tokens + len(prompt)) * model.flops_per_token())
+def extend(model, paths, samples, limit, temperature, noise, stop=(END,)):
+    """`samples` continuations of each Path, by `limit` tokens at most and up to a token of `stop`: a list of Paths, path-major. Their cases pay for
+    what is read, once a path, and for what is written."""
+    rollout = generate(model, [p.case.prompt + p.ids for p in paths], samples, limit, temperature, noise, stop=stop).cpu()
+    grown, logprobs = [], rollout.logprobs.sum(1).tolist()
+    for i, path in enumerate(paths):
+        path.case.flops += (len(path.case.prompt) + len(path.ids)) * model.flops_per_token()
+        for row in range(i * samples, (i + 1) * samples):
+            new = rollout.response(row)
+            path.case.tokens += len(new)
+            path.case.flops += len(new) * model.flops_per_token()
+            grown.append(Path(path.case, path.ids + new, path.logprob + logprobs[row], path.tree))
+    return grown
 
 
-def greedy(model, prompt, n=1, temperature=0.0, max_new_tokens=256, generator=None):
-    """The likeliest token at every step; n and temperature play no part."""
-    return _result(model, prompt, generate(model, [prompt], 1, max_new_tokens, 0.0), lambda answers: [1] * len(answers))
+def rate(judge, paths):
+    """Score every Path: by the judge, or by its likelihood a token (the geometric mean of the tokens' probabilities)."""
+    if judge is None:
+        scores = [math.exp(path.logprob / len(path.ids)) for path in paths]
+    else:
+        scores = judge.scores([path.case.index for path in paths], [path.ids for path in paths])
+    for path, score in zip(paths, scores, strict=True):
+        path.score = score
+        path.case.flops += judge.flops_per_token * (len(path.case.prompt) + len(path.ids)) if judge else 0.0
 
 
-def sample(model, prompt, n=1, temperature=1.0, max_new_tokens=256, generator=None):
+def draw(model, cases, n, spend, noise):
+    """n more whole responses to each question, among its candidates."""
+    for path in extend(model, [Path(case) for case in cases], n, spend.max_new_tokens, spend.temperature, noise):
+        path.score = 1.0
+        path.case.paths.append(path)
+
+
+def count_votes(cases, weighted=False):
+    """Score the candidates of each question by the votes for their answers."""
+    for case in cases:
+        answers = [parse_response(path.ids).answer for path in case.paths]
+        for path, score in zip(case.paths, vote_scores(answers, [path.score for path in case.paths] if weighted else None)):
+            path.score = score
+
+
+def method(run):
+    """A function that fills the candidates of Cases, as a method that maps prompts to Results."""
+
+    @wraps(run)
+    def solve(model, prompts, spend=Spend(), noise=None, judge=None):
+        cases, room = [Case(i, prompt) for i, prompt in enumerate(prompts)], model.config.max_len - max(map(len, prompts), default=0)
+        run(model, cases, replace(spend, max_new_tokens=min(spend.max_new_tokens, room)), noise, judge)
+        return [case.result() for case in cases]
+
+    return solve
+
+
+@method
+def greedy(model, cases, spend, noise, judge):
+    """The likeliest token at every step; nothing is random."""
+    draw(model, cases, 1, replace(spend, temperature=0.0), noise)
+
+
+@method
+def sample(model, cases, spend, noise, judge):
     """One response at this temperature."""
-    return _result(model, prompt, generate(model, [prompt], 1, max_new_tokens, temperature, generator), lambda answers: [1] * len(answers))
+    draw(model, cases, 1, spend, noise)
 
 
-def vote(model, prompt, n=16, temperature=1.0, max_new_tokens=256, generator=None):
-    """n responses; the most frequent answer wins, the first response that gave it speaks for it."""
-    return _result(model, prompt, generate(model, [prompt], n, max_new_tokens, temperature, generator), vote_scores)
+def choose_vote(cases, judge):
+    """The most frequent answer; the first response that gave it speaks for it."""
+    count_votes(cases)
 
 
-METHODS = {"greedy": greedy, "sample": sample, "vote": vote}
+def choose_best(cases, judge):
+    """The best score."""
+    rate(judge, [path for case in cases for path in case.paths])
+
+
+def choose_weighted(cases, judge):
+    """The answer with the largest sum of scores."""
+    rate(judge, [path for case in cases for path in case.paths])
+    count_votes(cases, weighted=True)
+
+
+CHOICES = {"vote": choose_vote, "best-of-n": choose_best, "weighted-vote": choose_weighted}  # what n independent samples can be chosen by
+
+
+def _sampling(name):
+    @method
+    def run(model, cases, spend, noise, judge):
+        draw(model, cases, spend.n, spend, noise)
+        CHOICES[name](cases, judge)
+
+    run.__doc__ = CHOICES[name].__doc__
+    return run
+
+
+def step_search(model, cases, spend, noise, judge, diverse):
+    """Grow responses step by step, keeping after each step what the judge likes best; survivors become candidates, and vote with their scores.
+
+    Beam search keeps the n // width best of a question; the diverse variant the best one in each of n // width trees. A finished response
+    keeps its place until others beat it.
+    """
+    keep = max(1, spend.n // spend.width)
+    paths = extend(model, [Path(case) for case in cases], spend.n, spend.max_new_tokens, spend.temperature, noise, stop=(NEWLINE, END))
+    for i, path in enumerate(paths):
+        path.tree = min(i % spend.n // spend.width, keep - 1) if diverse else 0
+    fresh, survivors = paths, []
+    while fresh:
+        rate(judge, fresh)
+        families = {}
+        for path in survivors + fresh:
+            families.setdefault((path.case.index, path.tree), []).append(path)
+        best = [sorted(family, key=lambda p: -p.score)[: 1 if diverse else keep] for family in families.values()]
+        survivors = [path for family in best for path in family]
+        growing = [path for path in survivors if not path.done and len(path.ids) < spend.max_new_tokens]
+        survivors = [path for path in survivors if path.done]
+        fresh = extend(model, growing, spend.width, spend.max_new_tokens - min(len(p.ids) for p in growing), spend.temperature, noise, (NEWLINE, END)) if growing else []
+        for path in fresh:
+            path.ids = path.ids[: spend.max_new_tokens]
+    for path in survivors:
+        path.case.paths.append(path)
+    for case in cases:
+        case.paths = case.paths or [Path(case, [END])]  # nothing came to an end within the limit
+    count_votes(cases, weighted=True)
+
+
+@method
+def beam(model, cases, spend, noise, judge):
+    """Beam search over steps."""
+    step_search(model, cases, spend, noise, judge, diverse=False)
+
+
+@method
+def dvts(model, cases, spend, noise, judge):
+    """Several beam searches of one beam each, which keep the candidates diverse."""
+    step_search(model, cases, spend, noise, judge, diverse=True)
+
+
+@method
+def budget(model, cases, spend, noise, judge):
+    """Greedy, with the thinking held between min_thinking and max_thinking tokens: where it ends too early, up to n times "Wait, " takes the place
+    of the end; where it is too long, it is cut and closed."""
+    longest = max(1, min(spend.max_thinking or spend.max_new_tokens, spend.max_new_tokens - ANSWER_TOKENS))
+    thinking, closed = [Path(case) for case in cases], []
+    for wait in range(spend.n + 1):
+        going_on = []
+        for path in extend(model, thinking, 1, longest - min(len(p.ids) for p in thinking), 0.0, noise, stop=(END_THINK, END)):
+            ended = path.ids[-1] in (END_THINK, END)
+            path.ids = path.ids[:-1] if ended else path.ids[:longest]
+            again = encode("\nWait, " if len(path.ids) > 1 else "Wait, ")
+            if ended and wait < spend.n and len(path.ids) < spend.min_thinking and len(path.ids) + len(again) < longest:
+                path.ids = path.ids + again
+                going_on.append(path)
+            else:
+                path.ids = path.ids + [END_THINK]
+                closed.append(path)
+        thinking = going_on
+        if not thinking:
+            break
+    for path in extend(model, closed, 1, ANSWER_TOKENS, 0.0, noise):
+        path.score = 1.0
+        path.case.paths.append(path)
+
+
+@method
+def self_verify(model, cases, spend, noise, judge):
+    """The thinking of each response is opened again, "Check: " is written, and the model goes on `passes` times. The share of passes that end in
+    the same answer is the response's vote."""
+    draw(model, cases, spend.n, spend, noise)
+    paths = [path for case in cases for path in case.paths]
+    answers = [canonical(parse_response(path.ids).answer) for path in paths]
+    room = [len(path.case.prompt) + len(path.ids) + CHECK_TOKENS < model.config.max_len for path in paths]
+    asked = [i for i, answer in enumerate(answers) if answer is not None and room[i]]
+    opened = [Path(paths[i].case, paths[i].ids[: paths[i].ids.index(END_THINK)] + encode("\nCheck: ")) for i in asked]
+    checks = extend(model, opened, spend.passes, CHECK_TOKENS, spend.temperature, noise) if opened else []
+    for path in paths:
+        path.score = 0.0
+    for k, i in enumerate(asked):
+        passes = checks[k * spend.passes : (k + 1) * spend.passes]
+        paths[i].score = sum(canonical(parse_response(p.ids).answer) == answers[i] for p in passes) / spend.passes
+    count_votes(cases, weighted=True)
+
+
+def estimate(case, judge):
+    """How likely a single response to this question is right, by its candidates so far: their mean score, or, without a judge, the share of the most
+    frequent answer. Candidates must have been rated."""
+    if judge is None:
+        return max(vote_scores([parse_response(path.ids).answer for path in case.paths])) / len(case.paths)
+    return sum(path.score for path in case.paths) / len(case.paths)
+
+
+@method
+def auto(model, cases, spend, noise, judge):
+    """`probe` samples, an estimate of the difficulty, then what `plan` says: draw n samples in all and choose, or search by steps beside them."""
+    if not spend.plan:
+        raise ValueError("auto needs a plan")
+    draw(model, cases, spend.probe, spend, noise)
+    rate(judge, [path for case in cases for path in case.paths])
+    rows = {}
+    for case in cases:
+        row = next((row for row in spend.plan if estimate(case, judge) < row[0]), spend.plan[-1])
+        rows.setdefault(tuple(row), []).append(case)
+    for (_, name, n), some in rows.items():
+        if name in CHOICES:
+            if n > spend.probe:
+                draw(model, some, n - spend.probe, spend, noise)
+            CHOICES[name](some, judge)
+        else:
+            step_search(model, some, replace(spend, n=n), noise, judge, diverse=name == "dvts")
+
+
+METHODS = {"greedy": greedy, "sample": sample, **{name: _sampling(name) for name in CHOICES}, "beam": beam, "dvts": dvts, "budget": budget,
+           "self-verify": self_verify, "auto": auto}

@@ -6,18 +6,22 @@
 One trunk and one scalar head serve both; they differ in what they were trained on. A checkpoint carries its kind under "verifier".
 """
 
+import math
+
 import torch
 from torch import nn
 
 from nanoreason import checkpoint
-from nanoreason.common import UserError
+from nanoreason.common import UserError, autocast
 from nanoreason.corpus import Example
 from nanoreason.data import pack
 from nanoreason.model import GPT, GPTConfig
 from nanoreason.tokenizer import step_ends
 
 KINDS = ("orm", "prm")
+AGGREGATES = {"last": lambda chances: chances[-1], "min": min, "prod": math.prod}  # Snell et al. 2408.03314; Math-Shepherd 2312.08935; Lightman et al.
 PASS_TOKENS = 16_384  # tokens scored at once
+SHORT = 128  # tokens: what is longer is packed apart, in rows of its own length, for on a CPU attention pays for the square of a row's
 
 
 class Verifier(nn.Module):
@@ -43,40 +47,70 @@ def save_verifier(path, verifier, **state):
     checkpoint.save(path, verifier, verifier=verifier.kind, **state)
 
 
-def load_verifier(path, kind, device="cpu"):
-    """Verifier of this kind from a checkpoint or run folder, in eval mode, frozen. Raises UserError, also for a model that writes."""
+def load_verifier(path, kind=None, device="cpu"):
+    """Verifier of this kind, or of the kind it has where `kind` is None, from a checkpoint or run folder, in eval mode, frozen. Raises UserError, also
+    for a model that writes."""
     state = checkpoint.load(path)
-    if state.get("verifier") != kind:
+    if state.get("verifier") not in ((kind,) if kind else KINDS):
         found = "a verifier of kind " + state["verifier"] if state.get("verifier") else "a language model"
-        raise UserError(f"--verifier {path} is {found}; {kind} is wanted")
-    verifier = Verifier(GPTConfig(**state["model"]), kind)
+        raise UserError(f"--verifier {path} is {found}; {kind or 'a verifier'} is wanted")
+    verifier = Verifier(GPTConfig(**state["model"]), state["verifier"])
     verifier.load_state_dict(state["weights"])
     return verifier.to(device).requires_grad_(False).eval()
 
 
+def aggregate(rated, how):
+    """[(index, chance)] of a response -> one number. The last token is often also the end of a step, and then counts once.
+
+    [(4, 0.9), (9, 0.5), (9, 0.5)]  ->  last 0.5, min 0.5, prod 0.45
+    """
+    return AGGREGATES[how](list(dict(rated).values()))
+
+
+def reading_batches(examples, places, device):
+    """Pack Examples into rows and cut these into forward passes of PASS_TOKENS. places: for each example, indices into its response to read at.
+
+    Yields tokens and doc_start (B, T); select (M,), the places of B * T to read at; and owner, the example of each: a list of M, each example's in the
+    order of its `places`.
+    """
+    longest = max((len(e.ids) for e in examples), default=0)
+    for short, T in ((True, min(SHORT, longest)), (False, longest)):
+        some = [i for i, e in enumerate(examples) if (len(e.ids) <= SHORT) == short]
+        rows = pack([examples[i] for i in some], T)
+        at_once = max(1, PASS_TOKENS // max(T, 1))
+        for at in range(0, len(rows), at_once):
+            cut = slice(at, at + at_once)
+            tokens, _, doc_start = rows.batch(cut, device)
+            owner, start = rows.owner[cut], rows.doc_start[cut]
+            first = [(some[owner[b, t]], b * T + t) for b, t in zip(*((owner >= 0) & (start == range(T))).nonzero())]  # each document's first token
+            select = [place + examples[i].prompt_len + end for i, place in first for end in places[i]]
+            yield tokens, doc_start, torch.tensor(select, device=device), [i for i, _ in first for _ in places[i]]
+
+
 @torch.no_grad()
-def scores(verifier, prompts, responses):
+def scores(verifier, prompts, responses, bf16=False):
     """Judge responses (lists of ids) to prompts (lists of ids, one for each response).
 
     Returns for each response [(index of a token in the response, chance of being right)]: of every token that ends a step, where the verifier
-    is a prm, and of the last token. Raises UserError where prompt and response exceed the verifier's context.
+    is a prm, and of the last token. Equal responses to equal prompts are read once. bf16: read by autocast. Raises UserError where prompt and
+    response exceed the verifier's context.
     """
     if not responses:
         return []
-    device, examples = verifier.score.weight.device, [Example(prompt + response, len(prompt)) for prompt, response in zip(prompts, responses, strict=True)]
-    T = max(len(e.ids) for e in examples)
-    if T > verifier.config.max_len:
-        raise UserError(f"the verifier's context of {verifier.config.max_len} tokens is too short for a question and its response of {T}")
-    ends = [(step_ends(r) if verifier.kind == "prm" else []) + [len(r) - 1] for r in responses]
-    rows, found = pack(examples, T), [None] * len(responses)
-    at_once = max(1, PASS_TOKENS // T)
-    for at in range(0, len(rows), at_once):
-        cut = slice(at, at + at_once)
-        tokens, _, doc_start = rows.batch(cut, device)
-        owner, start = rows.owner[cut], rows.doc_start[cut]
-        first = {int(owner[b, t]): b * T + t for b, t in zip(*((owner >= 0) & (start == range(T))).nonzero())}  # place of each document's first token
-        select = [place + examples[i].prompt_len + end for i, place in first.items() for end in ends[i]]
-        chances = iter(verifier(tokens, doc_start, torch.tensor(select, device=device)).sigmoid().tolist())
-        for i in first:
-            found[i] = [(end, next(chances)) for end in ends[i]]
-    return found
+    device, numbers = verifier.score.weight.device, {}
+    mine = [numbers.setdefault((tuple(prompt), tuple(response)), len(numbers)) for prompt, response in zip(prompts, responses, strict=True)]
+    examples = [Example([*prompt, *response], len(prompt)) for prompt, response in numbers]
+    if (longest := max(len(e.ids) for e in examples)) > verifier.config.max_len:
+        raise UserError(f"the verifier's context of {verifier.config.max_len} tokens is too short for a question and its response of {longest}")
+    ends, found = [reading_places(verifier.kind, response) for _, response in numbers], [[] for _ in examples]
+    for tokens, doc_start, select, owner in reading_batches(examples, ends, device):
+        with autocast(device, bf16):
+            chances = verifier(tokens, doc_start, select).float().sigmoid().tolist()
+        for i, chance in zip(owner, chances):
+            found[i].append((ends[i][len(found[i])], chance))
+    return [found[i] for i in mine]
+
+
+def reading_places(kind, response):
+    """Indices of the tokens of a response at which a verifier of this kind is read: the last, and before it, for a prm, the end of each step."""
+    return (step_ends(response) if kind == "prm" else []) + [len(response) - 1]

@@ -433,7 +433,7 @@ def test_questions_of_the_users_own_come_from_their_training_split(tmp_path):
     train, val = ({p.question for p in questions.own[split]} for split in ("train", "val"))
     assert len(train) + len(val) == 60 and val
     whole = questions.draw(3, 0, 500)
-    assert {p.question for p in whole} == train and whole[:20] != questions.draw(4, 0, 20) and {p.question for p in questions.validation(100)} == val
+    assert {p.question for p in whole} == train and whole[:20] != questions.draw(4, 0, 20) and {p.question for p in questions.held_out(100)} == val
 
 
 # The curriculum

@@ -166,7 +166,7 @@ def test_resuming_goes_on_from_the_latest_weights_and_not_from_the_selected_ones
 
 def test_the_checks_are_greedy_accuracies_on_held_out_problems_and_none_are_made_unless_wanted(start, tmp_path, plain_run):
     report = train(small(start, tmp_path / "run", steps=4, eval_every=2), MACHINE)
-    problems = Questions("fact", "1").validation(6)
+    problems = Questions("fact", "1").held_out(6)
     for step, path in ((0, start), (report["selected_step"], tmp_path / "run"), (4, tmp_path / "run" / "ckpt.pt")):
         assert report["val_greedy"][step] == greedy_accuracy(checkpoint.load_model(path), problems, 12)
     logged = [row.get("val_greedy") for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
