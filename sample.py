@@ -1,27 +1,34 @@
 """Ask a trained model, or measure it.
 
-What this teaches. The same weights give better answers when they may spend more: one greedy response, or many samples and a vote.
-With --eval, accuracy is measured on problems that training never saw: greedy, sampled, and for every N of --ns the coverage (some sample is
-right: unbiased pass@k) and the vote, all from one set of samples.
+What this teaches. The same weights give better answers when they may spend more: one greedy response, many samples and a vote, a verifier's choice, a search
+over steps, longer thinking. With --eval, accuracy is measured on problems that training never saw: greedy, sampled, and for every N of --ns the
+coverage (some sample is right: unbiased pass@k), the vote and the choice of each verifier, all estimated from the same max(N) samples a problem, which --cache keeps.
 
     one question     python sample.py "What is 15% of 80?" --ckpt runs/speedrun/rl
     a vote of 64     python sample.py "What is 847 × 293?" --ckpt runs/speedrun/rl --method vote --n 64
-    measure          python sample.py --eval --ckpt runs/speedrun/rl --families multiplication,percent --level 2 --problems 500 --ns 1,4,16 --json eval.json
+    a search         python sample.py "What is 47 × 6?" --ckpt runs/speedrun/cold --method beam --n 16 --verifier runs/verifiers/prm-0
+    longer thinking  python sample.py "What is 15% of 80?" --ckpt runs/speedrun/cold --method budget --n 2 --min-thinking 60
+    measure          python sample.py --eval --ckpt runs/speedrun/cold --families multiplication,percent --level 2 --problems 250 --ns 1,4,16,64,256
+                         --verifier runs/verifiers/orm-0,runs/verifiers/prm-0 --json eval.json
 """
 
+import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 
 from nanoreason import checkpoint
 from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, progress, run_script, say, start_machine, write_json
 from nanoreason.corpus import read_problems
-from nanoreason.evaluate import accuracy, behaviours, by_family, collect, interval_of_mean, scaling, held_out_problems
+from nanoreason.evaluate import accuracy, behaviours, by_family, collect, held_out_problems, interval_of_mean, verifier_judge
 from nanoreason.generate import sampler
-from nanoreason.search import METHODS, canonical
+from nanoreason.pool import draw_pool, scaling
+from nanoreason.search import METHODS, Spend, canonical
 from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS
-from nanoreason.tokenizer import render_prompt
+from nanoreason.tokenizer import parse_response, render_prompt
+from nanoreason.verifier import AGGREGATES, load_verifier
 
 
 @dataclass
@@ -29,7 +36,14 @@ class Config:
     question: str = flag("", "the question to answer")
     ckpt: str = flag("", "checkpoint or run folder")
     method: str = flag("greedy", "how to spend compute on one question", choices=tuple(METHODS))
-    n: int = flag(16, "samples of --method vote", low=1)
+    n: int = flag(16, "samples or beams of --method; of budget, the most times that it writes Wait", low=1)
+    verifier: str = flag("", "checkpoint of the verifier that chooses or guides; without one the likelihood does. With --eval several, separated by commas")
+    aggregate: str = flag("last", "how the scores of a response's steps become one", choices=tuple(AGGREGATES))
+    width: int = flag(4, "continuations of a step that beam and dvts choose from", low=1)
+    passes: int = flag(4, "checks of each response by --method self-verify", low=1)
+    min_thinking: int = flag(0, "tokens of thinking below which --method budget writes Wait; 0: none", low=0)
+    max_thinking: int = flag(0, "tokens of thinking at which --method budget closes it; 0: no bound", low=0)
+    plan: str = flag("", "JSON file with the plan of --method auto, as `python -m nanoreason.compute --study budget` leaves it")
     temperature: float = flag(1.0, "sampling temperature", low=0.01)
     max_reasoning_tokens: int = flag(400, "longest response, in tokens", low=1)
     eval: bool = flag(False, "measure accuracy instead of answering a question")
@@ -37,7 +51,8 @@ class Config:
     families: str = flag("multiplication,chain,percent,word,equation", "families to measure, separated by commas")
     level: str = flag("1,2", "levels to measure, separated by commas; 6 is held out from all training")
     problems: int = flag(200, "problems of each family, shared out over the levels", low=1)
-    ns: str = flag("1", "numbers of samples to measure coverage and vote at, separated by commas; 0 for greedy only")
+    ns: str = flag("1", "numbers of samples to measure coverage, vote and verifiers at, separated by commas; 0 for greedy only")
+    cache: str = flag("runs/cache", "folder where samples are kept for the next measurement; empty: nowhere")
     split: str = flag("test", "split of the problems", choices=("val", "test"))
     json: str = flag("", "file for the figures")
     precision: str = flag("auto", "bf16 where it is faster, or one of them", choices=("auto", "fp32", "bf16"))
@@ -68,14 +83,40 @@ def answer(model, config, machine):
     prompt = render_prompt(config.question)
     if len(prompt) >= model.config.max_len:
         raise UserError(f"the question takes {len(prompt)} tokens; this model's context holds {model.config.max_len}, answer included")
-    noise = generator(config.seed, "sample")
-    result = METHODS[config.method](model, prompt, config.n, config.temperature, config.max_reasoning_tokens, noise)
+    verifiers = load_verifiers(config, model.config.max_len)
+    if len(verifiers) > 1:
+        raise UserError(f"--verifier {config.verifier}: one verifier answers a question; several are for --eval")
+    judge = verifier_judge(*verifiers.values(), [prompt], config.aggregate) if verifiers else None
+    spend = Spend(max_new_tokens=config.max_reasoning_tokens, plan=read_plan(config), **{f.name: getattr(config, f.name) for f in fields(Spend) if hasattr(config, f.name) and f.name != "plan"})
+    (result,) = METHODS[config.method](model, [prompt], spend, generator(config.seed, "sample"), judge)
     say(f"\nQuestion: {config.question}\n{pretty(result)}")
     if len(result.candidates) > 1:
         agree = sum(canonical(c.answer) == canonical(result.answer) for c in result.candidates)
         say(f"          {agree} of {len(result.candidates)} samples agree")
     say(f"\n{result.tokens} tokens, {result.flops / 1e9:.2f} GFLOP")
     return result
+
+
+def load_verifiers(config, max_len):
+    """{name: verifier} of --verifier, in its order; two of one kind are told apart by their folders. Raises UserError."""
+    found = {}
+    for path in filter(None, config.verifier.split(",")):
+        verifier = load_verifier(path)
+        if verifier.config.max_len < max_len:
+            raise UserError(f"--verifier {path} reads {verifier.config.max_len} tokens, fewer than the {max_len} of the model's context")
+        found[verifier.kind if verifier.kind not in found else Path(path).name] = verifier
+    return found
+
+
+def read_plan(config):
+    """Rows of --plan for the budget nearest to --n. Raises UserError where --method auto has none."""
+    if config.method != "auto":
+        return ()
+    try:
+        plans = {int(n): tuple(map(tuple, rows)) for n, rows in json.loads(Path(config.plan).read_text()).items()}
+        return plans[min(plans, key=lambda n: abs(n - config.n))]
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise UserError(f"--method auto needs a --plan, as `python -m nanoreason.compute --study budget` leaves it; {config.plan or '(none)'} is none") from None
 
 
 def wanted_problems(config, max_len):
@@ -97,8 +138,8 @@ def wanted_problems(config, max_len):
     return problems
 
 
-def measure(model, config):
-    """Greedy accuracy by family and level; with --ns also sampled accuracy, coverage and vote. Returns the figures."""
+def measure(model, config, machine):
+    """Greedy accuracy by family and level; with --ns also sampled accuracy, and what N samples buy by every rule. Returns the figures."""
     ns = numbers(config.ns, "ns")
     if min(ns) < 0:
         raise UserError(f"--ns {config.ns}: numbers of samples are positive")
@@ -110,14 +151,15 @@ def measure(model, config):
     figures = {"greedy": accuracy(right, len(problems)), "families": by_family(problems, greedy), "split": config.split, "levels": levels, "seed": config.seed,
                "mean_tokens": round(float(np.mean([s[0].tokens for s in greedy])), 2), "behaviours": behaviours([s[0].response for s in greedy])}
     if max(ns) > 0:
-        sampled = collect(model, problems, max(ns), config.temperature, config.max_reasoning_tokens, config.seed, on_progress=bar.update)
-        every = [s for samples in sampled for s in samples]
-        shares = [np.mean([s.correct for s in samples]) for samples in sampled]
-        figures["sampled"] = {"acc": round(float(np.mean(shares)), 4), "n": len(every), "temperature": config.temperature,
-                              "ci": accuracy(sum(s.correct for s in every), len(every))["ci"] if max(ns) == 1 else interval_of_mean(shares),
+        pool = draw_pool(model, problems, max(ns), config.temperature, config.max_reasoning_tokens, config.seed, config.cache or None, bar.update)
+        for name, verifier in load_verifiers(config, 0).items():
+            pool.add_verifier(name, verifier.to(machine.device), choose_bf16(config.precision, machine))
+        shares, n = pool.right.mean(1), pool.right.size
+        figures["sampled"] = {"acc": round(float(shares.mean()), 4), "n": n, "temperature": config.temperature,
+                              "ci": accuracy(int(pool.right.sum()), n)["ci"] if max(ns) == 1 else interval_of_mean(shares),
                               "families": {f: round(float(np.mean([x for x, p in zip(shares, problems) if p.family == f])), 4) for f in families},
-                              "mean_tokens": round(float(np.mean([s.tokens for s in every])), 2), "behaviours": behaviours([s.response for s in every])}
-        figures["scaling"] = scaling(sampled, ns, config.seed)
+                              "mean_tokens": round(float(pool.tokens.mean()), 2), "behaviours": behaviours([parse_response(ids) for row in pool.ids for ids in row])}
+        figures["scaling"] = scaling(pool, ns, config.seed)
     bar.close()
     return figures
 
@@ -130,8 +172,9 @@ def table(figures):
     if "sampled" in figures:
         rows.append(line(f"sampled at T={figures['sampled']['temperature']:g}", figures["sampled"]))
         scale = figures["scaling"]
-        rows += [f"N={n:<5d} coverage {c:.3f} {cc}   vote {v:.3f} {vc}   {t:.0f} tokens a problem" for n, c, cc, v, vc, t in zip(
-            scale["ns"], scale["coverage"], scale["coverage_ci"], scale["vote"], scale["vote_ci"], scale["tokens"])]
+        rows.append(f"{'N':<24}" + "".join(f"{n:>10}" for n in scale["ns"]))
+        rows += [f"{rule:<24}" + "".join(f"{value:>10.3f}" for value in scale[rule]) for rule in scale["rules"]]
+        rows.append(f"{'tokens a problem':<24}" + "".join(f"{tokens:>10.0f}" for tokens in scale["tokens"]))
     return "\n".join(rows)
 
 
@@ -145,7 +188,7 @@ def main():
     model = sampler(checkpoint.load_model(config.ckpt, machine.device), choose_bf16(config.precision, machine))
     start = time.time()
     if config.eval:
-        figures = measure(model, config)
+        figures = measure(model, config, machine)
         figures["seconds"] = round(time.time() - start, 1)
         say(table(figures))
     else:

@@ -1,6 +1,5 @@
-"""Measuring: accuracy with its interval by family and level, coverage and vote over N samples, tokens spent, behaviours."""
+"""Measuring: accuracy with its interval by family and level, coverage, how good a judge is, behaviours."""
 
-import random
 from dataclasses import dataclass
 from math import comb, sqrt
 
@@ -9,9 +8,10 @@ import numpy as np
 from nanoreason.common import generator
 from nanoreason.generate import generate
 from nanoreason.rewards import outcome_reward
-from nanoreason.search import vote_scores
+from nanoreason.search import Judge
 from nanoreason.tasks import problem_set
 from nanoreason.tokenizer import parse_response, render_prompt
+from nanoreason.verifier import scores
 
 CUES = {"verification": "Check: ", "self_correction": "Wait, ", "another_way": "Another way: "}
 
@@ -131,29 +131,11 @@ def interval_of_mean(values, seed=0, draws=1000):
     return [round(float(q), 4) for q in np.quantile(values[picks].mean(1), (0.025, 0.975))]
 
 
-def vote_at(samples, k, rng, draws=20):
-    """Expected accuracy of voting over k of these Samples, over random subsets; ties go to the first drawn."""
-    right = 0
-    for _ in range(draws if k < len(samples) else 1):
-        some = rng.sample(samples, k)
-        scores = vote_scores([s.response.answer for s in some])
-        right += some[scores.index(max(scores))].correct
-    return right / (draws if k < len(samples) else 1)
+def verifier_judge(verifier, prompts, how="last", bf16=False):
+    """A verifier as the search.Judge of responses to these prompts; `how`: one of verifier.AGGREGATES."""
+    return Judge(lambda owner, responses: scores(verifier, [prompts[i] for i in owner], responses, bf16), how, verifier.gpt.flops_per_token())
 
 
-def scaling(judged, ns, seed=0):
-    """Coverage and vote for every n in ns from one set of samples a problem, with intervals over problems, and tokens spent.
-
-    Coverage is exact (pass_at_k); vote is a mean over random subsets. Returns lists in the order of `ns`.
-    """
-    rng = random.Random(f"vote/{seed}")
-    out = {"ns": list(ns), "problems": len(judged), "coverage": [], "coverage_ci": [], "vote": [], "vote_ci": [], "tokens": []}
-    mean_tokens = float(np.mean([s.tokens for samples in judged for s in samples]))
-    for n in ns:
-        coverage = [pass_at_k(len(s), sum(x.correct for x in s), n) for s in judged]
-        votes = [vote_at(s, n, rng) if n > 1 else sum(x.correct for x in s) / len(s) for s in judged]
-        for name, values in (("coverage", coverage), ("vote", votes)):
-            out[name].append(round(float(np.mean(values)), 4))
-            out[name + "_ci"].append(interval_of_mean(values, seed))
-        out["tokens"].append(round(n * mean_tokens, 1))
-    return out
+def oracle_judge(problems):
+    """The exact verifier as a Judge, for upper bounds: 1 for a right response, else 0."""
+    return Judge(lambda owner, responses: [[(len(r) - 1, outcome_reward(problems[i], parse_response(r)))] for i, r in zip(owner, responses, strict=True)])

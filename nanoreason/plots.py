@@ -171,3 +171,67 @@ def verifier(reports, path):
     right.legend()
     figure.tight_layout()
     return _save(figure, path)
+
+
+def _band(axis, x, values, intervals, color, label, style="o-"):
+    """A curve with its 95% intervals."""
+    low, high = np.array(intervals).T
+    axis.plot(x, values, style, ms=4, color=color, label=label)
+    axis.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
+
+
+@styled
+def compute_table(report, path):
+    """Accuracy against N by rule, a panel for each family and difficulty. report: of compute.py --study table."""
+    cells, chosen = report["cells"], report["chosen_on_validation"]
+    figure, axes = _axes(3, 3, (11, 8.4), sharex=True, sharey=True)
+    for axis, (name, cell) in zip(axes.flat, cells.items()):
+        for color, (rule, label) in enumerate({"coverage": "coverage", "vote": "vote", "orm": "ORM, best of N", chosen: "PRM, best of N", "weighted-orm": "vote weighted by the ORM"}.items()):
+            _band(axis, cell["ns"], cell["rules"][rule]["acc"], cell["rules"][rule]["ci"], f"C{color}", label)
+        axis.set_xscale("log", base=2)
+        axis.set(title=f"{name} ({cell['problems']} problems)", ylim=(0, 1.02), xticks=cell["ns"])
+        axis.set_xticklabels(cell["ns"])
+    for axis in axes[-1]:
+        axis.set(xlabel="samples a problem, N")
+    for axis in axes[:, 0]:
+        axis.set(ylabel="accuracy")
+    figure.tight_layout()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=5, loc="upper center", bbox_to_anchor=(0.5, 0.01))
+    return _save(figure, path)
+
+
+@styled
+def compute_budget(report, path):
+    """Accuracy against tokens spent a question, for every method. report: of compute.py --study budget."""
+    figure, axis = _axes(1, 1, (7.6, 4.8))
+    for color, (name, rows) in enumerate(report["methods"].items()):
+        rows = sorted(rows, key=lambda r: r["tokens"])
+        x, y = [r["tokens"] for r in rows], [r["acc"] for r in rows]
+        strong = name == "auto"
+        axis.plot(x, y, "D-" if strong else "o-", color="black" if strong else f"C{color}", label=name, ms=6 if strong else 4, lw=2 if strong else 1.2, zorder=3 if strong else 2)
+        axis.errorbar(x, y, np.abs(np.array([r["ci"] for r in rows]).T - y), fmt="none", color="black" if strong else f"C{color}", lw=0.6, alpha=0.4)
+    axis.set_xscale("log")
+    axis.set(xlabel="tokens sampled a question", ylabel=f"accuracy, n = {report['problems']}")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return _save(figure, path)
+
+
+@styled
+def compute_sizes(report, path):
+    """Accuracy against inference FLOPs by difficulty: small models with N samples, all models with one. report: of compute.py --study sizes."""
+    bins = list(next(iter(report["curves"].values()))["bins"])
+    figure, axes = _axes(1, len(bins), (4.2 * len(bins), 3.6), sharey=True)
+    for axis, title in zip(axes, bins):
+        for color, (name, curve) in enumerate(report["curves"].items()):
+            b = curve["bins"][title]
+            x = [curve["flops_per_token"] * (b["prompt"] + n * b["tokens"]) / 1e9 for n in curve["ns"]]
+            axis.plot(x[0], b["vote"]["acc"][0], "*", ms=11, color=f"C{color}", zorder=3, label=f"{name}, {curve['params'] / 1e6:.1f}M: one sample")
+            if len(x) > 1:
+                _band(axis, x, b["vote"]["acc"], b["vote"]["ci"], f"C{color}", f"{name}: vote of N")
+                judged = [f + n * curve["flops_per_token"] * (b["prompt"] + b["tokens"]) / 1e9 * (n > 1) for n, f in zip(curve["ns"], x)]
+                _band(axis, judged, b["orm"]["acc"], b["orm"]["ci"], f"C{color}", f"{name}: ORM, best of N", "o--")
+        axis.set_xscale("log")
+        axis.set(title=title, xlabel="inference GFLOP a question", ylim=(0, 1.02))
+    axes[0].set(ylabel="accuracy")
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return _save(figure, path)

@@ -20,7 +20,7 @@ import torch
 
 from nanoreason.checkpoint import vocabulary
 from nanoreason.common import generator, say
-from nanoreason.evaluate import interval_of_mean
+from nanoreason.evaluate import interval_of_mean, pass_at_k
 from nanoreason.generate import MAX_ROWS, generate, noise
 from nanoreason.rewards import outcome_reward
 from nanoreason.search import canonical
@@ -150,12 +150,6 @@ def judge_samples(problem, responses):
     return zip(*out)
 
 
-def coverage_at(right, ns):
-    """Chance that some of n samples drawn without replacement is right, for every n of ns: `evaluate.pass_at_k`, exact. right (N,)."""
-    N, c = len(right), int(right.sum())
-    return np.array([1.0 - comb(N - c, n) / comb(N, n) for n in ns])
-
-
 def best_at(score, value, ns):
     """Expected `value` of the sample with the highest score among n drawn without replacement, exact and unbiased, for every n of ns; among equal
     scores each is as likely. score, value (N,).
@@ -203,7 +197,7 @@ def estimates(pool, ns, seed=0):
     out = {}
     for p in range(len(pool.problems)):
         answered, rng = pool.answer[p] >= 0, np.random.default_rng((seed, p))
-        rules = {"coverage": coverage_at(pool.right[p], ns)}
+        rules = {"coverage": np.array([pass_at_k(pool.samples, int(pool.right[p].sum()), n) for n in ns])}
         weights = {"vote": np.ones(pool.samples)} | {f"weighted-{name}": s[p] for name, s in pool.scores.items()}
         rules |= votes_at(pool.answer[p], pool.right[p], weights, ns, rng)
         rules |= {name: best_at(np.where(answered, s[p], -1.0), pool.right[p], ns) for name, s in pool.scores.items()}

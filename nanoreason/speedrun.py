@@ -23,6 +23,7 @@ import torch
 from nanoreason import plots
 from nanoreason.common import UserError, flag, parse_config, read_metrics, run_script, say, write_json
 from nanoreason.evaluate import wilson
+from nanoreason.pool import log_fit
 from nanoreason.tasks import CONTROLS, demo_problems, verify
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,14 +107,6 @@ def hardware():
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}"
-
-
-def log_fit(ns, values):
-    """Least squares of values = a + b ln N: {'a', 'b', 'r2'}."""
-    x, y = np.log(ns), np.asarray(values)
-    b, a = np.polyfit(x, y, 1)
-    residual, spread = ((y - a - b * x) ** 2).sum(), ((y - y.mean()) ** 2).sum()
-    return {"a": round(float(a), 4), "b": round(float(b), 4), "r2": round(float(1 - residual / spread), 4) if spread else 1.0}
 
 
 def read(path):
