@@ -30,7 +30,7 @@ from nanoreason.tokenizer import render_prompt
 from nanoreason.verifier import load_verifier
 
 ROOT = Path(__file__).resolve().parent.parent
-FAMILIES = ("multiplication", "chain", "word")
+FAMILIES = ("chain", "word", "equation")
 LEVELS = (1, 2, 3)
 BINS = ("easy", "medium", "hard")  # levels 1, 2 and 3
 NS = (1, 4, 16, 64, 256)

@@ -235,3 +235,69 @@ def compute_sizes(report, path):
     axes[0].set(ylabel="accuracy")
     axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return _save(figure, path)
+
+
+@styled
+def judge_kinds(report, path):
+    """Best of N by ORM and PRM, a faint line a seed, and AUC by position. report: of judges.py --study kinds."""
+    figure, (left, right) = _axes(1, 2, (9.5, 3.6))
+    rules = {"orm": "ORM", "prm-last": "PRM, last", "prm-min": "PRM, min", "prm-prod": "PRM, product", "vote": "vote", "coverage": "coverage"}
+    for color, (rule, label) in enumerate(rules.items()):
+        curves = np.array([run["curves"][rule] for run in report["runs"].values() if rule in run["curves"]])
+        left.plot(report["ns"], curves.T, color=f"C{color}", alpha=0.25, lw=1)
+        left.plot(report["ns"], curves.mean(0), "o-", ms=4, color=f"C{color}", label=label)
+    left.set_xscale("log", base=2)
+    left.set(title=f"accuracy on {report['problems']} problems", xlabel="samples a problem, N", xticks=report["ns"])
+    left.set_xticklabels(report["ns"])
+    left.legend(fontsize=8)
+    for color, kind in enumerate(("orm", "prm")):
+        for name, run in report["runs"].items():
+            if name.startswith(kind):
+                positions = run["report"]["test"]["positions"]
+                right.plot([f"{kind}, {where}" for where in positions], [p["auc"] for p in positions.values()], "o-", ms=4, color=f"C{color}", alpha=0.6)
+    right.set(title="AUC against the exact judge, a line a seed", ylim=(0.5, 1.01))
+    for label in right.get_xticklabels():
+        label.set(rotation=35, ha="right")
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+@styled
+def judge_labels(report, path):
+    """PRM quality against the rollouts that labelled it. report: of judges.py --study labels."""
+    figure, axes = _axes(1, 2, (9.5, 3.4))
+    of = lambda row, value: [value(run) for run in report["runs"].values() if run["row"] == row]
+    rows, counts = list(dict.fromkeys(run["row"] for run in report["runs"].values())), sorted({int(r[2:].split("-")[0]) for r in (run["row"] for run in report["runs"].values()) if r != "exact"})
+    steps = lambda run: float(np.mean([p["auc"] for where, p in run["report"]["test"]["positions"].items() if where.startswith("step") and p["auc"] is not None]))
+    for axis, (title, value) in zip(axes, (("AUC of single steps", steps), ("best of 16 by the smallest score", lambda run: run["curves"]["prm-min"][2]))):
+        for color, form in enumerate(("soft", "hard")):
+            points = {k: of(row, value) for k in counts if (row := f"mc{k}-{form}" if k > 1 else "mc1-soft") in rows}
+            axis.plot(list(points), [np.mean(v) for v in points.values()], "o-", color=f"C{color}", label=f"Monte Carlo, {form}")
+            axis.plot([k for k, v in points.items() for _ in v], [x for v in points.values() for x in v], ".", color=f"C{color}", alpha=0.4)
+        exact = of("exact", value)
+        axis.axhline(np.mean(exact), color="black", lw=1, ls="--", label="exact labels")
+        axis.axhspan(min(exact), max(exact), color="black", alpha=0.08, lw=0)
+        axis.set_xscale("log", base=2)
+        axis.set(title=title, xlabel="rollouts a step", xticks=counts)
+        axis.set_xticklabels(counts)
+    axes[0].legend()
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+@styled
+def judge_trust(report, path):
+    """True and judged reward against sqrt(KL), by best of N and by RL. report: of judges.py --study trust."""
+    figure, axes = _axes(2, 2, (9.5, 6.4), sharey=True)
+    for row, kind in zip(axes, report["rl"]):
+        b, rl = report["best_of_n"][kind], report["rl"][kind]
+        for axis, d, gold, proxy, form in ((row[0], b["d"], b["gold"], b["proxy"], "bon"), (row[1], [r["kl"] ** 0.5 for r in rl], [r["gold"] for r in rl], [r[kind] for r in rl], "rl")):
+            fit, smooth_d = report["fits"][kind][form], np.linspace(1e-3, max(d), 200)
+            bend = smooth_d if form == "bon" else np.log(smooth_d)
+            axis.plot(d, proxy, "o-", ms=4, color="C1", label="what the judge thinks")
+            axis.plot(d, gold, "o", ms=5, color="C0", label="what is true")
+            axis.plot(smooth_d, gold[0] + smooth_d * (fit["a"] - fit["b"] * bend), color="C0", lw=1, ls="--", label=f"d(a - b {'d' if form == 'bon' else 'ln d'}), R2 {fit['r2']:.2f}")
+            axis.set(title=f"{'best of N' if form == 'bon' else 'reinforcement learning'} by the {kind.upper()}", xlabel="sqrt(KL), KL in nats a response", ylim=(0, 1.02))
+            axis.legend(fontsize=8)
+    figure.tight_layout()
+    return _save(figure, path)

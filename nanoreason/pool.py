@@ -49,10 +49,11 @@ class Pool:
     def samples(self):
         return self.right.shape[1]
 
-    def select(self, which):
-        """The pool of some of the problems, a list of indices."""
-        return Pool([self.problems[p] for p in which], [self.ids[p] for p in which], self.logprob[which], self.tokens[which], self.right[which],
-                    self.answer[which], self.key, None, {name: s[which] for name, s in self.scores.items()})
+    def select(self, which, samples=None):
+        """The pool of some of the problems, a list of indices, and of their first `samples` samples."""
+        n = samples or self.samples
+        return Pool([self.problems[p] for p in which], [self.ids[p][:n] for p in which], self.logprob[which, :n], self.tokens[which, :n], self.right[which, :n],
+                    self.answer[which, :n], "", None, {name: s[which, :n] for name, s in self.scores.items()})
 
     def add_verifier(self, name, verifier, bf16=False):
         """Score every sample: rule `name` for an orm, `name`-last, -min and -prod for a prm. Kept in the cache by the verifier's weights."""

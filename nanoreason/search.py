@@ -177,7 +177,8 @@ def method(run):
     @wraps(run)
     def solve(model, prompts, spend=Spend(), noise=None, judge=None):
         cases, room = [Case(i, prompt) for i, prompt in enumerate(prompts)], model.config.max_len - max(map(len, prompts), default=0)
-        run(model, cases, replace(spend, max_new_tokens=min(spend.max_new_tokens, room)), noise, judge)
+        if cases:
+            run(model, cases, replace(spend, max_new_tokens=min(spend.max_new_tokens, room)), noise, judge)
         return [case.result() for case in cases]
 
     return solve
