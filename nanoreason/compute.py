@@ -150,7 +150,7 @@ def spent(bench, model, problems, name, spend, judge, seed):
     return np.array(right, float), np.array([r.tokens for r in results], float), np.array([r.flops for r in results])
 
 
-BUDGETS = (4, 8, 16, 32, 64)
+BUDGETS = (4, 16, 64)
 FIXED = ("vote", "best-of-n", "weighted-vote", "beam", "dvts", "self-verify")
 THINKING = (0, 40, 80, 120, 160)  # least tokens of budget forcing
 
@@ -163,9 +163,8 @@ def fixed_runs(bench, model, problems, judge, seed, bar):
         runs["budget", least] = spent(bench, model, problems, "budget", Spend(8, max_new_tokens=LIMIT, min_thinking=least), None, seed)
     for name in FIXED:
         for n in BUDGETS:
-            if name != "self-verify" or n < max(BUDGETS):
-                runs[name, n] = spent(bench, model, problems, name, Spend(n, max_new_tokens=LIMIT), judge, seed)
-                bar.update()
+            runs[name, n] = spent(bench, model, problems, name, Spend(n, max_new_tokens=LIMIT), judge, seed)
+            bar.update()
     return runs
 
 

@@ -41,7 +41,7 @@ class Config:
     seeds: str = flag("0,1,2", "seeds of the verifiers' training, separated by commas")
     problems: int = flag(300, "test problems of each family and level whose samples are in the cache", low=3)
     samples: int = flag(256, "samples of each", low=1)
-    questions: int = flag(400, "training questions of --study labels", low=1)
+    questions: int = flag(300, "training questions of --study labels", low=1)
     seed: int = flag(0, "seed of problems and samples", low=0)
 
     @property
@@ -60,11 +60,11 @@ class Config:
         return [int(seed) for seed in self.seeds.split(",")]
 
 
-def best_of(pools, name, verifier, bench):
-    """Expected accuracy (rules, len(NS)) of best-of-N by a verifier, mean over problems of all pools: {rule: [..]}."""
+def best_of(pools, name, verifier, bench, ns=NS):
+    """Expected accuracy of best-of-N and votes by a verifier, at every n of ns, mean over the problems of all pools: {rule: [..]}."""
     parts = []
     for pool in pools:
-        parts.append(estimates(pool.select(range(len(pool.problems))).add_verifier(name, verifier, bench.bf16), NS, bench.config.seed))
+        parts.append(estimates(pool.select(range(len(pool.problems))).add_verifier(name, verifier, bench.bf16), ns, bench.config.seed))
     return {rule: [round(float(v), 4) for v in np.concatenate([part[rule] for part in parts]).mean(0)] for rule in parts[0]}
 
 
@@ -75,13 +75,15 @@ def report_of(path):
 def kinds(config, bench):
     """ORM and PRM, three seeds each, on one set of labelled samples."""
     ensure_verifiers(config)
-    pools = [pool.select(range(len(pool.problems) // 3), NS[-1]) for pool in bench.pools(bench.model(config.policy), config.problems, config.samples).values()]
     runs = {}
     for kind in ("orm", "prm"):
         for seed in config.all_seeds:
             path = config.path(f"{kind}-{seed}")
             ensure(path / "report.json", "train_prm.py", kind=kind, init=config.policy, reuse=config.orm, seed=seed, out=path)
-            runs[f"{kind}-{seed}"] = dict(report=report_of(path), curves=best_of(pools, kind, load_verifier(path), bench))
+            runs[f"{kind}-{seed}"] = dict(report=report_of(path))
+    pools = [pool.select(range(len(pool.problems) // 3), NS[-1]) for pool in bench.pools(bench.model(config.policy), config.problems, config.samples).values()]
+    for name, run in runs.items():
+        run["curves"] = best_of(pools, name[:3], load_verifier(config.path(name)), bench)
     return dict(study="kinds", ns=NS, problems=sum(len(pool.problems) for pool in pools), runs=runs)
 
 
@@ -109,7 +111,6 @@ def kinds_markdown(report):
 
 def labels(config, bench):
     """PRMs of equal samples whose steps were labelled by the exact judge or by rollouts."""
-    pools = [pool.select(range(40), 32) for pool in bench.pools(bench.model(config.policy), config.problems, config.samples).values()]
     common = dict(kind="prm", init=config.policy, questions=config.questions, val_questions=12, batch_size=32, eval_every=25)
     source, runs = config.path("labels-mc16-soft-0"), {}
     ensure(source / "report.json", "train_prm.py", labels="mc", rollouts=max(ROLLOUTS), out=source, **common)
@@ -119,7 +120,10 @@ def labels(config, bench):
         for seed in config.all_seeds:
             path = config.path(f"labels-{row}-{seed}")
             ensure(path / "report.json", "train_prm.py", reuse=source, seed=seed, out=path, **common, **flags)
-            runs[f"{row}-{seed}"] = dict(row=row, report=report_of(path), curves=best_of(pools, "prm", load_verifier(path), bench))
+            runs[f"{row}-{seed}"] = dict(row=row, report=report_of(path))
+    pools = [pool.select(range(len(pool.problems) * 2 // 15), 32) for pool in bench.pools(bench.model(config.policy), config.problems, config.samples).values()]
+    for name, run in runs.items():
+        run["curves"] = best_of(pools, "prm", load_verifier(config.path(f"labels-{name}")), bench, NS[:-1])
     return dict(study="labels", ns=NS[:-1], problems=sum(len(pool.problems) for pool in pools), runs=runs)
 
 
