@@ -188,7 +188,7 @@ def label_responses(config, machine, policy, out):
     for split in ("train", "val", "test"):
         problems = questions.draw(0, 0, config.questions) if split == "train" else questions.held_out(config.val_questions, split)
         path = source / f"{split}.npz"
-        arrays = read_arrays(path)
+        arrays = read_arrays(path) if config.reuse or config.resume else None
         if arrays is None and config.reuse:
             raise UserError(f"--reuse {config.reuse} holds no whole {path.name}")
         if arrays is None:
@@ -269,15 +269,19 @@ def mean_loss(logits, labels):
     return float(np.mean(each))
 
 
-def platt(logits, labels, steps=50):
-    """Scale a and offset c such that sigmoid(a z + c) fits the labels best in cross-entropy (Platt 1999), by Newton's method. logits, labels: 1-d."""
-    z, y, w = torch.tensor(logits, dtype=torch.float64), torch.tensor(labels, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
-    X = torch.stack((z, torch.ones_like(z)), 1)  # (M, 2)
-    for _ in range(steps):
-        p = (X @ w).sigmoid()
-        hessian = X.T @ (X * (p * (1 - p))[:, None]) + 1e-6 * torch.eye(2, dtype=torch.float64)
-        w = w - torch.linalg.solve(hessian, X.T @ (p - y)).clamp(-1, 1)
-    return float(w[0]), float(w[1])
+def platt(logits, labels):
+    """Scale a and offset c such that sigmoid(a z + c) fits the labels best in cross-entropy (Platt 1999). logits, labels: lists of numbers."""
+    z, y, w = torch.tensor(logits, dtype=torch.float64), torch.tensor(labels, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([w], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-10, tolerance_change=1e-14)
+
+    def loss():
+        optimizer.zero_grad()
+        value = F.binary_cross_entropy_with_logits(w[0] * z + w[1], y)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return tuple(w.detach().tolist())
 
 
 def calibrate(verifier, data, config, machine, bf16):

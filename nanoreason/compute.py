@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from nanoreason import checkpoint, plots
 from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, progress, run_script, say, start_machine, write_json
 from nanoreason.evaluate import held_out_problems, interval_of_mean, verifier_judge, wilson
 from nanoreason.generate import sampler
-from nanoreason.model import PRESETS, training_flops
+from nanoreason.model import training_flops
 from nanoreason.pool import draw_pool, estimates, log_fit
 from nanoreason.search import METHODS, Case, Spend, draw, estimate, rate
 from nanoreason.tasks import verify

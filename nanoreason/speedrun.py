@@ -53,7 +53,7 @@ def plan(config):
     """The stages in order. All sizes and rates of the speedrun stand here."""
     out, q = Path(config.out), config.quick
     train = lambda name, script, note, **flags: Stage(name, script, dict(flags, out=out / name, seed=config.seed), f"{name}/report.json", note)
-    measure = lambda name, note, done, **flags: Stage(f"{name}: {done}", "sample.py", dict(eval=True, ckpt=out / name, json=out / name / f"{done}.json", seed=config.seed, **flags),
+    measure = lambda name, note, done, **flags: Stage(f"{name}: {done}", "sample.py", dict(eval=True, ckpt=out / name, json=out / name / f"{done}.json", cache=out / "cache", seed=config.seed, **flags),
                                                       f"{name}/{done}.json", note)
     test = lambda name: measure(name, f"test accuracy of {name}", "test", families=",".join(FAMILIES + CONTROLS), level="1,2", problems=8 if q else 200, ns="1")
     # The KL to the reference is left out: scoring every response under it as well would cost half as much again.

@@ -1,9 +1,7 @@
 """Figures and their intervals against tables, enumeration and scripted samples; votes."""
 
 import random
-from fractions import Fraction
 from itertools import combinations
-from math import comb
 
 import pytest
 import torch
@@ -11,10 +9,9 @@ from conftest import make_stopping
 from matplotlib.figure import Figure
 
 from nanoreason import evaluate, plots
-from nanoreason.common import generator
-from nanoreason.evaluate import Sample, accuracy, behaviours, by_family, collect, greedy_accuracy, interval_of_mean, pass_at_k, scaling, vote_at, wilson
+from nanoreason.evaluate import Sample, accuracy, auc, behaviours, by_family, brier, collect, greedy_accuracy, interval_of_mean, pass_at_k, reliability, wilson
 from nanoreason.generate import Rollout
-from nanoreason.search import METHODS, canonical, vote_scores
+from nanoreason.search import canonical, vote_scores
 from nanoreason.speedrun import ends
 from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, split_of
 from nanoreason.tokenizer import END, END_THINK, PAD, THINK, Response, encode, parse_response, render_prompt, render_response
@@ -68,45 +65,23 @@ def response(answer, thinking="1 + 1 = 2"):
     return Response(thinking, answer, answer is not None)
 
 
-def samples(answers, right):
-    return [Sample(response(a), 10, a == right) for a in answers]
-
-
-def test_vote_at_all_samples_is_the_vote_and_ties_go_to_the_first():
-    rng = random.Random(0)
-    assert vote_at(samples(["1", "2", "2"], "2"), 3, rng) == 1 and vote_at(samples(["1", "2", "2"], "1"), 3, rng) == 0
-    assert vote_at(samples([None, None, "3"], "3"), 3, rng) == 1
-    assert vote_at(samples([None, None], "3"), 2, rng) == 0
-
-
-def test_vote_at_a_subset_is_the_mean_over_subsets():
-    """Three votes of 5 samples, 3 of them right: the vote is right when 2 or 3 right ones are drawn, (3 * 2 + 1) / 10."""
-    drawn = vote_at(samples(["7", "7", "7", "8", "8"], "7"), 3, random.Random(0), draws=4000)
-    assert drawn == pytest.approx(0.7, abs=0.03)
-
-
-def test_scaling_on_scripted_samples():
-    judged = [samples(["4"] * 4, "4"), samples(["4", "5", "5", "5"], "4"), samples(["6", "7", "8", None], "9"), samples(["1", "1", "2", "3"], "1")]
-    for i, s in enumerate(judged):
-        judged[i] = [Sample(x.response, 10 * (i + 1), x.correct) for x in s]
-    figures = scaling(judged, [1, 2, 4])
-    shares = [Fraction(4, 4), Fraction(1, 4), 0, Fraction(2, 4)]
-    assert figures["coverage"] == [round(float(sum(1 - Fraction(comb(4 - int(4 * p), k), comb(4, k)) for p in shares)) / 4, 4) for k in (1, 2, 4)]
-    assert figures["vote"][0] == figures["coverage"][0] == round(float(sum(shares)) / 4, 4)
-    assert figures["vote"][2] == 0.5  # problems 1 and 4; in problem 2 the wrong answer wins
-    assert figures["tokens"] == [25.0, 50.0, 100.0] and figures["ns"] == [1, 2, 4] and figures["problems"] == 4
-    assert all(low <= mean <= high for name in ("coverage", "vote") for mean, (low, high) in zip(figures[name], figures[name + "_ci"]))
-    assert scaling(judged, [1, 2, 4]) == figures
-    with pytest.raises(ValueError):
-        scaling(judged, [8])
-
-
 def test_the_bootstrap_interval_has_the_width_of_the_normal_one():
     values = [0.0] * 300 + [1.0] * 100
     low, high = interval_of_mean(values)
     half = 1.96 * (0.25 * 0.75 / 400) ** 0.5
     assert low == pytest.approx(0.25 - half, abs=0.008) and high == pytest.approx(0.25 + half, abs=0.008)
     assert interval_of_mean([1.0] * 5) == [1.0, 1.0]
+
+
+def test_auc_is_the_share_of_pairs_in_the_right_order_and_brier_the_mean_squared_error():
+    rng = random.Random(0)
+    for _ in range(20):
+        scores, labels = [rng.randrange(5) / 4 for _ in range(12)], [rng.random() < 0.4 for _ in range(12)]
+        pairs = [(a > b) + (a == b) / 2 for a, x in zip(scores, labels) if x for b, y in zip(scores, labels) if not y]
+        assert auc(scores, labels) == (pytest.approx(sum(pairs) / len(pairs), abs=1e-4) if pairs else None)
+    assert auc([0.1, 0.2], [1, 1]) is None and brier([], []) is None
+    assert brier([0.5, 1.0, 0.0], [1, 1, 0]) == pytest.approx(0.25 / 3, abs=1e-4)
+    assert reliability([0.05, 0.01, 1.0, 0.97], [0, 1, 1, 1]) == [dict(chance=0.03, right=0.5, n=2), dict(chance=0.985, right=1.0, n=2)]
 
 
 def test_behaviours_are_shares_of_responses_with_a_cue_at_the_start_of_a_line():
@@ -187,29 +162,6 @@ def test_levels_that_run_dry_are_made_up_by_the_next_and_never_exceed_the_count(
 def test_an_empty_answer_earns_no_vote():
     empty = parse_response([THINK, *encode("a"), END_THINK, END])
     assert vote_scores([empty.answer, empty.answer, "12"]) == [0, 0, 1]
-
-
-# Methods
-
-
-def test_methods_choose_among_their_own_candidates_and_count_what_they_spent():
-    model, prompt = make_stopping(bias=3.0), [507, 10, 20, 508]
-    for name, method in METHODS.items():
-        result = method(model, prompt, n=6, temperature=1.0, max_new_tokens=12, generator=generator(0, "s"))
-        assert len(result.candidates) == len(result.scores) == (6 if name == "vote" else 1)
-        assert result.response == result.candidates[result.scores.index(max(result.scores))] and result.answer == result.response.answer
-        assert result.flops == (result.tokens + len(prompt)) * model.flops_per_token() and 1 <= result.tokens <= 12 * len(result.candidates)
-
-
-def test_the_vote_picks_the_majority(monkeypatch):
-    from nanoreason import search
-
-    script = [render_response("", a) for a in ("7", "12", "9", "12.0", "x = 12", "7")]
-    ids = torch.tensor([s + [PAD] * (9 - len(s)) for s in script])
-    mask = torch.tensor([[i < len(s) for i in range(9)] for s in script])
-    monkeypatch.setattr(search, "generate", lambda *args: Rollout(ids, mask, torch.zeros(ids.shape), (ids == END).any(1)))
-    result = search.vote(make_stopping(), [507, 508], n=6)
-    assert (result.answer, result.scores, result.tokens) == ("12", [2, 3, 1, 3, 3, 2], sum(map(len, script)))
 
 
 def test_every_family_can_be_measured():

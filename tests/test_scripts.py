@@ -16,8 +16,9 @@ from conftest import make_stopping
 
 import sample
 import train_grpo
+import train_prm
 import train_sft
-from nanoreason import checkpoint, corpus, speedrun
+from nanoreason import checkpoint, compute, corpus, judges, speedrun
 from nanoreason.common import Machine, generator, read_metrics, run_script
 from nanoreason.corpus import demonstrations, read_rows
 from nanoreason.data import pack
@@ -26,7 +27,7 @@ from nanoreason.generate import generate
 from nanoreason.model import GPT, GPTConfig
 from nanoreason.questions import own_share
 from nanoreason.rewards import Scheme
-from nanoreason.search import greedy
+from nanoreason.search import METHODS, Spend, greedy
 from nanoreason.tasks import draw_problem, split_of, user_problem
 from nanoreason.tasks.recall import CAPITALS
 from nanoreason.tokenizer import encode, render_prompt, render_response
@@ -83,9 +84,30 @@ def test_sample_prints_an_answer_and_eval_counts(capitals, capsys):
     printed = capsys.readouterr().out
     one = json.loads((capitals / "one.json").read_text())
     assert f"Answer: {one['answer']}" in printed and len(one["answers"]) == 8
-    call(sample, "--eval", "--ckpt", capitals / "sft", "--families", "fact", "--level", "1", "--problems", 10, "--ns", "1,4", "--json", capitals / "eval.json")
+    call(sample, "--eval", "--ckpt", capitals / "sft", "--families", "fact", "--level", "1", "--problems", 10, "--ns", "1,4", "--cache", capitals / "cache",
+         "--json", capitals / "eval.json")
     figures = json.loads((capitals / "eval.json").read_text())
-    assert figures["greedy"]["n"] == 10 and figures["scaling"]["coverage"][1] >= figures["scaling"]["coverage"][0] > 0
+    assert figures["greedy"]["n"] == 10 and figures["scaling"]["coverage"][1] >= figures["scaling"]["coverage"][0] > 0 and len(list((capitals / "cache").iterdir())) == 1
+
+
+def test_a_verifier_is_trained_on_what_the_policy_says_and_every_method_can_ask_it(capitals, tmp_path, capsys):
+    for kind, flags in (("orm", []), ("prm", ["--labels", "mc", "--rollouts", 2])):
+        call(train_prm, "--kind", kind, *flags, "--init", capitals / "sft", "--families", "fact", "--level", 1, "--questions", 24, "--samples", 8, "--val-questions", 8, "--epochs", 6,
+             "--max-reasoning-tokens", 16, "--batch-size", 8, "--eval-every", 2, "--learning-rate", 3e-3, "--out", tmp_path / kind)
+    figures = json.loads((tmp_path / "orm" / "report.json").read_text())["test"]["positions"]
+    assert figures["last"]["n"] == 64 and figures["last"]["auc"] > 0.8  # "unknown" is always wrong
+    call(sample, "--eval", "--ckpt", capitals / "sft", "--families", "fact", "--level", 1, "--problems", 8, "--ns", "1,8", "--verifier", f"{tmp_path / 'orm'},{tmp_path / 'prm'}",
+         "--cache", tmp_path / "cache", "--json", tmp_path / "eval.json")
+    scale = json.loads((tmp_path / "eval.json").read_text())["scaling"]
+    assert {"coverage", "vote", "likelihood", "orm", "weighted-orm", "prm-last", "prm-min", "prm-prod"} <= set(scale["rules"])
+    assert scale["orm"][1] > scale["orm"][0] + 0.2 and scale["orm"][1] > scale["vote"][1]
+    (tmp_path / "plan.json").write_text(json.dumps({"4": [[0.9, "beam", 4], [2.0, "vote", 4]], "99": []}))
+    capsys.readouterr()
+    for method in METHODS:
+        call(sample, "What is the capital of France?", "--ckpt", capitals / "sft", "--method", method, "--n", 4, "--verifier", tmp_path / "orm", "--plan", tmp_path / "plan.json",
+             "--min-thinking", 6, "--json", tmp_path / "one.json")
+        one = json.loads((tmp_path / "one.json").read_text())
+        assert one["method"] == method and one["tokens"] > 0 and f"Answer: {one['answer']}" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +118,7 @@ def known(capitals):
         for i, country in enumerate(CAPITALS):
             for wording in ("What is the capital of {}?", "Name the capital of {}.", "{} has which capital?"):
                 question = wording.format(country)
-                said = greedy(model, render_prompt(question), max_new_tokens=16).answer
+                said = greedy(model, [render_prompt(question)], Spend(max_new_tokens=16))[0].answer
                 f.write(json.dumps({"prompt": question, "answer": said if said and i % 3 else "Atlantis"}) + "\n")
     return capitals / "known.jsonl"
 
@@ -109,7 +131,7 @@ def test_one_file_of_questions_and_answers_serves_supervised_training_reinforcem
 
     figures = {}
     for split in ("val", "test"):  # test: all rows
-        call(sample, "--eval", "--ckpt", capitals / "sft", "--data", known, "--split", split, "--max-reasoning-tokens", 16, "--precision", "fp32", "--json", tmp_path / "eval.json")
+        call(sample, "--eval", "--ckpt", capitals / "sft", "--data", known, "--split", split, "--max-reasoning-tokens", 16, "--precision", "fp32", "--cache", "", "--json", tmp_path / "eval.json")
         figures[split] = json.loads((tmp_path / "eval.json").read_text())
     assert [(figures[s]["greedy"]["n"], figures[s]["greedy"]["acc"]) for s in ("val", "test")] == [(len(some), round(right(some) / len(some), 4)) for some in (val, rows)]
     assert list(figures["test"]["families"]) == ["data"] and figures["test"]["levels"] == [0] and figures["test"]["scaling"]["problems"] == 60
@@ -232,6 +254,18 @@ TINY = ["--init", "{tiny}", "--row-tokens", "64", "--max-reasoning-tokens", "30"
     (sample, ["--ckpt", "{tiny}"], "--eval"),
     (sample, ["--eval", "--ckpt", "{tiny}", "--families", "poetry"], "poetry"),
     (sample, ["--eval", "--ckpt", "{tiny}", "--level", "9"], "levels"),
+    (sample, ["hello", "--ckpt", "{tiny}", "--method", "auto"], "--method auto needs a --plan"),
+    (sample, ["hello", "--ckpt", "{tiny}", "--method", "auto", "--plan", "{rows}"], "--method auto needs a --plan"),
+    (sample, ["hello", "--ckpt", "{tiny}", "--method", "beam", "--verifier", "{tiny}"], "is a language model; a verifier is wanted"),
+    (sample, ["hello", "--ckpt", "{tiny}", "--method", "best-of-n", "--verifier", "{judge}"], "reads 8 tokens, fewer than the 64 of the model's context"),
+    (train_prm, ["--out", "{new}"], "--init is missing"),
+    (train_prm, ["--init", "{judge}", "--out", "{new}"], "holds a verifier (orm), which scores and cannot write"),
+    (train_prm, ["--init", "{tiny}", "--labels", "mc", "--out", "{new}"], "--labels mc is for --kind prm"),
+    (train_prm, ["--init", "{tiny}", "--rollouts", "61", "--out", "{new}"], "must be at least 1 and at most 60"),
+    (train_prm, ["--init", "{tiny}", "--max-reasoning-tokens", "30", "--reuse", "nowhere", "--out", "{new}"], "is no run of train_prm.py"),
+    (train_prm, ["--init", "{tiny}", "--max-reasoning-tokens", "30", "--out", "{used}"], "already holds a run"),
+    (train_prm, ["--init", "{tiny}", "--max-reasoning-tokens", "30", "--level", "9", "--out", "{new}"], "levels are whole numbers"),
+    (compute, ["--policy", "nowhere", "--orm", "{new}", "--out", "{new}"], "train_prm.py failed"),
     (train_sft, ["--epochs", "0"], "at least 1"),
     (train_sft, ["--muon-lr", "fast"], "invalid float"),
     (train_sft, ["--stage", "cold-start", "--data", "nowhere.jsonl", "--out", "{new}"], "no data file"),
@@ -315,7 +349,7 @@ def test_every_mistake_ends_in_one_line_and_status_2(module, args, complaint, ti
     assert (tmp_path / "used" / "ckpt.pt").read_bytes() == b"precious"
 
 
-@pytest.mark.parametrize("module", [sample, train_sft, train_grpo, speedrun])
+@pytest.mark.parametrize("module", [sample, train_sft, train_prm, train_grpo, speedrun, compute, judges])
 def test_help_names_every_flag(module, capsys):
     with pytest.raises(SystemExit) as stop:
         call(module, "--help")

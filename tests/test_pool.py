@@ -1,0 +1,136 @@
+"""Pools of samples: what belongs to whom in any order, the cache, and the estimators against enumeration."""
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_stopping
+from test_search import MIXED, OTHER, Q, RIGHT, WRONG, Scripted
+from test_verifier import make_verifier
+
+from nanoreason import pool as pools
+from nanoreason.evaluate import held_out_problems
+from nanoreason.pool import Pool, best_at, draw_pool, estimates, judge_samples, log_fit, scaling, votes_at
+from nanoreason.tasks import user_problem
+from nanoreason.tokenizer import render_prompt, render_response
+from nanoreason.verifier import aggregate, scores
+
+PROBLEMS = held_out_problems(["chain", "word", "percent"], [1, 2], 4)
+
+
+def drawn(problems=PROBLEMS, model=None, **options):
+    return draw_pool(model or make_stopping(bias=2.0), problems, options.pop("samples", 6), 1.0, 30, options.pop("seed", 0), **options)
+
+
+def test_samples_and_scores_follow_their_problems_into_any_order():
+    order = [7, 2, 11, 0, 5, 1, 9, 3, 10, 4, 8, 6]
+    prm = make_verifier("prm", max_len=256)
+    straight, shuffled = (drawn(problems, make_stopping(bias=2.0, max_len=256)).add_verifier("prm", prm) for problems in (PROBLEMS, [PROBLEMS[i] for i in order]))
+    assert len({tuple(ids) for row in straight.ids for ids in row}) > 40
+    assert shuffled.ids == [straight.ids[i] for i in order] and (shuffled.tokens == straight.tokens[order]).all() and (shuffled.answer == straight.answer[order]).all()
+    for name in ("likelihood", "prm-last", "prm-min", "prm-prod"):
+        np.testing.assert_allclose(shuffled.scores[name], straight.scores[name][order], atol=1e-5)
+    p, n = 4, 3  # one of them, alone
+    ((rated),) = scores(prm, [render_prompt(PROBLEMS[p].question)], [straight.ids[p][n]])
+    assert [straight.scores[f"prm-{how}"][p, n] for how in ("last", "min", "prod")] == pytest.approx([aggregate(rated, how) for how in ("last", "min", "prod")], abs=1e-5)
+
+
+def test_fewer_samples_are_the_first_of_more_and_other_seeds_draw_others():
+    many, few, other = drawn(samples=6), drawn(samples=2), drawn(seed=1)
+    assert few.ids == [row[:2] for row in many.ids] and sum(a == b for a, b in zip(many.ids, other.ids)) == 0
+    some = many.add_verifier("orm", make_verifier("orm")).select([3, 1], 4)
+    assert some.problems == [PROBLEMS[3], PROBLEMS[1]] and some.ids == [many.ids[3][:4], many.ids[1][:4]] and some.samples == 4
+    assert (some.scores["orm"] == many.scores["orm"][[3, 1], :4]).all()
+
+
+def test_what_was_drawn_and_judged_before_is_read_from_the_cache(tmp_path, monkeypatch, capsys):
+    orm = make_verifier("orm")
+    first = drawn(cache=tmp_path).add_verifier("orm", orm)
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(pools, "generate", lambda *a, **k: pytest.fail("sampled again"))
+    monkeypatch.setattr(pools, "scores", lambda *a, **k: pytest.fail("judged again"))
+    again = drawn(cache=tmp_path).add_verifier("orm", orm)
+    assert again.ids == first.ids and (again.right == first.right).all() and (again.scores["orm"] == first.scores["orm"]).all()
+    for change in (dict(seed=1), dict(samples=5), dict(problems=PROBLEMS[::-1]), dict(model=make_stopping(bias=2.1))):
+        with pytest.raises(pytest.fail.Exception, match="sampled again"):
+            drawn(**change, cache=tmp_path)
+    with pytest.raises(pytest.fail.Exception, match="judged again"):
+        drawn(cache=tmp_path).add_verifier("orm", make_verifier("orm", seed=1))
+    monkeypatch.undo()
+    (kept,) = [path for path in tmp_path.iterdir() if path.stem == first.key]
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert drawn(cache=tmp_path).ids == first.ids and "is damaged" in capsys.readouterr().out and drawn(cache=tmp_path).ids == first.ids
+
+
+def test_samples_are_judged_by_their_answers():
+    problem = user_problem(Q, "39")
+    right, answer = judge_samples(problem, [RIGHT, WRONG, RIGHT[:-1], render_response("", "39.0"), OTHER, RIGHT])
+    assert list(right) == [True, False, False, True, False, True] and list(answer) == [0, 1, -1, 0, 2, 0]
+    pool = draw_pool(Scripted({Q: MIXED}), [problem], 200, 1.0, 60, 0)
+    shares = [np.mean([i == r for i in pool.ids[0]]) for r in (RIGHT, WRONG, OTHER)]
+    assert shares == pytest.approx([0.3, 0.5, 0.1], abs=0.1) and pool.right.mean() == shares[0] and (pool.answer[0] == -1).mean() == pytest.approx(1 - sum(shares))
+    assert pool.scores["likelihood"][0, pool.ids[0].index(RIGHT)] == pytest.approx(0.3 ** (1 / len(RIGHT)), rel=1e-4)
+
+
+# Estimators
+
+
+def test_best_of_n_is_the_mean_over_all_subsets_with_ties_shared():
+    rng = np.random.default_rng(0)
+    for trial in range(20):
+        score, value = rng.integers(0, 4, 7) / 3, rng.random(7)
+        for n in range(1, 8):
+            each = [np.mean([value[i] for i in some if score[i] == max(score[j] for j in some)]) for some in combinations(range(7), n)]
+            assert best_at(score, value, [n])[0] == pytest.approx(np.mean(each), abs=1e-12)
+    assert best_at(np.array([0.9, 0.5, 0.1]), np.array([0, 1, 1]), [2])[0] == pytest.approx(1 / 3)
+
+
+def test_votes_are_the_mean_over_subsets_with_ties_shared():
+    rng = np.random.default_rng(1)
+    answer, weight = np.array([0, 1, 1, 2, -1, 0, 1]), rng.random(7)
+    right = answer == 0
+
+    def verdict(some, weights):
+        total = {a: sum(weights[i] for i in some if answer[i] == a) for a in set(answer[list(some)]) - {-1}}
+        top = [a for a, t in total.items() if abs(t - max(total.values())) < 1e-9]
+        return np.mean([a == 0 for a in top]) if top else 0.0
+
+    ns = [1, 2, 3, 5, 7]
+    found = votes_at(answer, right, {"vote": np.ones(7), "weighted": weight}, ns, rng, draws=20_000)
+    for rule, weights in (("vote", np.ones(7)), ("weighted", weight)):
+        exact = [np.mean([verdict(some, weights) for some in combinations(range(7), n)]) for n in ns]
+        assert found[rule] == pytest.approx(exact, abs=0.015) and found[rule][0] == right.mean() and found[rule][-1] == exact[-1]
+    assert votes_at(np.array([-1, -1, -1]), np.zeros(3, bool), {"vote": np.ones(3)}, [2, 3], rng)["vote"].tolist() == [0, 0]
+
+
+def scripted_pool(answers, right, score):
+    """A pool of these answers (numbers, -1 for none)."""
+    answer = np.array(answers)
+    return Pool([None] * len(answers), [], np.zeros(answer.shape), np.full(answer.shape, 10.0), answer == np.array(right)[:, None], answer, "", None, {"orm": np.array(score)})
+
+
+def test_every_rule_is_estimated_from_one_set_of_samples():
+    pool = scripted_pool([[0, 0, 1, 1], [0, 1, 1, 2], [-1, -1, 0, 1]], [0, 0, 1], [[0.9, 0.8, 0.1, 0.2], [0.9, 0.1, 0.2, 0.3], [1.0, 1.0, 0.5, 0.1]])
+    figures = scaling(pool, [1, 2, 4])
+    assert figures["rules"] == ["coverage", "vote", "weighted-orm", "orm"] and figures["tokens"] == [10, 20, 40] and figures["problems"] == 3
+    assert figures["coverage"] == pytest.approx([(0.5 + 0.25 + 0.25) / 3, (5 / 6 + 0.5 + 0.5) / 3, 1.0], abs=1e-4)
+    assert all(figures[rule][0] == pytest.approx(1 / 3, abs=1e-4) for rule in ("vote", "weighted-orm")) and figures["vote"][2] == pytest.approx((0.5 + 0 + 0.5) / 3, abs=1e-4)
+    assert figures["orm"] == pytest.approx([1 / 3, (5 / 6 + 1 / 2 + 1 / 3) / 3, 2 / 3], abs=1e-4)  # unanswered ones are never chosen, whatever their scores
+    assert figures["weighted-orm"][2] == pytest.approx(2 / 3, abs=1e-4)
+    assert all(low <= mean <= high for rule in figures["rules"] for mean, (low, high) in zip(figures[rule], figures[rule + "_ci"]))
+    assert scaling(pool, [1, 2, 4]) == figures and set(estimates(pool, [4])) == set(figures["rules"])
+    with pytest.raises(ValueError, match="8 samples cannot be estimated from 4"):
+        scaling(pool, [8])
+
+
+def test_a_logarithmic_law_is_found_with_its_quality():
+    ns = [1, 4, 16, 64]
+    assert log_fit(ns, 0.2 + 0.1 * np.log(ns)) == dict(a=0.2, b=0.1, r2=1.0)
+    fit = log_fit(ns, [0.2, 0.5, 0.5, 0.2])
+    assert fit["b"] == 0 and fit["r2"] == 0
+
+
+def test_the_cache_may_be_nowhere_and_leaves_no_scratch(tmp_path):
+    drawn(cache=str(tmp_path / "a" / "b"))
+    assert [path.suffix for path in Path(tmp_path / "a" / "b").iterdir()] == [".npz"] and drawn().cache is None
