@@ -34,7 +34,7 @@ from nanoreason.data import batches
 from nanoreason.evaluate import auc, brier, reliability
 from nanoreason.generate import MAX_ROWS, generate, noise, sampler
 from nanoreason.model import GPTConfig
-from nanoreason.pool import read_arrays, write_arrays
+from nanoreason.pool import ROWS, read_arrays, write_arrays
 from nanoreason.questions import Questions, own_share
 from nanoreason.rewards import outcome_reward, step_rewards
 from nanoreason.tokenizer import parse_response, render_prompt
@@ -103,12 +103,12 @@ def monte_carlo(policy, starts, problems, config, split, bar):
     """Which of `rollouts` continuations of each start end in the right answer, as bits of an integer, and the tokens of the first, second, ...
     rollout over all starts. starts: [(question, prefix ids)]."""
     K, found, tokens = config.rollouts, [0] * len(starts), np.zeros(config.rollouts, np.int64)
-    order, at_once = sorted(range(len(starts)), key=lambda i: len(starts[i][1])), max(1, MAX_ROWS // config.rollouts)
+    order, at_once = sorted(range(len(starts)), key=lambda i: len(starts[i][1])), max(1, ROWS // config.rollouts)
     for at in range(0, len(order), at_once):
         some = order[at : at + at_once]
         prompts = [render_prompt(problems[starts[i][0]].question) + starts[i][1] for i in some]
         uniform = torch.cat([noise((K, config.max_reasoning_tokens), generator(config.seed, "rollouts", split, *starts[i])) for i in some])
-        rollout = generate(policy, prompts, K, config.max_reasoning_tokens, config.temperature, uniform, on_progress=bar.update).cpu()
+        rollout = generate(policy, prompts, K, config.max_reasoning_tokens, config.temperature, uniform, ROWS, on_progress=bar.update).cpu()
         tokens += rollout.lengths.view(-1, K).sum(0).numpy()
         for row in range(len(rollout.ids)):
             question, prefix = starts[some[row // K]]

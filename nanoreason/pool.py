@@ -21,12 +21,13 @@ import torch
 from nanoreason.checkpoint import vocabulary
 from nanoreason.common import generator, say
 from nanoreason.evaluate import interval_of_mean, pass_at_k
-from nanoreason.generate import MAX_ROWS, generate, noise
+from nanoreason.generate import generate, noise
 from nanoreason.rewards import outcome_reward
 from nanoreason.search import canonical
 from nanoreason.tokenizer import parse_response, render_prompt
 from nanoreason.verifier import AGGREGATES, aggregate, scores
 
+ROWS = 2048  # rows decoded at once: many samples of a question share their first tokens, and what they share is computed once
 DRAWS = 64  # random subsets a problem that a vote over n < N samples is estimated from
 
 
@@ -128,11 +129,11 @@ def draw_pool(model, problems, samples, temperature, max_new_tokens, seed, cache
 
 def _sample(model, problems, prompts, samples, temperature, max_new_tokens, seed, on_progress):
     """The arrays of a pool: all ids end to end, and tokens and log-probability (P, N) of the responses."""
-    parts, at_once = [], max(1, MAX_ROWS // samples)
+    parts, at_once = [], max(1, ROWS // samples)
     for at in range(0, len(problems), at_once):
         some = range(at, min(at + at_once, len(problems)))
         uniform = torch.cat([noise((samples, max_new_tokens), generator(seed, "pool", repr(problems[p].key), problems[p].question)) for p in some])
-        rollout = generate(model, [prompts[p] for p in some], samples, max_new_tokens, temperature, uniform, on_progress=on_progress).cpu()
+        rollout = generate(model, [prompts[p] for p in some], samples, max_new_tokens, temperature, uniform, ROWS, on_progress=on_progress).cpu()
         parts.append((rollout.ids[rollout.mask].short().numpy(), rollout.lengths.view(-1, samples).numpy(), rollout.logprobs.sum(1).view(-1, samples).numpy()))
     ids, tokens, logprob = (np.concatenate(arrays) for arrays in zip(*parts))
     return dict(ids=ids, tokens=tokens.astype(np.int32), logprob=logprob.astype(np.float32))

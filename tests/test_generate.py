@@ -7,7 +7,8 @@ from conftest import make_stopping, make_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanoreason.common import generator
-from nanoreason.generate import Decoding, Rollout, generate, join_rollouts, noise, sample_token, sampler
+from nanoreason.generate import GraphDecoding, Rollout, generate, join_rollouts, noise, sample_token, sampler
+from nanoreason.model import GPT
 from nanoreason.tokenizer import END, PAD
 
 
@@ -163,6 +164,21 @@ def test_a_response_depends_on_its_own_random_numbers_and_not_on_who_shares_its_
     assert torch.equal(generate(model, prompts, G, 30, 1.0, generator(0, "sample")).ids, whole.ids)  # a generator makes the same numbers
 
 
+def test_rows_that_agree_share_a_branch_and_get_what_they_would_have_got_apart(monkeypatch):
+    """At a low temperature many of 40 samples agree for long; each must still follow its own random numbers."""
+    model, prompts, G = make_stopping(bias=4.0), ragged_prompts(), 40
+    uniform, sizes, decode = noise((len(prompts) * G, 30), generator(0, "sample")), [], GPT.decode
+    monkeypatch.setattr(GPT, "decode", lambda self, idx, cache: sizes.append((len(idx), len(cache.lengths))) or decode(self, idx, cache))
+    shared = generate(model, prompts, G, 30, 0.5, uniform, max_rows=1000)
+    branches = [n for n, _ in sizes]
+    prefixes = {(row // G, tuple(shared.response(row)[:t])) for row in range(len(shared.ids)) for t in range(1, len(shared.response(row)))}
+    assert all(n == m for n, m in sizes) and sum(branches) - branches.count(2) <= len(prefixes) <= sum(branches) < 0.7 * int(shared.lengths.sum())  # each prefix once
+    monkeypatch.setattr("nanoreason.generate.Decoding", GraphDecoding)  # a row of the cache for each
+    monkeypatch.setattr("nanoreason.generate.record", lambda step: step)
+    apart = generate(model, prompts, G, 30, 0.5, uniform, max_rows=1000)
+    assert torch.equal(apart.ids, shared.ids) and torch.equal(apart.mask, shared.mask) and torch.allclose(apart.logprobs, shared.logprobs, atol=1e-4)
+
+
 def test_the_cache_grows_past_its_blocks_and_changes_no_token(monkeypatch):
     model, prompts = make_stopping(bias=3.0), ragged_prompts()
     wanted = generate(model, prompts, 3, 70, 1.0, generator(4, "sample"))
@@ -175,21 +191,14 @@ def test_looking_rarely_at_who_has_stopped_and_leaving_by_halves_changes_nothing
     model, prompts = make_stopping(bias=4.5), ragged_prompts()
     wanted = generate(model, prompts, 4, 50, 1.0, generator(5, "sample"))
     sizes, looks = [], []
-    inner = Decoding.__init__
-
-    def on_gpu(self, *args):
-        inner(self, *args)
-        self.graphed = True
-        self.cache.grow(self.longest + self.limit)
-
     def watched(self, count):
         looks.append(count)
         sizes.append(len(self.rows))
         return leave(self, count)
 
-    leave = Decoding.leave
-    monkeypatch.setattr(Decoding, "__init__", on_gpu)
-    monkeypatch.setattr(Decoding, "leave", watched)
+    leave = GraphDecoding.leave
+    monkeypatch.setattr("nanoreason.generate.Decoding", GraphDecoding)
+    monkeypatch.setattr(GraphDecoding, "leave", watched)
     monkeypatch.setattr("nanoreason.generate.record", lambda step: step)
     monkeypatch.setattr("nanoreason.generate.GRAPH_STEPS", 4)
     got = generate(model, prompts, 4, 50, 1.0, generator(5, "sample"))
@@ -267,8 +276,7 @@ def test_a_step_changes_no_address_no_shape_and_asks_the_tensors_nothing():
     called, model = set(), make_stopping(bias=2.0)
     with torch.inference_mode():
         ids, logprobs = torch.full((10, 20), PAD), torch.zeros(10, 20)
-        d = Decoding(model, ragged_prompts(), 2, ids, logprobs, noise((10, 20), generator(0, "s")), 1.0, False)
-        d.cache.grow(40)
+        d = GraphDecoding(model, ragged_prompts(), 2, ids, logprobs, noise((10, 20), generator(0, "s")), 1.0, False)
         held = lambda: [(x.data_ptr(), x.shape, x.stride()) for x in (d.token, d.live, d.at, d.rows, d.cache.lengths, d.ids, d.logprobs, *d.cache.keys, *d.cache.values)]
         before = held()
         with Watch():
