@@ -49,6 +49,11 @@ class Stage:
     note: str
 
 
+def questions(config):
+    """The brief's own, which the final model is asked; a rehearsal asks the first."""
+    return demo_problems()[: 1 if config.quick else None]
+
+
 def plan(config):
     """The stages in order. All sizes and rates of the speedrun stand here."""
     out, q = Path(config.out), config.quick
@@ -69,7 +74,7 @@ def plan(config):
         measure("cold", "best-of-N in mid-training, at the training levels", "best_of_n", level="1,2", **best),
         measure("rl", "best-of-N of the final model, one level above its training levels", "best_of_n", level="3", **best),
     ]
-    for i, problem in enumerate(demo_problems()):
+    for i, problem in enumerate(questions(config)):
         stages.append(Stage(f"demo {i + 1}", "sample.py", {"ckpt": out / "rl", "method": "vote", "n": 16, "seed": config.seed, "json": out / f"demo{i}.json",
                                                            "": problem.question}, f"demo{i}.json", "the brief's own question, by a vote of 16"))
     return stages
@@ -142,7 +147,7 @@ def build_report(config, log):
         best = best_of_n[name] = figures["scaling"] | {"levels": figures["levels"]}
         best["log_fit"] = {key: log_fit(best["ns"], best[key]) for key in ("coverage", "vote")}
     demo = []
-    for i, problem in enumerate(demo_problems()):
+    for i, problem in enumerate(questions(config)):
         d = read(out / f"demo{i}.json")
         demo.append(dict(question=problem.question, response=f"{d['thinking']}\nAnswer: {d['answer']}".strip(), correct=bool(d["answer"] and verify(problem, d["answer"]))))
     rl = {name: {key: ends(read_metrics(out / name / "metrics.jsonl"), key) for key in

@@ -1,0 +1,109 @@
+"""The arithmetic of the studies of test-time compute: plans, FLOPs, crossings, Gao's laws, and their tables and figures."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_search import Scripted
+
+from nanoreason import compute, judges, plots
+from nanoreason.common import UserError
+from nanoreason.compute import crossing, ensure, flops_of, make_plan, sizes_markdown
+from nanoreason.judges import gao_fit, kl_of_best, step_auc
+from nanoreason.tasks import user_problem
+from nanoreason.tokenizer import render_response
+
+
+def curve(params, ns, vote, orm=None, per_token=2.0):
+    cell = lambda acc: dict(acc=acc, ci=[[a, a] for a in acc])
+    bins = {title: dict(problems=10, tokens=30.0, prompt=20.0, vote=cell(vote), coverage=cell(vote), **({"orm": cell(orm)} if orm else {})) for title in compute.BINS}
+    return dict(params=params, flops_per_token=per_token, ns=ns, training_flops=params * 1e3, bins=bins)
+
+
+def test_a_question_costs_its_prompt_once_every_sample_and_what_the_judge_reads():
+    small = curve(1, [1, 4], [0.2, 0.5], [0.2, 0.6])
+    assert flops_of(small, "easy", 1, False) == 2 * (20 + 30) and flops_of(small, "easy", 4, False) == 2 * (20 + 120) and flops_of(small, "easy", 4, True) == 2 * (20 + 120 + 4 * 50)
+
+
+def test_crossings_and_the_table_of_sizes():
+    small, large = curve(1, [1, 2, 4, 8], [0.2, 0.2, 0.4, 0.5], [0.2, 0.4, 0.6, 0.7]), curve(10, [1], [0.5], per_token=20.0)
+    assert crossing(small, large, "hard", "vote") == (8, 2 * (20 + 240)) and crossing(small, large, "hard", "orm") == (4, 2 * (20 + 120 + 200))
+    assert crossing(small, curve(10, [1], [0.9]), "hard", "orm") is None
+    report = dict(curves=dict(small=small, large=large), lines={"small": ["large"]})
+    row = sizes_markdown(report).splitlines()[2]
+    # equal FLOPs are 1000: all 8 samples for a vote (520), and with an ORM 8 (1320) no more, but 4 (680) are
+    assert "(10.0x) | easy | 50.0 [50.0, 50.0] | 20.0 [20.0, 20.0] | 8 | 50.0 | 60.0 | 8, 0.5x | 4, 0.7x | always |" in row
+    dear = dict(curves=dict(small=small, large=curve(10, [1], [0.5], per_token=2.0)), lines={"small": ["large"]})
+    assert sizes_markdown(dear).splitlines()[2].endswith(f"| {9e3 / (520 - 100):,.0f} |")  # training saved, by what each question costs more
+
+
+@pytest.mark.parametrize("form, bend", [("bon", lambda d: d), ("rl", np.log)])
+def test_gaos_laws_are_found_in_what_they_made(form, bend):
+    d = np.array([0.0, 0.3, 0.8, 1.5, 2.1])
+    gain = np.where(d > 0, d * (0.6 - 0.2 * bend(np.maximum(d, 1e-9))), 0.0)
+    assert gao_fit(d, gain, form) == dict(a=0.6, b=0.2, r2=1.0)
+
+
+def test_the_kl_of_the_best_of_n_is_that_of_the_maximum_of_uniform_numbers():
+    """The largest of n uniform numbers has density n x^(n-1): its KL to the uniform is the integral of that times its logarithm."""
+    x = (np.arange(400_000) + 0.5) / 400_000
+    for n in (1, 2, 7, 64):
+        density = n * x ** (n - 1)
+        assert kl_of_best(n) == pytest.approx((density * np.log(np.maximum(density, 1e-300))).mean(), abs=1e-3)
+
+
+def test_a_plan_spends_where_it_pays_and_keeps_within_its_budget():
+    """Two questions in three are easy: one sample does. The third needs 16: on equal spending nobody could afford them."""
+    problems = [user_problem(f"What is {i} + 1?", str(i + 1)) for i in range(9)]
+    model = Scripted({p.question: [(render_response("so", p.answer), 1)] for p in problems})
+    chance = lambda owner, responses: [[(len(r) - 1, 0.1 if o < 3 else 0.5 if o < 6 else 0.9)] for o, r in zip(owner, responses)]
+    hard = np.arange(9) < 3
+    runs = {("vote", 4): (np.where(hard, 0.0, 1.0), np.full(9, 40.0), None), ("vote", 16): (np.where(hard, 0.8, 1.0), np.full(9, 160.0), None)}
+    plan = lambda allowed: make_plan(None, model, problems, runs, SimpleNamespace(scores=lambda o, r: [x[0][1] for x in chance(o, r)], flops_per_token=0.0), 0, allowed)
+    assert [row[1:] for row in plan(80.0)] == [("vote", 16), ("vote", 4), ("vote", 4)] and [row[1:] for row in plan(40.0)] == [("vote", 4)] * 3
+    assert [row[0] for row in plan(80.0)] == sorted(row[0] for row in plan(80.0)) and plan(80.0)[-1][0] > 1 and plan(30.0) is None
+
+
+def test_what_is_there_is_not_made_again_and_what_fails_is_said(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    ensure(tmp_path / "report.json", "no such script.py")
+    with pytest.raises(UserError, match="train_prm.py failed"):
+        ensure(tmp_path / "other.json", "train_prm.py", out=tmp_path / "x")
+
+
+def verifier_report(kind, auc=0.8):
+    where = ("step 1", "step 2", "last") if kind == "prm" else ("1 quarters read", "last")
+    positions = {w: dict(auc=auc + i / 100, brier=0.1, n=10, right=0.4) for i, w in enumerate(where)}
+    return dict(test=dict(positions=positions, reliability=[dict(chance=0.1, right=0.2, n=5), dict(chance=0.9, right=0.8, n=5)]), cost=dict(train=dict(sampled=1000, rolled=50)),
+                responses=20, step_labels=60, label_quality=dict(steps=40, right_but_called_wrong=4, wrong_but_called_right=2))
+
+
+def test_every_study_has_a_table_and_a_figure(tmp_path):
+    """Drawn from reports of the shape that the studies leave; the tables state their numbers."""
+    rules = ("coverage", "vote", "likelihood", "orm", "weighted-orm", "prm-last", "prm-min", "prm-prod", "weighted-prm-last", "weighted-prm-min", "weighted-prm-prod")
+    curves = lambda: {rule: [0.2, 0.3, 0.4, 0.45 + i / 100] for i, rule in enumerate(rules)}
+    ns, ci = [1, 4, 16, 64], [[0.1, 0.5]] * 4
+    fit = {rule: dict(a=0.1, b=0.2, r2=0.97) for rule in rules}
+    cells = {f"{f}, {b}": dict(problems=30, tokens=20.0, ns=ns, rules={r: dict(acc=acc, ci=ci) for r, acc in curves().items()}) for f in compute.FAMILIES for b in compute.BINS}
+    table = dict(chosen_on_validation="prm-min", cells=cells, fits=dict.fromkeys(cells, fit), mean=curves(), mean_fit=fit)
+    budget = dict(problems=30, plans={4: [[0.5, "beam", 4]]}, methods={name: [dict(n=n, acc=0.1 * n**0.2, ci=[0.05, 0.5], tokens=40.0 * n, gflops=0.1 * n) for n in (4, 16)]
+                                                                       for name in ("vote", "beam", "auto")})
+    sizes = dict(curves=dict(nano=curve(1, [1, 4], [0.2, 0.5], [0.2, 0.6]), mini=curve(10, [1], [0.5])), lines={"nano": ["mini"]})
+    kinds = dict(ns=ns, problems=30, runs={f"{kind}-{s}": dict(report=verifier_report(kind), curves=curves()) for kind in ("orm", "prm") for s in (0, 1)})
+    labels = dict(ns=ns[:-1], problems=30, runs={f"{row}-{s}": dict(row=row, report=verifier_report("prm"), curves=curves()) for row in ("exact", "mc1-soft", "mc4-soft", "mc4-hard")
+                                                 for s in (0, 1)})
+    rl = [dict(step=s, kl=0.1 * s, gold=0.3 + s / 100, orm=0.4, prm=0.5, length=30.0, ci=[0.2, 0.4]) for s in (0, 1, 2, 4)]
+    best = dict(ns=ns, d=[0.0, 0.8, 1.35, 1.8], gold=[0.3, 0.4, 0.45, 0.44], proxy=[0.3, 0.6, 0.8, 0.9])
+    law = dict(a=0.2, b=0.05, r2=0.9)
+    trust = dict(best_of_n=dict(orm=best, prm=best), rl=dict(orm=rl, prm=rl), fits=dict(orm=dict(bon=law, rl=law), prm=dict(bon=law, rl=law)))
+    reports = dict(table=table, budget=budget, sizes=sizes, kinds=kinds, labels=labels, trust=trust)
+    said = {}
+    for name, (_, markdown, draw) in {**compute.STUDIES, **judges.STUDIES}.items():
+        said[name] = markdown(json.loads(json.dumps(reports[name])))
+        assert draw(json.loads(json.dumps(reports[name])), tmp_path / f"{name}.png") == tmp_path / f"{name}.png"
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert "| chain, easy | PRM (min) | 20.0 [10.0, 50.0] |" in said["table"] and "(+100%)" in said["table"] and "| auto | 16 |" in said["budget"]
+    assert "| mc4-hard | 50 | 10.0% | 5.0% | 0.805 ± 0.000 |" in said["labels"] and "| orm | 0.810 ± 0.000 | 0.100 ± 0.000 | 20.0 ± 0.0 |" in said["kinds"]
+    assert "| 4 | 0.63 | 34.0 [20.0, 40.0] | 0.400 | 30 |" in said["trust"] and step_auc(verifier_report("prm")) == pytest.approx(0.805)
+    assert plots.verifier({"orm": verifier_report("orm")}, tmp_path / "verifier.png").exists()
