@@ -255,7 +255,10 @@ def sizes(config, bench):
             ensure(orm / "report.json", "train_prm.py", kind="orm", init=path, out=orm)
             verifiers["orm"] = load_verifier(orm)
         ns = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if small or n == 1]
-        pools = bench.pools(model, count, max(ns) if small else 32, "test", verifiers)
+        if name == "micro":  # these are in the cache
+            pools = {cell: pool.select(range(count), max(ns)) for cell, pool in bench.pools(model, config.problems, config.samples, "test", verifiers).items()}
+        else:
+            pools = bench.pools(model, count, max(ns) if small else 32, "test", verifiers)
         curve = dict(params=model.num_params, flops_per_token=model.flops_per_token(), ns=ns,
                      training_flops=training_flops(model.config, TRAINING_TOKENS + 400_000, 256), bins={})
         for level, title in zip(LEVELS, BINS):

@@ -28,7 +28,7 @@ from nanoreason.verifier import aggregate, load_verifier, scores
 
 NS = (1, 4, 16, 64)
 ROLLOUTS = (1, 2, 4, 8, 16)
-STEPS = (1, 2, 4, 8, 16, 32, 64, 128)  # of reinforcement learning, at which it is measured
+STEPS = (1, 2, 4, 8, 16, 32, 64, 100)  # of reinforcement learning, at which it is measured
 
 
 @dataclass

@@ -68,8 +68,8 @@ def test_a_plan_spends_where_it_pays_and_keeps_within_its_budget():
 def test_what_is_there_is_not_made_again_and_what_fails_is_said(tmp_path):
     (tmp_path / "report.json").write_text("{}")
     ensure(tmp_path / "report.json", "no such script.py")
-    with pytest.raises(UserError, match="train_prm.py failed"):
-        ensure(tmp_path / "other.json", "train_prm.py", out=tmp_path / "x")
+    with pytest.raises(UserError, match="no such script.py failed"):
+        ensure(tmp_path / "other.json", "no such script.py", out=tmp_path / "x")
 
 
 def verifier_report(kind, auc=0.8):
