@@ -1,7 +1,7 @@
 """The rollout engine: many prompts, many samples each, one token a step for all of them, until each one stops.
 
     prefill   every prompt is read once, whatever the number of its samples; uneven prompts are padded on the right only
-    decode    one token a row and step, against the key/value cache; on a GPU a step is one recorded CUDA graph
+    decode    one token a step, against the key/value cache, for each branch: rows whose responses agree so far; on a GPU a step is one recorded CUDA graph
     leave     rows that have stopped are dropped from the batch and the cache, so nobody computes for the finished
 
 Every response draws from its own row of random numbers, fixed before the first token: which rows share a batch, when others leave, and how
@@ -135,8 +135,8 @@ class Decoding:
     """One turn of `generate`: the state of the rows that are decoded together.
 
     Rows whose responses agree so far are one branch: computed once, with one row of the cache. Each of them draws its next token from its own random
-    numbers, and the branch splits where they differ, so that every row gets what it would have got alone. 256 samples of a question at level 2 take
-    SPEEDUP, 8 samples GRPOSPEED.
+    numbers, and the branch splits where they differ, so that every row gets what it would have got alone. Measured against a row of the cache for
+    every row (1.05M parameters, one core, levels 1 to 3): 256 samples of a question take 0.56 of the time, 8 samples 0.80.
 
     ids, logprobs, uniform: (N, limit), the first two to be filled. Of the B rows still in the batch: rows (B,) which of the N each is, branch (B,) which of
     the M branches it is on; token (M,) the newest of each branch, and their cache of M rows; t: index of the next token.
