@@ -187,6 +187,8 @@ def label_responses(config, machine, policy, out):
     questions, splits = Questions(config.families, config.level, config.data, seed, policy.config.max_len - config.max_reasoning_tokens), {}
     for split in ("train", "val", "test"):
         problems = questions.draw(0, 0, config.questions) if split == "train" else questions.held_out(config.val_questions, split)
+        if not problems:
+            raise UserError(f"--data {config.data}: too few of its questions are kept from training for --val-questions {config.val_questions}, which are needed twice over")
         path = source / f"{split}.npz"
         arrays = read_arrays(path) if config.reuse or config.resume else None
         if arrays is None and config.reuse:
@@ -322,19 +324,14 @@ def quality(verifier, data, config, machine, bf16):
     return dict(positions=figures, reliability=reliability(*np.array(by["last"]).T))
 
 
-def label_quality(data, config):
-    """Hard Monte Carlo labels against the exact judge: shares of steps called right though a step so far is wrong, and called wrong though all so far are
-    right. Steps only: the outcome is known."""
+def label_quality(data):
+    """Hard Monte Carlo labels against the exact judge's verdicts on the same steps (the outcome is known): how many steps are right and are called
+    wrong, since no rollout found the answer, and how many are wrong and are called right, since one recovered or was lucky. None without rollouts."""
     if data.mc is None:
         return None
-    counts = dict(steps=0, right_but_called_wrong=0, wrong_but_called_right=0)
-    for exact, mc in zip(data.exact, data.mc):
-        for k in range(len(mc) - 1):
-            truth, called = min(exact[: k + 1]) > 0, mc[k] > 0
-            counts["steps"] += 1
-            counts["right_but_called_wrong"] += truth and not called
-            counts["wrong_but_called_right"] += called and not truth
-    return counts
+    steps = [(truth > 0, k > 0) for exact, mc in zip(data.exact, data.mc) for truth, k in zip(exact[:-1], mc[:-1])]
+    return dict(right=sum(truth for truth, _ in steps), right_but_called_wrong=sum(truth and not called for truth, called in steps),
+                wrong=sum(not truth for truth, _ in steps), wrong_but_called_right=sum(called and not truth for truth, called in steps))
 
 
 def rate_at(step, steps, warmup):
@@ -350,6 +347,9 @@ def train(config, machine):
     policy = checkpoint.load_model(config.init, machine.device)
     verifier = Verifier(GPTConfig(**state["model"]), config.kind)
     out = prepare_out(config.out, config, config.resume, machine)
+    if not config.resume and machine.main:
+        for old in out.glob("*.npz"):  # of a run that was killed while it sampled, with other flags perhaps
+            old.unlink()
     bf16 = choose_bf16(config.precision, machine, state.get("bf16") if began else None)
     data = label_responses(config, machine, sampler(policy, bf16), out)
     places, labels = targets(data["train"], config)
@@ -399,33 +399,36 @@ def train(config, machine):
             interrupt.leave(run["step"], machine)
     bar.close(), interrupt.close()
     save()
-    return finish(verifier, data, config, machine, bf16, run, bar.seconds)
+    return finish(verifier, data, kept, config, machine, bf16, run, bar.seconds)
 
 
 def check_config(config):
     """UserError for what single flags cannot show to be wrong."""
     if not config.init:
         raise UserError("--init is missing: a verifier learns from a policy's responses, for instance --init runs/speedrun/cold")
+    if config.hard_labels and config.labels != "mc":
+        raise UserError("--hard-labels is about Monte Carlo labels: --labels mc")
     if config.kind == "orm" and config.labels == "mc":
         raise UserError("--kind orm learns from final answers, which are always judged exactly; --labels mc is for --kind prm")
 
 
-def finish(verifier, data, config, machine, bf16, run, seconds):
+def finish(verifier, data, kept, config, machine, bf16, run, seconds):
     """Calibrate the selected weights and write them as best.pt; report and figure."""
     out = Path(config.out)
-    if run["best"]:
-        verifier.load_state_dict(checkpoint.load(out / "best.pt")["weights"])
-    scale = calibrate(verifier, data["val"], config, machine, bf16)
+    state = checkpoint.load(out / "best.pt") if run["best"] else {}
+    if state:
+        verifier.load_state_dict(state["weights"])
+    scale = state.get("calibration") or calibrate(verifier, data["val"], config, machine, bf16)  # once: a second fit would find nothing to do
     report = dict(stage=config.kind, params=verifier.gpt.num_params, labels=config.labels, steps=run["step"], seconds=seconds, best=run["best"], calibration=scale,
-                  cost={split: data[split].cost for split in ("train", "val")}, responses=len(data["train"].examples),
-                  step_labels=sum(len(p) - 1 for p in data["train"].places), label_quality=label_quality(data["train"], config),
+                  cost={split: data[split].cost for split in ("train", "val")}, responses=len(data["train"].examples), balanced=len(kept),
+                  step_labels=sum(len(p) - 1 for p in data["train"].places), label_quality=label_quality(data["train"]),
                   test=quality(verifier, data["test"], config, machine, bf16))
     if machine.main:
-        save_verifier(out / "best.pt", verifier, run=run)
+        save_verifier(out / "best.pt", verifier, run=run, calibration=scale)
         write_json(out / "report.json", report)
         plots.verifier({out.name: report}, out / "verifier.png")
     last = report["test"]["positions"]["last"]
-    say(f"{config.kind}: {run['step']} steps in {seconds:.0f}s; on {last['n']} test responses, {last['right']:.0%} of them right, AUC {last['auc']:.3f}, Brier score {last['brier']:.3f}", machine)
+    say(f"{config.kind}: {run['step']} steps in {seconds:.0f}s; on {last['n']} test responses, {last['right']:.0%} of them right, AUC {last['auc'] or 'undefined'}, Brier score {last['brier']}", machine)
     return report
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from nanoreason import checkpoint, plots
 from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, progress, run_script, say, start_machine, write_json
-from nanoreason.evaluate import held_out_problems, interval_of_mean, verifier_judge, wilson
+from nanoreason.evaluate import greedy_accuracy, held_out_problems, interval_of_mean, verifier_judge, wilson
 from nanoreason.generate import sampler
 from nanoreason.model import training_flops
 from nanoreason.pool import draw_pool, estimates, log_fit
@@ -46,7 +46,7 @@ class Config:
     sizes: str = flag("runs/sizes", "folder of the models of other sizes; trained where they are missing")
     out: str = flag("runs/compute", "folder for tables and figures")
     cache: str = flag("runs/cache", "folder where samples are kept")
-    problems: int = flag(300, "test problems of each family and level; a third of them for --study budget and sizes", low=3)
+    problems: int = flag(300, "test problems of each family and level; a third as many for --study sizes, a ninth for --study budget", low=9)
     samples: int = flag(256, "samples of each problem", low=1)
     seed: int = flag(0, "seed of problems and samples", low=0)
 
@@ -133,7 +133,7 @@ def table_markdown(report):
         for rule, title in shown.items():
             r = cell["rules"][rule]
             lines.append(f"| {name} | {title} | " + " | ".join(percent(a, c) for a, c in zip(r["acc"], r["ci"])) + f" | {report['fits'][name][rule]['r2']:.2f} |")
-    lines += ["", "Mean over the nine cells, and gain over N = 1, relative:", "", "| rule | " + " | ".join(f"N = {n}, {n}x the cost" for n in ns) + " | R2 |", "| --- " * (len(ns) + 2) + "|"]
+    lines += ["", "Mean over the nine cells, and gain over N = 1, relative:", "", "| rule | " + " | ".join(f"N = {n}, {n}x the samples" for n in ns) + " | R2 |", "| --- " * (len(ns) + 2) + "|"]
     for rule, values in report["mean"].items():
         lines.append(f"| {rule} | " + " | ".join(f"{100 * v:.1f}" + (f" ({100 * (v / values[0] - 1):+.0f}%)" if n > 1 else "") for n, v in zip(ns, values)) + f" | {report['mean_fit'][rule]['r2']:.2f} |")
     return "\n".join(lines)
@@ -196,7 +196,7 @@ def budget(config, bench):
     """Accuracy against tokens spent, for all methods and for plans made on validation problems."""
     ensure_verifiers(config)
     model, prm = bench.model(config.policy), load_verifier(config.prm)
-    pick = lambda split: [p for family in FAMILIES for p in held_out_problems([family], LEVELS, config.problems // 3 * len(LEVELS) // 3, split, config.seed)]
+    pick = lambda split: [p for family in FAMILIES for p in held_out_problems([family], LEVELS, config.problems // 9 * len(LEVELS), split, config.seed)]
     sets = {split: pick(split) for split in ("val", "test")}
     judges = {split: verifier_judge(prm, [render_prompt(p.question) for p in problems], "min", bench.bf16) for split, problems in sets.items()}
     bar = progress(2 * len(FIXED) * len(BUDGETS), "methods")
@@ -231,6 +231,7 @@ def budget_markdown(report):
 LINES = {"nano": ("nano-3x", "nano-10x", "mini"), "micro": ("mini", "small")}  # each small model and what it is held against
 SEVEN = "addition,multiplication,chain,percent,word,equation,primality"  # what the speedrun's models read about
 TRAINING_TOKENS = 3_300_000
+SIZES_NS = (*range(1, 17), *range(18, 33, 2), *range(36, 65, 4), *range(72, 129, 8))
 
 
 def sized(config, name):
@@ -254,11 +255,12 @@ def sizes(config, bench):
             orm = Path(config.orm) if name == "micro" else Path(config.sizes) / f"{name}-orm"
             ensure(orm / "report.json", "train_prm.py", kind="orm", init=path, out=orm)
             verifiers["orm"] = load_verifier(orm)
-        ns = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if small or n == 1]
+        ns = [n for n in SIZES_NS if small and n <= config.samples or n == 1]
         if name == "micro":  # these are in the cache
             pools = {cell: pool.select(range(count), max(ns)) for cell, pool in bench.pools(model, config.problems, config.samples, "test", verifiers).items()}
         else:
             pools = bench.pools(model, count, max(ns) if small else 32, "test", verifiers)
+        greedy = [greedy_accuracy(model, [p for family in FAMILIES for p in pools[family, level].problems], LIMIT) for level in LEVELS]
         curve = dict(params=model.num_params, flops_per_token=model.flops_per_token(), ns=ns,
                      training_flops=training_flops(model.config, TRAINING_TOKENS + 400_000, 256), bins={})
         for level, title in zip(LEVELS, BINS):
@@ -267,7 +269,7 @@ def sizes(config, bench):
             rules = {rule: np.concatenate([v[rule] for v in values]) for rule in ("vote", "orm", "coverage") if rule in values[0]}
             read = np.mean([len(render_prompt(p.question)) for pool in some for p in pool.problems])
             curve["bins"][title] = dict(
-                problems=len(rules["vote"]), tokens=round(float(np.mean([pool.tokens.mean() for pool in some])), 1), prompt=round(float(read), 1),
+                greedy=greedy[level - 1], problems=len(rules["vote"]), tokens=round(float(np.mean([pool.tokens.mean() for pool in some])), 1), prompt=round(float(read), 1),
                 **{rule: dict(acc=[round(float(v), 4) for v in x.mean(0)], ci=[interval_of_mean(v) for v in x.T]) for rule, x in rules.items()})
         curves[name] = curve
     return dict(study="sizes", curves=curves, lines=LINES)
@@ -279,33 +281,41 @@ def flops_of(curve, title, n, verified):
     return curve["flops_per_token"] * (b["prompt"] + n * b["tokens"] + verified * n * (b["prompt"] + b["tokens"]))
 
 
-def crossing(small, large, title, rule):
-    """N and inference FLOPs at which the small model first reaches the large one's accuracy with one sample; None where it never does."""
-    goal = large["bins"][title]["vote"]["acc"][0]
+def crossing(small, goal, title, rule):
+    """N and inference FLOPs at which the small model first reaches an accuracy; None where it never does."""
     for n, acc in zip(small["ns"], small["bins"][title][rule]["acc"]):
         if acc >= goal:
             return n, flops_of(small, title, n, rule == "orm" and n > 1)
     return None
 
 
+def payback(small, large, title, cross):
+    """After how many questions the larger model's dearer training is paid back by its cheaper answers, at the accuracy where a vote of the small one
+    equals it; in words where that is always or never so."""
+    if cross is None:
+        return "at once: no vote reaches it"
+    extra = cross[1] - flops_of(large, title, 1, False)
+    return f"{(large['training_flops'] - small['training_flops']) / extra:,.0f}" if extra > 0 else "never: the vote is cheaper"
+
+
 def sizes_markdown(report):
-    lines = ["| small against large | difficulty | large, N = 1 | small, N = 1 | N of small at equal inference FLOPs | small with these, vote | ORM | reaches the large one at N (vote), FLOPs of the large one's | (ORM) | "
-             "questions until training is paid back |", "| --- " * 10 + "|"]
+    """Every pair, by difficulty. The large model answers greedily; what it costs is one response."""
+    lines = ["| small against large | difficulty | large, greedy | small, greedy | small, N at equal inference FLOPs: vote | ORM | reaches the large one at N (FLOPs of the large one's): vote | ORM | "
+             "questions until the large one's training is paid back |", "| --- " * 9 + "|"]
     for small_name, larger in report["lines"].items():
         small = report["curves"][small_name]
         for large_name in larger:
             large = report["curves"][large_name]
             for title in BINS:
-                once, one, b = flops_of(large, title, 1, False), small["bins"][title], large["bins"][title]["vote"]
-                fits = {rule: [i for i, n in enumerate(small["ns"]) if flops_of(small, title, n, rule == "orm" and n > 1) <= once] for rule in ("vote", "orm")}
-                at = {rule: small["bins"][title][rule]["acc"][max(i)] if i else None for rule, i in fits.items()}
-                cross = {rule: crossing(small, large, title, rule) for rule in ("vote", "orm")}
-                text = {rule: f"{c[0]}, {c[1] / once:.1f}x" if c else "never" for rule, c in cross.items()}
-                extra = min((c[1] - once for c in cross.values() if c), default=None)
-                saved = large["training_flops"] - small["training_flops"]
-                pays = "never" if extra is None else "always" if extra <= 0 else f"{saved / extra:,.0f}"
-                lines.append(f"| {small_name} against {large_name} ({large['params'] / small['params']:.1f}x) | {title} | {percent(b['acc'][0], b['ci'][0])} | {percent(one['vote']['acc'][0], one['vote']['ci'][0])} | "
-                             f"{small['ns'][max(fits['vote'], default=0)]} | {100 * at['vote']:.1f} | {100 * at['orm']:.1f} | {text['vote']} | {text['orm']} | {pays} |")
+                once, one, goal = flops_of(large, title, 1, False), small["bins"][title], large["bins"][title]["greedy"]
+                equal, reach, crossings = {}, {}, {}
+                for rule in ("vote", "orm"):
+                    fits = [i for i, n in enumerate(small["ns"]) if flops_of(small, title, n, rule == "orm" and n > 1) <= once]
+                    equal[rule] = f"{100 * one[rule]['acc'][fits[-1]]:.1f} (N = {small['ns'][fits[-1]]})" if fits else "none"
+                    crossings[rule] = c = crossing(small, goal["acc"], title, rule)
+                    reach[rule] = f"{c[0]} ({c[1] / once:.1f}x)" if c else "never"
+                lines.append(f"| {small_name} against {large_name} ({large['params'] / small['params']:.1f}x) | {title} | {percent(goal['acc'], goal['ci'])} | {percent(one['greedy']['acc'], one['greedy']['ci'])} | "
+                             f"{equal['vote']} | {equal['orm']} | {reach['vote']} | {reach['orm']} | {payback(small, large, title, crossings['vote'])} |")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from nanoreason import checkpoint, plots
-from nanoreason.common import flag, generator, parse_config, run_script, say, write_json
+from nanoreason.common import UserError, flag, generator, parse_config, run_script, say, write_json
 from nanoreason.compute import FAMILIES, LEVELS, LIMIT, Bench, ensure, ensure_verifiers
 from nanoreason.evaluate import held_out_problems, interval_of_mean
 from nanoreason.experience import Experience, token_logprobs
@@ -133,13 +133,13 @@ def step_auc(report):
 
 
 def labels_markdown(report):
-    lines = ["| labels | tokens of rollouts | right steps called wrong | wrong steps called right | AUC of steps | AUC, last token | best of 16: last | min | prod |", "| --- " * 9 + "|"]
+    lines = ["| labels | tokens of rollouts | balanced responses | right steps called wrong | wrong steps called right | AUC of steps | AUC, last token | best of 16: last | min | prod |", "| --- " * 10 + "|"]
     for row in dict.fromkeys(run["row"] for run in report["runs"].values()):
         runs = [run for run in report["runs"].values() if run["row"] == row]
         q, cost = runs[0]["report"]["label_quality"], runs[0]["report"]["cost"]["train"]["rolled"]
-        noise = ["0", "0"] if row == "exact" else [f"{100 * q[key] / q['steps']:.1f}%" for key in ("right_but_called_wrong", "wrong_but_called_right")]
+        noise = ["", ""] if row == "exact" else [f"{q[key]:,} of {q[of]:,} ({100 * q[key] / q[of]:.1f}%)" for key, of in (("right_but_called_wrong", "right"), ("wrong_but_called_right", "wrong"))]
         best = [spread([100 * run["curves"][f"prm-{how}"][2] for run in runs], 1) for how in ("last", "min", "prod")]
-        lines.append(f"| {row} | {cost if row != 'exact' else 0:,} | {noise[0]} | {noise[1]} | {spread([step_auc(run['report']) for run in runs])} | "
+        lines.append(f"| {row} | {cost if row != 'exact' else 0:,} | {runs[0]['report']['balanced']} | {noise[0]} | {noise[1]} | {spread([step_auc(run['report']) for run in runs])} | "
                      f"{spread([run['report']['test']['positions']['last']['auc'] for run in runs])} | " + " | ".join(best) + " |")
     r = next(iter(report["runs"].values()))["report"]
     return "\n".join([*lines, "", f"{report['problems']} test problems; {r['responses']:,} different responses with {r['step_labels']:,} steps, {r['cost']['train']['sampled']:,} sampled tokens."])
@@ -150,7 +150,9 @@ def labels_markdown(report):
 
 def gao_fit(d, gain, form):
     """Least squares of the reward's gain over the start, in d = sqrt(KL) (Gao et al. 2210.10760, section 3): best-of-n d (a - b d), RL d (a - b ln d).
-    {'a', 'b', 'r2'}; points at d = 0 are left out."""
+    {'a', 'b', 'r2'}; points at d = 0 are left out, and fewer than two others give None."""
+    if np.sum(np.asarray(d) > 0) < 2:
+        return None
     d, gain = (np.asarray(x, float)[np.asarray(d) > 0] for x in (d, gain))
     bend = d * d if form == "bon" else d * np.log(d)
     (a, b), *_ = np.linalg.lstsq(np.stack((d, -bend), 1), gain, rcond=None)
@@ -160,7 +162,8 @@ def gao_fit(d, gain, form):
 
 
 def kl_of_best(n):
-    """KL, in nats, of the best of n samples to one sample: ln n - (n - 1) / n, an upper bound that is exact without ties (Gao et al., section 3.1)."""
+    """KL, in nats, of the best of n samples to one sample: ln n - (n - 1) / n (Gao et al., section 3.1). Exact where no two samples are equal; where many
+    are, as here, an upper bound."""
     return np.log(n) - (n - 1) / n
 
 
@@ -177,11 +180,11 @@ def measure_policy(bench, policy, reference, problems, verifiers, samples=4):
         total += float((token_logprobs(policy, micro, 1.0)[0] - token_logprobs(reference, micro, 1.0)[0]).sum())
     rated = {name: scores(v, [prompts[row // samples] for row in range(len(responses))], responses, bench.bf16) for name, v in verifiers.items()}
     return dict(gold=float(np.mean(gold)), kl=max(total / len(responses), 0.0), length=float(rollout.lengths.float().mean()), ci=interval_of_mean(gold),
-                **{name: float(np.mean([aggregate(r, "last" if name == "orm" else "min") for r in found])) for name, found in rated.items()})
+                **{name: float(np.mean([aggregate(r, "last") for r in found])) for name, found in rated.items()})
 
 
 def reinforce(config, bench, kind, problems, verifiers):
-    """RL against one verifier's scores, measured at STEPS."""
+    """RL against one verifier's scores, measured at STEPS. Judged is the last score, of the whole response; a prm's steps are paid besides."""
     out, rows, start = config.path(f"rl-against-{kind}"), [], bench.model(config.policy)
     rows.append(dict(step=0, **measure_policy(bench, start, start, problems, verifiers)))
     for step in STEPS:
@@ -191,6 +194,8 @@ def reinforce(config, bench, kind, problems, verifiers):
                          max_reasoning_tokens=LIMIT, steps=max(STEPS), eval_every=0, max_steps=step, out=out, save_every=max(STEPS))
             ensure(kept, "train_grpo.py", **flags)
             state = checkpoint.load(out / "ckpt.pt")
+            if state["run"]["step"] != step:
+                raise UserError(f"{out} stands at step {state['run']['step']}, and {kept.name} is missing; remove the folder to begin again")
             checkpoint.save(kept, checkpoint.build_model(state))
         rows.append(dict(step=step, **measure_policy(bench, bench.model(kept), start, problems, verifiers)))
         say(f"rl against {kind}: {rows[-1]}")
@@ -203,9 +208,9 @@ def trust(config, bench):
     verifiers = dict(orm=load_verifier(config.orm), prm=load_verifier(config.prm))
     pools = bench.pools(bench.model(config.policy), config.problems, config.samples, "test", verifiers)
     ns = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n <= config.samples]
-    problems = [p for family in FAMILIES for p in held_out_problems([family], LEVELS, 60, "val", config.seed)]
+    problems = [p for family in FAMILIES for p in held_out_problems([family], LEVELS, 60, "test", config.seed)]
     report = dict(study="trust", best_of_n={}, rl={}, fits={})
-    for kind, rule in (("orm", "orm"), ("prm", "prm-min")):
+    for kind, rule in (("orm", "orm"), ("prm", "prm-last")):
         gold, proxy = ([best_at(pool.scores[rule][p], value(pool, p), ns) for pool in pools.values() for p in range(len(pool.problems))]
                        for value in (lambda pool, p: pool.right[p], lambda pool, p: pool.scores[rule][p]))
         report["best_of_n"][kind] = dict(ns=ns, d=[float(np.sqrt(kl_of_best(n))) for n in ns], gold=np.mean(gold, 0).tolist(), proxy=np.mean(proxy, 0).tolist())

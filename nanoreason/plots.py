@@ -225,7 +225,7 @@ def compute_sizes(report, path):
         for color, (name, curve) in enumerate(report["curves"].items()):
             b = curve["bins"][title]
             x = [curve["flops_per_token"] * (b["prompt"] + n * b["tokens"]) / 1e9 for n in curve["ns"]]
-            axis.plot(x[0], b["vote"]["acc"][0], "*", ms=11, color=f"C{color}", zorder=3, label=f"{name}, {curve['params'] / 1e6:.1f}M: one sample")
+            axis.plot(x[0], b["greedy"]["acc"], "*", ms=11, color=f"C{color}", zorder=3, label=f"{name}, {curve['params'] / 1e6:.1f}M: greedy")
             if len(x) > 1:
                 _band(axis, x, b["vote"]["acc"], b["vote"]["ci"], f"C{color}", f"{name}: vote of N")
                 judged = [f + n * curve["flops_per_token"] * (b["prompt"] + b["tokens"]) / 1e9 * (n > 1) for n, f in zip(curve["ns"], x)]

@@ -11,6 +11,7 @@ the order of the problems and whoever shares the batch. P problems, N samples of
 import hashlib
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from math import comb
 from pathlib import Path
@@ -88,7 +89,7 @@ def read_arrays(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         say(f"{path} is damaged; its samples are drawn again")
         return None
 
@@ -186,7 +187,7 @@ def votes_at(answer, right, weights, ns, rng, draws=DRAWS):
                 continue
             total = np.bincount(cell.ravel(), weight[some].ravel(), len(some) * A).reshape(len(some), A)
             total[:, 0] = 0.0
-            top = (total >= total.max(1, keepdims=True) - 1e-9) & (total > 0)
+            top = (total >= total.max(1, keepdims=True) * (1 - 1e-9)) & (total > 0)
             out[rule].append(((top * truth).sum(1) / np.maximum(top.sum(1), 1)).mean())
     return {rule: np.array(values) for rule, values in out.items()}
 

@@ -130,18 +130,19 @@ def vote_scores(answers, weights=None):
     return [counts[key] for key in keys]
 
 
-def extend(model, paths, samples, limit, temperature, noise, stop=(END,)):
-    """`samples` continuations of each Path, by `limit` tokens at most and up to a token of `stop`: a list of Paths, path-major. Their cases pay for
-    what is read, once a path, and for what is written."""
+def extend(model, paths, samples, cap, temperature, noise, stop=(END,)):
+    """`samples` continuations of each Path, until it has `cap` tokens at most and up to a token of `stop`: a list of Paths, path-major. Their cases pay
+    for what is read, once a path, and for what is written. All are decoded together, up to what the shortest may; beyond its own cap nothing counts."""
+    limit = cap - min(len(path.ids) for path in paths)
     rollout = generate(model, [p.case.prompt + p.ids for p in paths], samples, limit, temperature, noise, stop=stop).cpu()
-    grown, logprobs = [], rollout.logprobs.sum(1).tolist()
+    grown = []
     for i, path in enumerate(paths):
         path.case.flops += (len(path.case.prompt) + len(path.ids)) * model.flops_per_token()
         for row in range(i * samples, (i + 1) * samples):
-            new = rollout.response(row)
+            new = rollout.response(row)[: cap - len(path.ids)]
             path.case.tokens += len(new)
             path.case.flops += len(new) * model.flops_per_token()
-            grown.append(Path(path.case, path.ids + new, path.logprob + logprobs[row], path.tree))
+            grown.append(Path(path.case, path.ids + new, path.logprob + float(rollout.logprobs[row, : len(new)].sum()), path.tree))
     return grown
 
 
@@ -245,9 +246,7 @@ def step_search(model, cases, spend, noise, judge, diverse):
         survivors = [path for family in best for path in family]
         growing = [path for path in survivors if not path.done and len(path.ids) < spend.max_new_tokens]
         survivors = [path for path in survivors if path.done]
-        fresh = extend(model, growing, spend.width, spend.max_new_tokens - min(len(p.ids) for p in growing), spend.temperature, noise, (NEWLINE, END)) if growing else []
-        for path in fresh:
-            path.ids = path.ids[: spend.max_new_tokens]
+        fresh = extend(model, growing, spend.width, spend.max_new_tokens, spend.temperature, noise, (NEWLINE, END)) if growing else []
     for path in survivors:
         path.case.paths.append(path)
     for case in cases:
@@ -275,9 +274,9 @@ def budget(model, cases, spend, noise, judge):
     thinking, closed = [Path(case) for case in cases], []
     for wait in range(spend.n + 1):
         going_on = []
-        for path in extend(model, thinking, 1, longest - min(len(p.ids) for p in thinking), 0.0, noise, stop=(END_THINK, END)):
+        for path in extend(model, thinking, 1, longest, 0.0, noise, stop=(END_THINK, END)):
             ended = path.ids[-1] in (END_THINK, END)
-            path.ids = path.ids[:-1] if ended else path.ids[:longest]
+            path.ids = path.ids[:-1] if ended else path.ids
             again = encode("\nWait, " if len(path.ids) > 1 else "Wait, ")
             if ended and wait < spend.n and len(path.ids) < spend.min_thinking and len(path.ids) + len(again) < longest:
                 path.ids = path.ids + again
@@ -288,7 +287,7 @@ def budget(model, cases, spend, noise, judge):
         thinking = going_on
         if not thinking:
             break
-    for path in extend(model, closed, 1, ANSWER_TOKENS, 0.0, noise):
+    for path in extend(model, closed, 1, longest + ANSWER_TOKENS, 0.0, noise):
         path.score = 1.0
         path.case.paths.append(path)
 
@@ -303,7 +302,7 @@ def self_verify(model, cases, spend, noise, judge):
     room = [len(path.case.prompt) + len(path.ids) + CHECK_TOKENS < model.config.max_len for path in paths]
     asked = [i for i, answer in enumerate(answers) if answer is not None and room[i]]
     opened = [Path(paths[i].case, paths[i].ids[: paths[i].ids.index(END_THINK)] + encode("\nCheck: ")) for i in asked]
-    checks = extend(model, opened, spend.passes, CHECK_TOKENS, spend.temperature, noise) if opened else []
+    checks = extend(model, opened, spend.passes, max(len(p.ids) for p in opened) + CHECK_TOKENS, spend.temperature, noise) if opened else []
     for path in paths:
         path.score = 0.0
     for k, i in enumerate(asked):
@@ -336,8 +335,10 @@ def auto(model, cases, spend, noise, judge):
             if n > spend.probe:
                 draw(model, some, n - spend.probe, spend, noise)
             CHOICES[name](some, judge)
-        else:
+        elif name in ("beam", "dvts"):
             step_search(model, some, replace(spend, n=n), noise, judge, diverse=name == "dvts")
+        else:
+            raise ValueError(f"a plan cannot call for {name}")
 
 
 METHODS = {"greedy": greedy, "sample": sample, **{name: _sampling(name) for name in CHOICES}, "beam": beam, "dvts": dvts, "budget": budget,

@@ -17,7 +17,7 @@ from nanoreason.tokenizer import render_response
 
 def curve(params, ns, vote, orm=None, per_token=2.0):
     cell = lambda acc: dict(acc=acc, ci=[[a, a] for a in acc])
-    bins = {title: dict(problems=10, tokens=30.0, prompt=20.0, vote=cell(vote), coverage=cell(vote), **({"orm": cell(orm)} if orm else {})) for title in compute.BINS}
+    bins = {title: dict(problems=10, tokens=30.0, prompt=20.0, greedy=dict(acc=vote[0], ci=[vote[0]] * 2, n=10), vote=cell(vote), coverage=cell(vote), **({"orm": cell(orm)} if orm else {})) for title in compute.BINS}
     return dict(params=params, flops_per_token=per_token, ns=ns, training_flops=params * 1e3, bins=bins)
 
 
@@ -28,14 +28,16 @@ def test_a_question_costs_its_prompt_once_every_sample_and_what_the_judge_reads(
 
 def test_crossings_and_the_table_of_sizes():
     small, large = curve(1, [1, 2, 4, 8], [0.2, 0.2, 0.4, 0.5], [0.2, 0.4, 0.6, 0.7]), curve(10, [1], [0.5], per_token=20.0)
-    assert crossing(small, large, "hard", "vote") == (8, 2 * (20 + 240)) and crossing(small, large, "hard", "orm") == (4, 2 * (20 + 120 + 200))
-    assert crossing(small, curve(10, [1], [0.9]), "hard", "orm") is None
+    assert crossing(small, 0.5, "hard", "vote") == (8, 2 * (20 + 240)) and crossing(small, 0.5, "hard", "orm") == (4, 2 * (20 + 120 + 200))
+    assert crossing(small, 0.9, "hard", "orm") is None
     report = dict(curves=dict(small=small, large=large), lines={"small": ["large"]})
     row = sizes_markdown(report).splitlines()[2]
-    # equal FLOPs are 1000: all 8 samples for a vote (520), and with an ORM 8 (1320) no more, but 4 (680) are
-    assert "(10.0x) | easy | 50.0 [50.0, 50.0] | 20.0 [20.0, 20.0] | 8 | 50.0 | 60.0 | 8, 0.5x | 4, 0.7x | always |" in row
+    # the large one's answer costs 1000: a vote of all 8 (520) fits, of ORM choices 4 (680) fit and 8 (1320) do not
+    assert "(10.0x) | easy | 50.0 [50.0, 50.0] | 20.0 [20.0, 20.0] | 50.0 (N = 8) | 60.0 (N = 4) | 8 (0.5x) | 4 (0.7x) | never: the vote is cheaper |" in row
     dear = dict(curves=dict(small=small, large=curve(10, [1], [0.5], per_token=2.0)), lines={"small": ["large"]})
     assert sizes_markdown(dear).splitlines()[2].endswith(f"| {9e3 / (520 - 100):,.0f} |")  # training saved, by what each question costs more
+    best = dict(curves=dict(small=small, large=curve(10, [1], [0.9])), lines={"small": ["large"]})
+    assert sizes_markdown(best).splitlines()[2].endswith("| never | never | at once: no vote reaches it |")
 
 
 @pytest.mark.parametrize("form, bend", [("bon", lambda d: d), ("rl", np.log)])
@@ -76,7 +78,7 @@ def verifier_report(kind, auc=0.8):
     where = ("step 1", "step 2", "last") if kind == "prm" else ("1 quarters read", "last")
     positions = {w: dict(auc=auc + i / 100, brier=0.1, n=10, right=0.4) for i, w in enumerate(where)}
     return dict(test=dict(positions=positions, reliability=[dict(chance=0.1, right=0.2, n=5), dict(chance=0.9, right=0.8, n=5)]), cost=dict(train=dict(sampled=1000, rolled=50)),
-                responses=20, step_labels=60, label_quality=dict(steps=40, right_but_called_wrong=4, wrong_but_called_right=2))
+                responses=20, step_labels=60, label_quality=dict(right=40, right_but_called_wrong=4, wrong=20, wrong_but_called_right=2), balanced=12)
 
 
 def test_every_study_has_a_table_and_a_figure(tmp_path):
@@ -104,6 +106,6 @@ def test_every_study_has_a_table_and_a_figure(tmp_path):
         assert draw(json.loads(json.dumps(reports[name])), tmp_path / f"{name}.png") == tmp_path / f"{name}.png"
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "| chain, easy | PRM (min) | 20.0 [10.0, 50.0] |" in said["table"] and "(+100%)" in said["table"] and "| auto | 16 |" in said["budget"]
-    assert "| mc4-hard | 50 | 10.0% | 5.0% | 0.805 ± 0.000 |" in said["labels"] and "| orm | 0.810 ± 0.000 | 0.100 ± 0.000 | 20.0 ± 0.0 |" in said["kinds"]
+    assert "| mc4-hard | 50 | 12 | 4 of 40 (10.0%) | 2 of 20 (10.0%) | 0.805 ± 0.000 |" in said["labels"] and "| orm | 0.810 ± 0.000 | 0.100 ± 0.000 | 20.0 ± 0.0 |" in said["kinds"]
     assert "| 4 | 0.63 | 34.0 [20.0, 40.0] | 0.400 | 30 |" in said["trust"] and step_auc(verifier_report("prm")) == pytest.approx(0.805)
     assert plots.verifier({"orm": verifier_report("orm")}, tmp_path / "verifier.png").exists()

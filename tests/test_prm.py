@@ -67,7 +67,7 @@ def test_rollouts_go_on_from_each_step_and_their_share_is_the_label():
     soft, hard = (targets(data, Config(kind="prm", labels="mc", rollouts=60, hard_labels=h))[1] for h in (False, True))
     where = [e.ids[e.prompt_len :] for e in data.examples].index(SLIP)
     assert soft[where] == [found[tuple(SLIP)][0] / 60, 0, 0] and hard[where] == [1, 0, 0]
-    assert label_quality(data, config) == dict(steps=8, right_but_called_wrong=0, wrong_but_called_right=2)  # both steps of LUCK
+    assert label_quality(data) == dict(right=5, right_but_called_wrong=0, wrong=3, wrong_but_called_right=2)  # both steps of LUCK
     rest = len(GOOD) - 1 - ENDS[0], len(GOOD) - 1 - ENDS[1]
     assert data.cost["rolled"] == 60 * (3 * rest[0] + 4 * rest[1])  # three different first steps, four second ones
 
