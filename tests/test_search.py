@@ -198,6 +198,18 @@ def test_budget_forcing_cuts_thinking_that_is_too_long_and_lets_the_model_answer
     assert run("budget", [(RIGHT, 1)], n=1, max_thinking=len(cut), max_new_tokens=10).tokens > 0  # a limit below the room for answers
 
 
+def test_a_limit_holds_for_each_response_whoever_is_answered_beside_it():
+    """The long one would go on past its bound while the short one, forced to think again, still has room."""
+    long = render_response("\n".join(f"{i} + 1 = {i + 1}" for i in range(4)), "4")
+    script = {"Long?": [(long, 1)], Q: FORCED}
+    bound = long.index(END_THINK) - 3
+    for spend in (Spend(n=1, max_thinking=bound, min_thinking=bound, max_new_tokens=100), Spend(n=4, width=2, max_new_tokens=len(long) - 4)):
+        for name in ("budget", "beam") if spend.max_thinking else ("beam", "dvts"):
+            ask = lambda questions: METHODS[name](Scripted(script), [render_prompt(q) for q in questions], spend, generator(0, "cap"), Opinion({}).judge())
+            (alone,), (beside, _) = ask(["Long?"]), ask(["Long?", Q])
+            assert alone == beside and alone.tokens > 0
+
+
 def test_self_verification_weighs_the_vote_by_the_checks_that_confirm():
     check = lambda r, said, answer: [*r[: r.index(END_THINK)], *encode(f"\nCheck: {said}"), END_THINK, *encode(answer), END]
     script = [(RIGHT, 0.4), (WRONG, 0.5), (CUT, 0.1), (check(RIGHT, "39 / 3 = 13", "39"), 0), (check(WRONG, "36 / 3 = 12", "39"), 0), (check(WRONG, "36 / 3 = 13", "36"), 0)]
