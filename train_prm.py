@@ -308,7 +308,7 @@ def quality(verifier, data, config, machine, bf16):
         groups = [[f"step {min(k, 4) + 1}" + (" and later" if k >= 4 else "") for k in range(len(p) - 1)] + ["last"] for p in places]
         truth = data.exact
     else:
-        names = {f"{quarter} quarters read": quarter for quarter in (1, 2, 3)}
+        names = {f"{quarter}/4 read": quarter for quarter in (1, 2, 3)}
         places = [[max(0, (len(e.ids) - e.prompt_len) * q // 4 - 1) for q in (1, 2, 3, 4)] for e in data.examples]
         groups = [[*names, "last"]] * len(places)
         truth = [[float(ok)] * 4 for ok in data.right]

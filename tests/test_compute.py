@@ -75,7 +75,7 @@ def test_what_is_there_is_not_made_again_and_what_fails_is_said(tmp_path):
 
 
 def verifier_report(kind, auc=0.8):
-    where = ("step 1", "step 2", "last") if kind == "prm" else ("1 quarters read", "last")
+    where = ("step 1", "step 2", "last") if kind == "prm" else ("1/4 read", "last")
     positions = {w: dict(auc=auc + i / 100, brier=0.1, n=10, right=0.4) for i, w in enumerate(where)}
     return dict(test=dict(positions=positions, reliability=[dict(chance=0.1, right=0.2, n=5), dict(chance=0.9, right=0.8, n=5)]), cost=dict(train=dict(sampled=1000, rolled=50)),
                 responses=20, step_labels=60, label_quality=dict(right=40, right_but_called_wrong=4, wrong=20, wrong_but_called_right=2), balanced=12)

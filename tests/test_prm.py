@@ -172,7 +172,7 @@ def test_quality_is_reported_by_position_against_the_exact_judge():
     assert steps["right"] == round(np.mean([e[1] for e in data.exact]), 4) and last["right"] == round(data.right.mean(), 4) and 0 <= last["brier"] <= 1
     assert sum(b["n"] for b in figures["reliability"]) == 80
     orm = quality(make_verifier("orm", max_len=256), data, Config(kind="orm"), MACHINE, False)["positions"]
-    assert list(orm) == ["1 quarters read", "2 quarters read", "3 quarters read", "last"] and all(p["n"] == 80 for p in orm.values())
+    assert list(orm) == ["1/4 read", "2/4 read", "3/4 read", "last"] and all(p["n"] == 80 for p in orm.values())
 
 
 # Runs
