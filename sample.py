@@ -14,7 +14,7 @@ coverage (some sample is right: unbiased pass@k), the vote and the choice of eac
 
 import json
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from nanoreason.corpus import read_problems
 from nanoreason.evaluate import accuracy, behaviours, by_family, collect, held_out_problems, interval_of_mean, verifier_judge
 from nanoreason.generate import sampler
 from nanoreason.pool import draw_pool, scaling
-from nanoreason.search import METHODS, Spend, canonical
+from nanoreason.search import CHOICES, METHODS, Spend, canonical
 from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS
 from nanoreason.tokenizer import parse_response, render_prompt
 from nanoreason.verifier import AGGREGATES, load_verifier
@@ -87,7 +87,9 @@ def answer(model, config, machine):
     if len(verifiers) > 1:
         raise UserError(f"--verifier {config.verifier}: one verifier answers a question; several are for --eval")
     judge = verifier_judge(*verifiers.values(), [prompt], config.aggregate) if verifiers else None
-    spend = Spend(max_new_tokens=config.max_reasoning_tokens, plan=read_plan(config), **{f.name: getattr(config, f.name) for f in fields(Spend) if hasattr(config, f.name) and f.name != "plan"})
+    spend = Spend(max_new_tokens=config.max_reasoning_tokens, **{f.name: getattr(config, f.name) for f in fields(Spend) if hasattr(config, f.name) and f.name != "plan"})
+    if config.method == "auto":
+        spend = replace(spend, plan=read_plan(config, *(verifier.kind for verifier in verifiers.values())))
     (result,) = METHODS[config.method](model, [prompt], spend, generator(config.seed, "sample"), judge)
     say(f"\nQuestion: {config.question}\n{pretty(result)}")
     if len(result.candidates) > 1:
@@ -100,23 +102,28 @@ def answer(model, config, machine):
 def load_verifiers(config, max_len):
     """{name: verifier} of --verifier, in its order; two of one kind are told apart by their folders. Raises UserError."""
     found = {}
-    for path in filter(None, config.verifier.split(",")):
+    for path in dict.fromkeys(filter(None, config.verifier.split(","))):
         verifier = load_verifier(path)
         if verifier.config.max_len < max_len:
             raise UserError(f"--verifier {path} reads {verifier.config.max_len} tokens, fewer than the {max_len} of the model's context")
-        found[verifier.kind if verifier.kind not in found else Path(path).name] = verifier
+        found[next(name for name in (verifier.kind, Path(path).name, path) if name not in found)] = verifier
     return found
 
 
-def read_plan(config):
-    """Rows of --plan for the budget nearest to --n. Raises UserError where --method auto has none."""
-    if config.method != "auto":
-        return ()
+def read_plan(config, kind=""):
+    """Rows of --plan for the budget nearest to --n. Raises UserError where it is none, or was made with another kind of verifier: its estimates of
+    difficulty would mean something else."""
     try:
-        plans = {int(n): tuple(map(tuple, rows)) for n, rows in json.loads(Path(config.plan).read_text()).items()}
-        return plans[min(plans, key=lambda n: abs(n - config.n))]
-    except (OSError, ValueError, TypeError, AttributeError):
+        made = json.loads(Path(config.plan).read_text())
+        plans = {int(n): tuple((float(edge), str(name), int(m)) for edge, name, m in rows) for n, rows in made["plans"].items()}
+        rows = plans[min(plans, key=lambda n: abs(n - config.n))]
+        if not rows or not {name for _, name, _ in rows} <= {*CHOICES, "beam", "dvts"}:
+            raise ValueError
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
         raise UserError(f"--method auto needs a --plan, as `python -m nanoreason.compute --study budget` leaves it; {config.plan or '(none)'} is none") from None
+    if (made["kind"], made["aggregate"]) != (kind, config.aggregate):
+        raise UserError(f"--plan {config.plan} was made with a verifier of kind {made['kind']} and --aggregate {made['aggregate']}, not with {kind or 'none'} and {config.aggregate}")
+    return rows
 
 
 def wanted_problems(config, max_len):
@@ -184,6 +191,8 @@ def main():
         raise UserError("--ckpt is missing: which model should answer?")
     if bool(config.question) == config.eval:
         raise UserError('give either a question ("What is 15% of 80?") or --eval')
+    if config.json and not Path(config.json).resolve().parent.is_dir():
+        raise UserError(f"--json {config.json}: there is no such folder")
     machine = start_machine(config.device)
     model = sampler(checkpoint.load_model(config.ckpt, machine.device), choose_bf16(config.precision, machine))
     start = time.time()

@@ -185,10 +185,10 @@ def label_responses(config, machine, policy, out):
     """{split: Labelled} for train, val and test, kept in --out, or read from the run of --reuse. Raises UserError."""
     source, seed = (Path(config.reuse), reused(config)) if config.reuse else (out, config.seed)
     questions, splits = Questions(config.families, config.level, config.data, seed, policy.config.max_len - config.max_reasoning_tokens), {}
-    for split in ("train", "val", "test"):
-        problems = questions.draw(0, 0, config.questions) if split == "train" else questions.held_out(config.val_questions, split)
-        if not problems:
-            raise UserError(f"--data {config.data}: too few of its questions are kept from training for --val-questions {config.val_questions}, which are needed twice over")
+    asked = dict(train=questions.draw(0, 0, config.questions), **{split: questions.held_out(config.val_questions, split) for split in ("val", "test")})
+    if not all(asked.values()):
+        raise UserError(f"--data {config.data}: too few of its questions are kept from training for --val-questions {config.val_questions}, which are needed twice over")
+    for split, problems in asked.items():
         path = source / f"{split}.npz"
         arrays = read_arrays(path) if config.reuse or config.resume else None
         if arrays is None and config.reuse:

@@ -8,6 +8,7 @@ Needs the checkpoints of a speedrun; verifiers and larger models that are missin
 in --cache, so a study that was killed goes on where it stopped. Each leaves STUDY.json, STUDY.md and STUDY.png in --out.
 """
 
+import json
 import os
 import shlex
 import subprocess
@@ -67,7 +68,10 @@ def ensure(done, script, **flags):
 
 
 def ensure_verifiers(config):
-    """Train the ORM and the PRM, on the same samples, unless they are there."""
+    """Train the ORM and the PRM, on the same samples, unless they are there. Raises UserError where they are there and judge another policy."""
+    for path in (Path(config.orm) / "config.json", Path(config.prm) / "config.json"):
+        if path.exists() and json.loads(path.read_text())["init"] != str(config.policy):
+            raise UserError(f"the verifier in {path.parent} learned from another policy than {config.policy}: name others, or other folders")
     ensure(Path(config.orm) / "report.json", "train_prm.py", kind="orm", init=config.policy, out=config.orm)
     ensure(Path(config.prm) / "report.json", "train_prm.py", kind="prm", init=config.policy, reuse=config.orm, out=config.prm)
 
@@ -213,7 +217,7 @@ def budget(config, bench):
     for (name, n), (right, tokens, flops) in runs["test"].items():
         figures.setdefault(name, []).append(dict(n=n, acc=round(float(right.mean()), 4), ci=[round(x, 4) for x in wilson(right.sum(), len(right))],
                                                  tokens=round(float(tokens.mean()), 1), gflops=round(float(flops.mean()) / 1e9, 3)))
-    write_json(Path(config.out) / "plan.json", plans)
+    write_json(Path(config.out) / "plan.json", dict(kind="prm", aggregate="min", plans=plans))
     return dict(study="budget", policy=config.policy, prm=config.prm, problems=len(sets["test"]), methods=figures, plans=plans)
 
 

@@ -40,7 +40,7 @@ class Config:
     cache: str = flag("runs/cache", "folder where samples are kept")
     seeds: str = flag("0,1,2", "seeds of the verifiers' training, separated by commas")
     problems: int = flag(300, "test problems of each family and level whose samples are in the cache", low=3)
-    samples: int = flag(256, "samples of each", low=1)
+    samples: int = flag(256, "samples of each", low=64)
     questions: int = flag(300, "training questions of --study labels", low=1)
     seed: int = flag(0, "seed of problems and samples", low=0)
 
@@ -57,7 +57,10 @@ class Config:
 
     @property
     def all_seeds(self):
-        return [int(seed) for seed in self.seeds.split(",")]
+        try:
+            return [int(seed) for seed in self.seeds.split(",")]
+        except ValueError:
+            raise UserError(f"--seeds {self.seeds}: whole numbers separated by commas are wanted") from None
 
 
 def best_of(pools, name, verifier, bench, ns=NS):
@@ -239,6 +242,7 @@ STUDIES = {"kinds": (kinds, kinds_markdown, plots.judge_kinds), "labels": (label
 
 def main():
     config = parse_config(Config, doc=__doc__)
+    config.all_seeds  # a mistake in it should be said before hours of work
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     study, markdown, draw = STUDIES[config.study]

@@ -101,7 +101,7 @@ def test_a_verifier_is_trained_on_what_the_policy_says_and_every_method_can_ask_
     scale = json.loads((tmp_path / "eval.json").read_text())["scaling"]
     assert {"coverage", "vote", "likelihood", "orm", "weighted-orm", "prm-last", "prm-min", "prm-prod"} <= set(scale["rules"])
     assert scale["orm"][1] > scale["orm"][0] + 0.2 and scale["orm"][1] > scale["vote"][1]
-    (tmp_path / "plan.json").write_text(json.dumps({"4": [[0.9, "beam", 4], [2.0, "vote", 4]], "99": []}))
+    (tmp_path / "plan.json").write_text(json.dumps(dict(kind="orm", aggregate="last", plans={"4": [[0.9, "beam", 4], [2.0, "vote", 4]], "99": []})))
     capsys.readouterr()
     for method in METHODS:
         call(sample, "What is the capital of France?", "--ckpt", capitals / "sft", "--method", method, "--n", 4, "--verifier", tmp_path / "orm", "--plan", tmp_path / "plan.json",
@@ -258,6 +258,11 @@ TINY = ["--init", "{tiny}", "--row-tokens", "64", "--max-reasoning-tokens", "30"
     (sample, ["hello", "--ckpt", "{tiny}", "--method", "auto", "--plan", "{rows}"], "--method auto needs a --plan"),
     (sample, ["hello", "--ckpt", "{tiny}", "--method", "beam", "--verifier", "{tiny}"], "is a language model; a verifier is wanted"),
     (sample, ["hello", "--ckpt", "{tiny}", "--method", "best-of-n", "--verifier", "{judge}"], "reads 8 tokens, fewer than the 64 of the model's context"),
+    (sample, ["hello", "--ckpt", "{tiny}", "--method", "auto", "--plan", "{plan}"], "was made with a verifier of kind prm and --aggregate min, not with none and last"),
+    (sample, ["hello", "--ckpt", "{tiny}", "--json", "{new}/x.json"], "there is no such folder"),
+    (judges, ["--seeds", "one"], "--seeds one: whole numbers"),
+    (train_prm, ["--init", "{tiny}", "--hard-labels", "--out", "{new}"], "--hard-labels is about Monte Carlo labels"),
+    (train_prm, ["--init", "{tiny}", "--max-reasoning-tokens", "30", "--data", "{rows}", "--questions", "2", "--out", "{new}"], "too few of its questions"),
     (train_prm, ["--out", "{new}"], "--init is missing"),
     (train_prm, ["--init", "{judge}", "--out", "{new}"], "holds a verifier (orm), which scores and cannot write"),
     (train_prm, ["--init", "{tiny}", "--labels", "mc", "--out", "{new}"], "--labels mc is for --kind prm"),
@@ -334,6 +339,8 @@ def test_every_mistake_ends_in_one_line_and_status_2(module, args, complaint, ti
     held = next(n for n in range(10_000) if split_of("data", (f"What is {n}?", str(n))) == "val")
     (tmp_path / "held.jsonl").write_text(json.dumps({"prompt": f"What is {held}?", "answer": str(held)}))
     places = {name: tmp_path / f"{name}.jsonl" for name in ("rows", "broken", "unmarked", "held")}
+    places["plan"] = tmp_path / "plan.json"
+    places["plan"].write_text(json.dumps(dict(kind="prm", aggregate="min", plans={"16": [[2.0, "vote", 4]]})))
     model, places["judge"] = checkpoint.load_model(tiny_checkpoint), tmp_path / "judge.pt"
     save_verifier(places["judge"], Verifier(GPTConfig(n_layer=1, n_head=1, n_kv_head=1, n_embd=8, head_dim=8, d_ff=8, max_len=8), "orm"))
     for name, state in (("sft", dict(step=3)), ("rl", dict(run=dict(step=1), reference=None))):
