@@ -18,7 +18,7 @@ import sample
 import train_grpo
 import train_prm
 import train_sft
-from nanoreason import checkpoint, compute, corpus, judges, speedrun
+from nanoreason import bench, checkpoint, compute, corpus, judges, speedrun
 from nanoreason.common import Machine, generator, read_metrics, run_script
 from nanoreason.corpus import demonstrations, read_rows
 from nanoreason.data import pack
@@ -327,6 +327,7 @@ TINY = ["--init", "{tiny}", "--row-tokens", "64", "--max-reasoning-tokens", "30"
     (corpus, ["--write", "{new}", "--families", "chain,poetry"], "poetry"),
     (corpus, ["--write", "{tiny}/below"], "cannot write"),
     (speedrun, ["--seed", "-1"], "at least 0"),
+    (bench, ["--parts", "speed"], "'speed'"),
 ])
 def test_every_mistake_ends_in_one_line_and_status_2(module, args, complaint, tiny_checkpoint, tmp_path, capsys):
     torch.save({"a": torch.zeros(1)}, tmp_path / "foreign.pt")
