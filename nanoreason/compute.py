@@ -130,6 +130,7 @@ def table(config, bench):
 
 
 def table_markdown(report):
+    """Every cell with its intervals, then the mean over cells by every rule."""
     ns, chosen = next(iter(report["cells"].values()))["ns"], report["chosen_on_validation"]
     shown = {"coverage": "coverage", "vote": "vote", "orm": "ORM", chosen: f"PRM ({chosen.removeprefix('prm-')})"}
     lines = ["| family, difficulty | rule | " + " | ".join(f"N = {n}" for n in ns) + " | R2 of a + b ln N |", "| --- " * (len(ns) + 3) + "|"]
@@ -222,6 +223,7 @@ def budget(config, bench):
 
 
 def budget_markdown(report):
+    """Every method at every n, and the plans of auto."""
     lines = ["| method | n | accuracy | tokens a question | GFLOP a question, judge included |", "| --- " * 5 + "|"]
     for name, rows in report["methods"].items():
         lines += [f"| {name} | {r['n']} | {percent(r['acc'], r['ci'])} | {r['tokens']:.0f} | {r['gflops']:.2f} |" for r in rows]

@@ -95,6 +95,7 @@ def spread(values, digits=3):
 
 
 def kinds_markdown(report):
+    """What each rule chooses, over seeds, and how good the judges are by position."""
     of = lambda kind: [run for name, run in report["runs"].items() if name.startswith(kind)]
     lines = ["| judge | AUC, last token | Brier score | " + " | ".join(f"best of {n}" for n in report["ns"]) + " |", "| --- " * (3 + len(report["ns"])) + "|"]
     for rule in ("orm", "prm-last", "prm-min", "prm-prod", "weighted-orm", "weighted-prm-last", "weighted-prm-min", "weighted-prm-prod", "vote", "likelihood", "coverage"):
@@ -136,6 +137,7 @@ def step_auc(report):
 
 
 def labels_markdown(report):
+    """A row for each way to label: its price, its errors, and the PRM that came of it."""
     lines = ["| labels | tokens of rollouts | balanced responses | right steps called wrong | wrong steps called right | AUC of steps | AUC, last token | best of 16: last | min | prod |", "| --- " * 10 + "|"]
     for row in dict.fromkeys(run["row"] for run in report["runs"].values()):
         runs = [run for run in report["runs"].values() if run["row"] == row]
@@ -225,6 +227,7 @@ def trust(config, bench):
 
 
 def trust_markdown(report):
+    """True and judged reward along both roads away from the policy, with the fits."""
     lines = []
     for kind in report["rl"]:
         b, rl, fits = report["best_of_n"][kind], report["rl"][kind], report["fits"][kind]

@@ -34,12 +34,11 @@ DRAWS = 64  # random subsets a problem that a vote over n < N samples is estimat
 
 @dataclass
 class Pool:
-    """ids: P lists of N responses; logprob, tokens (P, N): of whole responses; right (P, N) bool; answer (P, N): number of the answer among its
+    """ids: P lists of N responses; tokens (P, N): of whole responses; right (P, N) bool; answer (P, N): number of the answer among its
     problem's different ones, -1 for none; scores {rule: (P, N) in [0, 1]}; key: what the samples are kept under."""
 
     problems: list
     ids: list
-    logprob: np.ndarray
     tokens: np.ndarray
     right: np.ndarray
     answer: np.ndarray
@@ -54,7 +53,7 @@ class Pool:
     def select(self, which, samples=None):
         """The pool of some of the problems, a list of indices, and of their first `samples` samples."""
         n = samples or self.samples
-        return Pool([self.problems[p] for p in which], [self.ids[p][:n] for p in which], self.logprob[which, :n], self.tokens[which, :n], self.right[which, :n],
+        return Pool([self.problems[p] for p in which], [self.ids[p][:n] for p in which], self.tokens[which, :n], self.right[which, :n],
                     self.answer[which, :n], "", None, {name: s[which, :n] for name, s in self.scores.items()})
 
     def add_verifier(self, name, verifier, bf16=False):
@@ -123,7 +122,7 @@ def draw_pool(model, problems, samples, temperature, max_new_tokens, seed, cache
     right, answer = np.zeros(tokens.shape, bool), np.full(tokens.shape, -1)
     for p, problem in enumerate(problems):
         right[p], answer[p] = judge_samples(problem, ids[p])
-    pool = Pool(problems, ids, kept["logprob"], tokens, right, answer, key, path and path.parent)
+    pool = Pool(problems, ids, tokens, right, answer, key, path and path.parent)
     pool.scores["likelihood"] = np.exp(kept["logprob"] / np.maximum(tokens, 1))
     return pool
 

@@ -107,7 +107,7 @@ def test_votes_are_the_mean_over_subsets_with_ties_shared():
 def scripted_pool(answers, right, score):
     """A pool of these answers (numbers, -1 for none)."""
     answer = np.array(answers)
-    return Pool([None] * len(answers), [], np.zeros(answer.shape), np.full(answer.shape, 10.0), answer == np.array(right)[:, None], answer, "", None, {"orm": np.array(score)})
+    return Pool([None] * len(answers), [], np.full(answer.shape, 10.0), answer == np.array(right)[:, None], answer, "", None, {"orm": np.array(score)})
 
 
 def test_every_rule_is_estimated_from_one_set_of_samples():
