@@ -34,11 +34,12 @@ from nanoreason.data import batches
 from nanoreason.evaluate import auc, brier, reliability
 from nanoreason.generate import MAX_ROWS, generate, noise, sampler
 from nanoreason.model import GPTConfig
-from nanoreason.pool import ROWS, read_arrays, write_arrays
+from nanoreason.pool import ROWS, processes, read_arrays, sample_some, write_arrays
 from nanoreason.questions import Questions, own_share
 from nanoreason.rewards import outcome_reward, step_rewards
 from nanoreason.tokenizer import parse_response, render_prompt
 from nanoreason.verifier import KINDS, Verifier, reading_batches, reading_places, save_verifier
+from nanoreason.workers import spread
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Config:
     epochs: int = flag(4, "most passes over the labelled responses", low=1)
     batch_size: int = flag(128, "responses a step, over all ranks", low=1)
     learning_rate: float = flag(5e-4, "peak learning rate of AdamW", low=0)
+    lm_weight: float = flag(0.0, "weight of learning to write the response beside judging it", low=0)
     warmup_steps: int = flag(20, "steps in which the rate climbs; it then falls linearly to zero at the end of --epochs", low=0)
     weight_decay: float = flag(0.01, "decoupled weight decay", low=0)
     eval_every: int = flag(50, "steps between looks at the validation loss", low=1)
@@ -87,15 +89,16 @@ class Labelled:
     cost: dict
 
 
-def sample_responses(policy, problems, own, config, split, bar):
+def sample_responses(policy, problems, own, config, split, machine):
     """Responses (N lists of ids) to this rank's share of the problems, `samples` to each. A question's random numbers are its own."""
-    responses, at_once = [], max(1, MAX_ROWS // config.samples)
-    for at in range(0, len(own), at_once):
-        some = own[at : at + at_once]
-        uniform = torch.cat([noise((config.samples, config.max_reasoning_tokens), generator(config.seed, "verifier", split, i)) for i in some])
-        rollout = generate(policy, [render_prompt(problems[i].question) for i in some], config.samples, config.max_reasoning_tokens, config.temperature,
-                           uniform, on_progress=bar.update).cpu()
-        responses += [rollout.response(row) for row in range(len(rollout.ids))]
+    responses, at_once, bar = [], max(1, MAX_ROWS // config.samples), progress(len(own) * config.samples, f"{split} responses", machine)
+    some = [own[at : at + at_once] for at in range(0, len(own), at_once)]
+    jobs = [([render_prompt(problems[i].question) for i in part], [(config.seed, "verifier", split, i) for i in part], config.samples, config.temperature, config.max_reasoning_tokens)
+            for part in some]
+    for ids, tokens, _ in spread(sample_some, policy, jobs, processes(machine.device, len(own) * config.samples)):
+        responses += [part.tolist() for part in np.split(ids, tokens.ravel().cumsum()[:-1])]
+        bar.update(tokens.size)
+    bar.close()
     return responses
 
 
@@ -121,9 +124,7 @@ def collect(policy, problems, config, split, machine):
     """Sample, judge and label: arrays of this rank's share. Equal responses to a question are kept once for training, and as they come for validation
     and test, whose scores should fit what the policy says."""
     own = own_share(len(problems), 1, machine)
-    bar = progress(len(own) * config.samples, f"{split} responses", machine)
-    responses = sample_responses(policy, problems, own, config, split, bar)
-    bar.close()
+    responses = sample_responses(policy, problems, own, config, split, machine)
     pairs = [(own[row // config.samples], response) for row, response in enumerate(responses)]
     sampled = sum(map(len, responses))
     if split == "train":
@@ -225,18 +226,26 @@ def verifier_loss(logits, labels, weight):
     return (weight * F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")).sum()
 
 
-def train_step(verifier, optimizer, examples, places, labels, index, responses, machine, bf16):
-    """One step on this rank's share `index` of `responses` responses, each of which counts the same, however many its places. Returns the loss."""
+def train_step(verifier, optimizer, examples, places, labels, index, responses, machine, bf16, lm_weight=0.0):
+    """One step on this rank's share `index` of `responses` responses, each of which counts the same, however many its places. Returns the loss of judging,
+    without that of writing (weight `lm_weight`: every token of the response, from those before it, by the policy's own head)."""
     device, loss = machine.device, 0.0
-    mine = [places[i] for i in index]
-    flat = lambda owner, values: torch.tensor([values[i][k] for i, k in enumerated(owner)], device=device)
-    for tokens, doc_start, select, owner in reading_batches([examples[i] for i in index], mine, device):
-        weight = torch.tensor([1.0 / (len(mine[i]) * responses) for i in owner], device=device)
+    examples, mine, wanted = [examples[i] for i in index], [places[i] for i in index], [labels[i] for i in index]
+    written = [range(len(e.ids) - e.prompt_len) if lm_weight else () for e in examples]
+    for tokens, doc_start, select, owner in reading_batches(examples, [[*p, *w] for p, w in zip(mine, written)], device):
+        read = [k < len(mine[i]) for i, k in enumerated(owner)]  # the others are tokens to write
+        judged, told = torch.tensor(read, device=device), [(i, k) for (i, k), yes in zip(enumerated(owner), read) if yes]
+        weight = torch.tensor([1.0 / (len(mine[i]) * responses) for i, _ in told], device=device)
         with autocast(device, bf16):
-            logits = verifier(tokens, doc_start, select)
-        part = verifier_loss(logits, flat(owner, [labels[i] for i in index]), weight)
-        part.backward()
+            hidden = verifier.gpt.trunk(tokens, doc_start).flatten(0, 1)  # (B * T, C)
+            logits = verifier.score(hidden[select[judged]]).squeeze(1)
+            guess = verifier.gpt.head(hidden[select[~judged] - 1])  # (M, V): what stands before a token foretells it
+        part = verifier_loss(logits, torch.tensor([wanted[i][k] for i, k in told], device=device), weight)
         loss += part.item()
+        if lm_weight:
+            share = torch.tensor([lm_weight / (len(written[i]) * responses) for i, yes in zip(owner, read) if not yes], device=device)
+            part = part + (share * F.cross_entropy(guess.float(), tokens.flatten()[select[~judged]], reduction="none")).sum()
+        part.backward()
     machine.sum_gradients(verifier)
     torch.nn.utils.clip_grad_norm_([p for p in verifier.parameters() if p.grad is not None], 1.0)
     optimizer.step()
@@ -381,7 +390,7 @@ def train(config, machine):
         begun, step = time.time(), run["step"]
         optimizer.param_groups[0]["lr"] = config.learning_rate * rate_at(step, len(plan), config.warmup_steps)
         share = kept[plan[step]]
-        loss = train_step(verifier, optimizer, examples, places, labels, share, machine.total(len(share)), machine, bf16)
+        loss = train_step(verifier, optimizer, examples, places, labels, share, machine.total(len(share)), machine, bf16, config.lm_weight)
         run["step"], row = step + 1, dict(loss=loss, step_seconds=time.time() - begun)
         if run["step"] % config.eval_every == 0 or run["step"] == len(plan):
             row["val_loss"] = now = mean_loss(read_logits(verifier, data["val"].examples, val_places, machine, bf16), val_labels)

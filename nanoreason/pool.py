@@ -27,8 +27,10 @@ from nanoreason.rewards import outcome_reward
 from nanoreason.search import canonical
 from nanoreason.tokenizer import parse_response, render_prompt
 from nanoreason.verifier import AGGREGATES, aggregate, scores
+from nanoreason.workers import spread
 
 ROWS = 2048  # rows decoded at once: many samples of a question share their first tokens, and what they share is computed once
+WORTH_IT = 20_000  # samples from which on several processes pay for their start
 DRAWS = 64  # random subsets a problem that a vote over n < N samples is estimated from
 
 
@@ -62,15 +64,24 @@ class Pool:
         kept = read_arrays(path)
         if kept is None:
             rules = ("last",) if verifier.kind == "orm" else tuple(AGGREGATES)
-            kept = {rule: np.zeros(self.right.shape, np.float32) for rule in rules}
-            for p, problem in enumerate(self.problems):  # a problem at a time: equal responses are read once
-                rated = scores(verifier, [render_prompt(problem.question)] * self.samples, self.ids[p], bf16)
-                for rule in rules:
-                    kept[rule][p] = [aggregate(r, rule) for r in rated]
+            jobs = [(render_prompt(problem.question), ids, rules, bf16) for problem, ids in zip(self.problems, self.ids)]
+            rows = list(spread(_judge, verifier, jobs, processes(verifier.score.weight.device, self.right.size)))
+            kept = {rule: np.array([row[i] for row in rows], np.float32) for i, rule in enumerate(rules)}
             write_arrays(path, kept)
         for rule, values in kept.items():
             self.scores[name if verifier.kind == "orm" else f"{name}-{rule}"] = values
         return self
+
+
+def _judge(verifier, prompt, responses, rules, bf16):
+    """One number a rule and response; equal responses are read once."""
+    rated = scores(verifier, [prompt] * len(responses), responses, bf16)
+    return [[aggregate(r, rule) for r in rated] for rule in rules]
+
+
+def processes(device, samples):
+    """How many should share the work on so many samples: one on a GPU, and where it is done before another has started."""
+    return torch.get_num_threads() if device.type == "cpu" and samples >= WORTH_IT else 1
 
 
 def fingerprint(model):
@@ -129,14 +140,23 @@ def draw_pool(model, problems, samples, temperature, max_new_tokens, seed, cache
 
 def _sample(model, problems, prompts, samples, temperature, max_new_tokens, seed, on_progress):
     """The arrays of a pool: all ids end to end, and tokens and log-probability (P, N) of the responses."""
-    parts, at_once = [], max(1, ROWS // samples)
-    for at in range(0, len(problems), at_once):
-        some = range(at, min(at + at_once, len(problems)))
-        uniform = torch.cat([noise((samples, max_new_tokens), generator(seed, "pool", repr(problems[p].key), problems[p].question)) for p in some])
-        rollout = generate(model, [prompts[p] for p in some], samples, max_new_tokens, temperature, uniform, ROWS, on_progress=on_progress).cpu()
-        parts.append((rollout.ids[rollout.mask].short().numpy(), rollout.lengths.view(-1, samples).numpy(), rollout.logprobs.sum(1).view(-1, samples).numpy()))
+    at_once = max(1, ROWS // samples)
+    seeds = [(seed, "pool", repr(p.key), p.question) for p in problems]
+    jobs = [(prompts[at : at + at_once], seeds[at : at + at_once], samples, temperature, max_new_tokens) for at in range(0, len(problems), at_once)]
+    parts = []
+    for part in spread(sample_some, model, jobs, processes(model.embed.weight.device, len(problems) * samples)):
+        parts.append(part)
+        if on_progress:
+            on_progress(part[1].size)
     ids, tokens, logprob = (np.concatenate(arrays) for arrays in zip(*parts))
     return dict(ids=ids, tokens=tokens.astype(np.int32), logprob=logprob.astype(np.float32))
+
+
+def sample_some(model, prompts, seeds, samples, temperature, max_new_tokens):
+    """ids end to end, and tokens and log-probability (P, samples), of responses to a few prompts; seeds: what each prompt's random numbers come from."""
+    uniform = torch.cat([noise((samples, max_new_tokens), generator(*own)) for own in seeds])
+    rollout = generate(model, prompts, samples, max_new_tokens, temperature, uniform, max_rows=ROWS).cpu()
+    return rollout.ids[rollout.mask].short().numpy(), rollout.lengths.view(-1, samples).numpy(), rollout.logprobs.sum(1).view(-1, samples).numpy()
 
 
 def judge_samples(problem, responses):

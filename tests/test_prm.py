@@ -193,7 +193,7 @@ def seven(monkeypatch):
         ids = torch.tensor([[THINK, END_THINK, *encode("7" if u < 0.5 else "8"), END] for u in uniform[:, 0]])
         return Rollout(ids, ids >= 0, torch.zeros(ids.shape), torch.ones(len(ids), dtype=torch.bool))
 
-    monkeypatch.setattr(train_prm, "generate", scripted)
+    monkeypatch.setattr("nanoreason.pool.generate", scripted)
 
 
 def call(monkeypatch, *args):

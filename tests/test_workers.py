@@ -1,0 +1,32 @@
+"""Work spread over processes: the same results in the same order as in one, and errors that reach the caller."""
+
+import os
+
+import pytest
+import torch
+
+from nanoreason.workers import spread
+
+
+def place(shared, job):
+    """What a job sees: where it runs is told, too."""
+    return shared * job, os.getpid(), torch.get_num_threads()
+
+
+def fail(shared, job):
+    raise ValueError(f"job {job} of {shared}")
+
+
+def test_results_come_in_the_order_of_the_jobs_from_processes_of_one_thread():
+    jobs = [(torch.tensor(float(i)),) for i in range(7)]
+    here, there = list(spread(place, 3.0, jobs, 1)), list(spread(place, 3.0, jobs, 2))
+    assert [float(x) for x, _, _ in here] == [float(x) for x, _, _ in there] == [3.0 * i for i in range(7)]
+    assert {pid for _, pid, _ in here} == {os.getpid()} and os.getpid() not in {pid for _, pid, _ in there} and len({pid for _, pid, _ in there}) <= 2
+    assert {threads for _, _, threads in there} == {1}
+    assert list(spread(place, 3.0, jobs[:1], 2))[0][1] == os.getpid() and list(spread(place, 3.0, [], 2)) == []
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_job_that_fails_fails_here(processes):
+    with pytest.raises(ValueError, match="job 0 of all"):
+        list(spread(fail, "all", [(0,), (1,)], processes))
