@@ -25,7 +25,7 @@ from nanoreason.corpus import read_problems
 from nanoreason.evaluate import accuracy, behaviours, by_family, collect, held_out_problems, interval_of_mean, verifier_judge
 from nanoreason.generate import sampler
 from nanoreason.pool import draw_pool, scaling
-from nanoreason.search import CHOICES, METHODS, Spend, canonical
+from nanoreason.search import CHOICES, METHODS, SEARCHES, Spend, canonical
 from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS
 from nanoreason.tokenizer import parse_response, render_prompt
 from nanoreason.verifier import AGGREGATES, load_verifier
@@ -117,7 +117,7 @@ def read_plan(config, kind=""):
         made = json.loads(Path(config.plan).read_text())
         plans = {int(n): tuple((float(edge), str(name), int(m)) for edge, name, m in rows) for n, rows in made["plans"].items()}
         rows = plans[min(plans, key=lambda n: abs(n - config.n))]
-        if not rows or not {name for _, name, _ in rows} <= {*CHOICES, "beam", "dvts"}:
+        if not rows or not {name for _, name, _ in rows} <= {"greedy", *CHOICES, *SEARCHES}:
             raise ValueError
     except (OSError, ValueError, TypeError, AttributeError, KeyError):
         raise UserError(f"--method auto needs a --plan, as `python -m nanoreason.compute --study budget` leaves it; {config.plan or '(none)'} is none") from None

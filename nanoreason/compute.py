@@ -1,5 +1,6 @@
 """Where compute at inference pays: the tables and figures of "Test-time compute" in the README.
 
+    python -m nanoreason.compute --study temperature    what samples are worth at each temperature, on validation problems
     python -m nanoreason.compute --study table      N = 1 to 256: coverage, vote, ORM and PRM, by family and difficulty
     python -m nanoreason.compute --study budget     accuracy against tokens spent, for every method; makes the plan of `auto`
     python -m nanoreason.compute --study sizes      a small model with N samples against larger ones with one
@@ -21,14 +22,15 @@ import numpy as np
 
 from nanoreason import checkpoint, plots
 from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, progress, run_script, say, start_machine, write_json
-from nanoreason.evaluate import greedy_accuracy, held_out_problems, interval_of_mean, verifier_judge, wilson
-from nanoreason.generate import sampler
+from nanoreason.evaluate import greedy_accuracy, held_out_problems, interval_of_mean, verifier_judge
+from nanoreason.generate import generate, sampler
 from nanoreason.model import training_flops
-from nanoreason.pool import draw_pool, estimates, log_fit
-from nanoreason.search import METHODS, Case, Spend, draw, estimate, rate
+from nanoreason.pool import WORTH_IT, draw_pool, estimates, log_fit, processes
+from nanoreason.search import CHOICES, METHODS, SEARCHES, Spend
 from nanoreason.tasks import verify
 from nanoreason.tokenizer import render_prompt
 from nanoreason.verifier import load_verifier
+from nanoreason.workers import spread
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("chain", "word", "equation")
@@ -40,7 +42,7 @@ LIMIT = 200  # longest response, in tokens
 
 @dataclass
 class Config:
-    study: str = flag("table", "which study to make", choices=("table", "budget", "sizes"))
+    study: str = flag("table", "which study to make", choices=("temperature", "table", "budget", "sizes"))
     policy: str = flag("runs/speedrun/cold", "model whose samples are studied")
     orm: str = flag("runs/verifiers/orm-0", "its outcome reward model; trained where it is missing")
     prm: str = flag("runs/verifiers/prm-0", "its process reward model; trained where it is missing")
@@ -49,6 +51,7 @@ class Config:
     cache: str = flag("runs/cache", "folder where samples are kept")
     problems: int = flag(300, "test problems of each family and level; a third as many for --study sizes, a ninth for --study budget", low=9)
     samples: int = flag(256, "samples of each problem", low=1)
+    temperature: float = flag(1.0, "sampling temperature", low=0.01)
     seed: int = flag(0, "seed of problems and samples", low=0)
 
 
@@ -86,13 +89,13 @@ class Bench:
     def model(self, path):
         return sampler(checkpoint.load_model(path, self.machine.device), self.bf16)
 
-    def pools(self, model, count, samples, split="test", verifiers=()):
-        """{(family, level): Pool} of `count` problems each; verifiers: {name: Verifier}."""
+    def pools(self, model, count, samples, split="test", verifiers=(), temperature=None):
+        """{(family, level): Pool} of `count` problems each; verifiers: {name: Verifier}; temperature: --temperature where it is left out."""
         pools, bar = {}, progress(count * samples * len(FAMILIES) * len(LEVELS), f"{split} samples")
         for family in FAMILIES:
             for level in LEVELS:
                 problems = held_out_problems([family], [level], count, split, self.config.seed)
-                pool = draw_pool(model, problems, samples, 1.0, LIMIT, self.config.seed, self.config.cache, bar.update)
+                pool = draw_pool(model, problems, samples, temperature or self.config.temperature, LIMIT, self.config.seed, self.config.cache, bar.update)
                 for name, verifier in dict(verifiers).items():
                     pool.add_verifier(name, verifier, self.bf16)
                 pools[family, level] = pool
@@ -102,6 +105,32 @@ class Bench:
 
 def percent(value, ci):
     return f"{100 * value:.1f} [{100 * ci[0]:.1f}, {100 * ci[1]:.1f}]"
+
+
+# How warm to sample
+
+
+TEMPERATURES = (0.3, 0.5, 0.7, 0.85, 1.0)
+RULES = ("coverage", "vote", "likelihood")
+
+
+def temperature(config, bench):
+    """What samples are worth at each temperature, on validation problems: what the other studies choose theirs by."""
+    model, count, rows = bench.model(config.policy), max(1, config.problems // 10), {}
+    for t in TEMPERATURES:
+        made = [estimates(pool, (1, 4, 16, 64), config.seed) for pool in bench.pools(model, count, 64, "val", temperature=t).values()]
+        rows[str(t)] = {rule: [round(float(v), 4) for v in np.concatenate([m[rule] for m in made]).mean(0)] for rule in RULES}
+    problems = [p for family in FAMILIES for p in held_out_problems([family], LEVELS, count * len(LEVELS), "val", config.seed)]
+    return dict(study="temperature", policy=config.policy, problems=len(problems), ns=(1, 4, 16, 64), rows=rows, greedy=greedy_accuracy(model, problems, LIMIT))
+
+
+def temperature_markdown(report):
+    """A row a temperature."""
+    ns, g = report["ns"], report["greedy"]
+    lines = ["| temperature | one sample | " + " | ".join(f"{rule} of {n}" for rule in RULES for n in ns[1:]) + " |", "| --- " * (2 + len(RULES) * (len(ns) - 1)) + "|"]
+    for t, row in report["rows"].items():
+        lines.append(f"| {t} | {100 * row['vote'][0]:.1f} | " + " | ".join(f"{100 * v:.1f}" for rule in RULES for v in row[rule][1:]) + " |")
+    return "\n".join([*lines, "", f"n = {report['problems']} validation problems. Greedy: {percent(g['acc'], g['ci'])}."])
 
 
 # N samples
@@ -147,79 +176,109 @@ def table_markdown(report):
 # Accuracy against tokens
 
 
-def spent(bench, model, problems, name, spend, judge, seed):
-    """One method on all problems: right (P,), tokens (P,) and flops (P,)."""
-    prompts = [render_prompt(p.question) for p in problems]
-    results = METHODS[name](model, prompts, spend, generator(seed, "budget", name, spend.n), judge)
-    right = [r.answer is not None and verify(p, r.answer) for p, r in zip(problems, results)]
-    return np.array(right, float), np.array([r.tokens for r in results], float), np.array([r.flops for r in results])
-
-
-BUDGETS = (4, 16, 64)
-FIXED = ("vote", "best-of-n", "weighted-vote", "beam", "dvts", "self-verify")
+ALL_NS = (1, 2, 4, 8, 16, 32, 64)  # of methods that choose among samples, estimated from 64
+SEARCH_NS = (4, 16, 64)
+CHECK_NS = (1, 4, 16)  # of self-verify
 THINKING = (0, 40, 80, 120, 160)  # least tokens of budget forcing
+BUDGETS = (2, 4, 8, 16, 32, 64)  # samples that auto may spend the tokens of, on the average question
+TOGETHER = 33  # questions solved at once
 
 
-def fixed_runs(bench, model, problems, judge, seed, bar):
-    """{(method, n): (right, tokens, flops)} of every method that is no plan."""
-    runs = {("greedy", 1): spent(bench, model, problems, "greedy", Spend(1, max_new_tokens=LIMIT), None, seed),
-            ("sample", 1): spent(bench, model, problems, "sample", Spend(1, max_new_tokens=LIMIT), None, seed)}
-    for least in THINKING:
-        runs["budget", least] = spent(bench, model, problems, "budget", Spend(8, max_new_tokens=LIMIT, min_thinking=least), None, seed)
-    for name in FIXED:
-        for n in BUDGETS:
-            runs[name, n] = spent(bench, model, problems, name, Spend(n, max_new_tokens=LIMIT), judge, seed)
-            bar.update()
+def choosing_runs(pool, how, model, prm, seed):
+    """{(method, n): (right (P,), tokens (P,), flops (P,))} of one sample and of what chooses among n, in expectation over the samples of a pool."""
+    made, runs = estimates(pool, ALL_NS, seed), {}
+    written, read = pool.tokens.mean(1), np.array([len(render_prompt(p.question)) for p in pool.problems])
+    for name, rule in (("sample", "vote"), ("vote", "vote"), ("best-of-n", f"prm-{how}"), ("weighted-vote", f"weighted-prm-{how}")):
+        for i, n in enumerate(ALL_NS):
+            if (n == 1) == (name == "sample"):
+                judging = 0 if rule == "vote" else prm.gpt.flops_per_token() * n * (read + written)
+                runs[name, n] = made[rule][:, i], n * written, model.flops_per_token() * (read + n * written) + judging
     return runs
 
 
-def make_plan(bench, model, problems, runs, judge, seed, allowed):
-    """A plan for a mean of `allowed` tokens a question: in each third of the questions by estimated difficulty the method and n that maximise accuracy -
-    price * tokens on these (validation) problems, with the lowest price that keeps within the budget. Probes cost, and are counted."""
-    spend, cases = Spend(max_new_tokens=LIMIT), [Case(i, render_prompt(p.question)) for i, p in enumerate(problems)]
-    draw(model, cases, spend.probe, spend, generator(seed, "probe"))
-    rate(judge, [path for case in cases for path in case.paths])
-    guess, probe = np.array([estimate(case, judge) for case in cases]), np.array([case.tokens for case in cases], float)
-    edges = [*np.quantile(guess, (1 / 3, 2 / 3)), 2.0]
-    thirds = np.searchsorted(edges, guess, side="right")
-    options = [(name, n) for name, n in runs if name in FIXED and name != "self-verify"]
-    best = None
-    for price in (0.0, *np.geomspace(1e-6, 1e-2, 60)):
+def _solve(shared, problems, name, spend, how, seed):
+    """One method on a few problems: right, tokens and flops, (3, P)."""
+    model, prm, bf16 = shared
+    prompts = [render_prompt(p.question) for p in problems]
+    results = METHODS[name](model, prompts, spend, generator(seed, "budget", name, spend.n, prompts[0]), verifier_judge(prm, prompts, how, bf16))
+    right = [r.answer is not None and verify(p, r.answer) for p, r in zip(problems, results)]
+    return np.array((right, [r.tokens for r in results], [r.flops for r in results]), float)
+
+
+def solved(bench, model, prm, problems, asked, how):
+    """{(method, label): (right, tokens, flops), (P,) each} of {(method, label): Spend}, run as they are."""
+    jobs = [(problems[at : at + TOGETHER], name, spend, how, bench.config.seed) for (name, _), spend in asked.items() for at in range(0, len(problems), TOGETHER)]
+    bar, parts, each = progress(len(jobs), "methods"), [], -(-len(problems) // TOGETHER)
+    for part in spread(_solve, (model, prm, bench.bf16), jobs, processes(bench.machine.device, WORTH_IT)):
+        parts.append(part)
+        bar.update()
+    bar.close()
+    return {key: tuple(np.concatenate(parts[i * each : (i + 1) * each], 1)) for i, key in enumerate(asked)}
+
+
+def make_plan(guess, runs, allowed):
+    """A plan for a mean of `allowed` tokens a question: for each fifth of the (validation) questions by `guess` (P,), the judge's score of their greedy
+    responses, the method and n that maximise accuracy - price * tokens, at the price that is most accurate within the budget. The greedy response comes
+    first, is paid for, and is one of the n. runs: {(method, n): (right (P,), tokens (P,), ...)}, ("greedy", 1) among them. None where nothing is cheap enough."""
+    first = runs["greedy", 1][1]
+    cost = {(name, n): first + (0 if name == "greedy" else tokens * (n - 1) / n if name in CHOICES else tokens) for (name, n), (_, tokens, *_) in runs.items()
+            if name in ("greedy", *CHOICES, *SEARCHES)}
+    edges = [*np.quantile(guess, (0.2, 0.4, 0.6, 0.8)), 2.0]
+    part, best = np.searchsorted(edges, guess, side="right"), None
+    for price in (0.0, *np.geomspace(1e-6, 1e-2, 80)):
         rows, right, tokens = [], 0.0, 0.0
-        for third, edge in enumerate(edges):
-            mine = thirds == third
-            cost = {(name, n): runs[name, n][1][mine] + (probe[mine] if name in ("beam", "dvts") else 0) for name, n in options}
-            name, n = max(options, key=lambda o: runs[o][0][mine].mean() - price * cost[o].mean())
-            rows.append((float(edge), name, n))
-            right, tokens = right + runs[name, n][0][mine].sum(), tokens + cost[name, n].sum()
-        if tokens / len(problems) <= allowed and (best is None or right > best[0]):
+        for k in np.unique(part):
+            mine = part == k
+            option = max(cost, key=lambda o: runs[o][0][mine].mean() - price * cost[o][mine].mean())
+            rows.append((float(edges[k]), *option))
+            right, tokens = right + runs[option][0][mine].sum(), tokens + cost[option][mine].sum()
+        if tokens / len(guess) <= allowed and (best is None or right > best[0]):
             best = right, rows
     return best and best[1]
 
 
+def greedy_scores(bench, model, prm, problems, how):
+    """(P,) the judge's score of each greedy response: what auto looks at."""
+    prompts = [render_prompt(p.question) for p in problems]
+    rollout = generate(model, prompts, 1, LIMIT, 0.0).cpu()
+    return np.array(verifier_judge(prm, prompts, how, bench.bf16).scores(range(len(prompts)), [rollout.response(i) for i in range(len(prompts))]))
+
+
 def budget(config, bench):
-    """Accuracy against tokens spent, for all methods and for plans made on validation problems."""
+    """Accuracy against tokens spent, for all methods and for plans made on validation problems, and auto beside the best fixed method of its budget."""
     ensure_verifiers(config)
-    model, prm = bench.model(config.policy), load_verifier(config.prm)
-    pick = lambda split: [p for family in FAMILIES for p in held_out_problems([family], LEVELS, config.problems // 9 * len(LEVELS), split, config.seed)]
-    sets = {split: pick(split) for split in ("val", "test")}
-    judges = {split: verifier_judge(prm, [render_prompt(p.question) for p in problems], "min", bench.bf16) for split, problems in sets.items()}
-    bar = progress(2 * len(FIXED) * len(BUDGETS), "methods")
-    runs = {split: fixed_runs(bench, model, problems, judges[split], config.seed, bar) for split, problems in sets.items()}
-    plans = {}
+    model, prm, count = bench.model(config.policy), load_verifier(config.prm), config.problems // 9
+    pools = {split: list(bench.pools(model, count, max(ALL_NS), split, dict(prm=prm)).values()) for split in ("val", "test")}
+    problems = {split: [p for pool in some for p in pool.problems] for split, some in pools.items()}
+    best16 = {how: np.mean([estimates(pool, [16], config.seed)[f"weighted-prm-{how}"].mean() for pool in pools["val"]]) for how in ("last", "min", "prod")}
+    how, runs = max(best16, key=best16.get), {}
+    of = lambda n, **more: Spend(n, config.temperature, LIMIT, **more)
+    searches = {("greedy", 1): of(1), **{(name, n): of(n) for name in SEARCHES for n in SEARCH_NS}}
+    extras = {**{("budget", least): of(8, min_thinking=least) for least in THINKING}, **{("self-verify", n): of(n) for n in CHECK_NS}}
+    for split, asked in (("val", searches), ("test", searches | extras)):
+        each = [choosing_runs(pool, how, model, prm, config.seed) for pool in pools[split]]
+        runs[split] = {key: tuple(np.concatenate(x) for x in zip(*(one[key] for one in each))) for key in each[0]} | solved(bench, model, prm, problems[split], asked, how)
+    guess, plans, autos = greedy_scores(bench, model, prm, problems["val"], how), {}, {}
     for n in BUDGETS:
-        allowed = runs["val"]["vote", n][1].mean()
-        rows = make_plan(bench, model, sets["val"], runs["val"], judges["val"], config.seed, allowed)
-        if rows:
-            plans[n] = rows
-            runs["test"]["auto", n] = spent(bench, model, sets["test"], "auto", Spend(n, max_new_tokens=LIMIT, plan=tuple(rows)), judges["test"], config.seed)
-    bar.close()
+        if rows := make_plan(guess, runs["val"], runs["val"]["vote", n][1].mean()):
+            plans[n], autos["auto", n] = rows, of(n, plan=tuple(rows))
+    runs["test"] |= solved(bench, model, prm, problems["test"], autos, how)
+    write_json(Path(config.out) / "plan.json", dict(kind="prm", aggregate=how, temperature=config.temperature, plans=plans))
     figures = {}
     for (name, n), (right, tokens, flops) in runs["test"].items():
-        figures.setdefault(name, []).append(dict(n=n, acc=round(float(right.mean()), 4), ci=[round(x, 4) for x in wilson(right.sum(), len(right))],
-                                                 tokens=round(float(tokens.mean()), 1), gflops=round(float(flops.mean()) / 1e9, 3)))
-    write_json(Path(config.out) / "plan.json", dict(kind="prm", aggregate="min", plans=plans))
-    return dict(study="budget", policy=config.policy, prm=config.prm, problems=len(sets["test"]), methods=figures, plans=plans)
+        figures.setdefault(name, []).append(dict(n=n, acc=round(float(right.mean()), 4), ci=interval_of_mean(right), tokens=round(float(tokens.mean()), 1), gflops=round(float(flops.mean()) / 1e9, 3)))
+    return dict(study="budget", policy=config.policy, prm=config.prm, aggregate=how, temperature=config.temperature, problems=len(problems["test"]), methods=figures, plans=plans,
+                against=[beside(runs, n) for n in plans])
+
+
+def beside(runs, n):
+    """auto on test problems beside the fixed method that is best on validation problems for no more tokens than auto's budget; the difference is paired."""
+    allowed = runs["val"]["vote", n][1].mean()
+    fixed = max((key for key in runs["val"] if runs["val"][key][1].mean() <= allowed), key=lambda key: runs["val"][key][0].mean())
+    mine, theirs = runs["test"]["auto", n], runs["test"][fixed]
+    more = mine[0] - theirs[0]
+    return dict(budget=n, auto=round(float(mine[0].mean()), 4), tokens=round(float(mine[1].mean()), 1), fixed=list(fixed), fixed_acc=round(float(theirs[0].mean()), 4),
+                fixed_tokens=round(float(theirs[1].mean()), 1), more=round(float(more.mean()), 4), ci=interval_of_mean(more))
 
 
 def budget_markdown(report):
@@ -227,7 +286,10 @@ def budget_markdown(report):
     lines = ["| method | n | accuracy | tokens a question | GFLOP a question, judge included |", "| --- " * 5 + "|"]
     for name, rows in report["methods"].items():
         lines += [f"| {name} | {r['n']} | {percent(r['acc'], r['ci'])} | {r['tokens']:.0f} | {r['gflops']:.2f} |" for r in rows]
-    lines += ["", f"n = {report['problems']} test problems. Plans of auto, by budget: (estimated chance below which a row counts, method, n)", ""]
+    lines += ["", "| budget: tokens of so many samples | auto | its tokens | best fixed method on validation | its accuracy | its tokens | difference |", "| --- " * 7 + "|"]
+    lines += [f"| {a['budget']} | {100 * a['auto']:.1f} | {a['tokens']:.0f} | {a['fixed'][0]} {a['fixed'][1]} | {100 * a['fixed_acc']:.1f} | {a['fixed_tokens']:.0f} | "
+              f"{100 * a['more']:+.1f} [{100 * a['ci'][0]:.1f}, {100 * a['ci'][1]:.1f}] |" for a in report["against"]]
+    lines += ["", f"n = {report['problems']} test problems. Plans of auto, by budget: (score of the greedy response below which a row counts, method, n)", ""]
     return "\n".join(lines + [f"- {n}: {rows}" for n, rows in report["plans"].items()])
 
 
@@ -325,7 +387,7 @@ def sizes_markdown(report):
     return "\n".join(lines)
 
 
-STUDIES = {"table": (table, table_markdown, plots.compute_table), "budget": (budget, budget_markdown, plots.compute_budget), "sizes": (sizes, sizes_markdown, plots.compute_sizes)}
+STUDIES = {"temperature": (temperature, temperature_markdown, plots.compute_temperature), "table": (table, table_markdown, plots.compute_table), "budget": (budget, budget_markdown, plots.compute_budget), "sizes": (sizes, sizes_markdown, plots.compute_sizes)}
 
 
 def main():

@@ -181,6 +181,20 @@ def _band(axis, x, values, intervals, color, label, style="o-"):
 
 
 @styled
+def compute_temperature(report, path):
+    """One sample, and what is chosen among many, against the temperature. report: of compute.py --study temperature."""
+    figure, axis = _axes(1, 1, (5.2, 3.6))
+    x = [float(t) for t in report["rows"]]
+    for color, (rule, n) in enumerate((("vote", 1), ("vote", 4), ("vote", 16), ("vote", 64), ("coverage", 16), ("coverage", 64))):
+        values = [row[rule][list(report["ns"]).index(n)] for row in report["rows"].values()]
+        axis.plot(x, values, "o--" if rule == "coverage" else "o-", color=f"C{color}", ms=4, label="one sample" if n == 1 else f"{rule} of {n}")
+    axis.axhline(report["greedy"]["acc"], color="grey", lw=0.9, ls=":", label="greedy")
+    axis.set(xlabel="temperature", ylabel=f"accuracy, n = {report['problems']} validation problems", ylim=(0, 1.02))
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return _save(figure, path)
+
+
+@styled
 def compute_table(report, path):
     """Accuracy against N by rule, a panel for each family and difficulty. report: of compute.py --study table."""
     cells, chosen = report["cells"], report["chosen_on_validation"]

@@ -13,7 +13,7 @@ a right answer, unless the judge is the exact oracle; what was spent, in tokens 
     dvts             n // width such searches apart from one another, one kept in each (diverse verifier tree search, Beeching et al. 2024)
     budget           thinking of at least and at most so many tokens: "Wait" in place of an early end (s1, Muennighoff et al. 2501.19393)
     self-verify      n responses, each checked `passes` times by the model itself; a vote weighted by the checks that confirm
-    auto             a look at a few samples says how hard the question is, and a plan made on other questions what to do then (Snell et al.)
+    auto             the judge's score of a greedy response says how hard the question is, and a plan made on other questions what to do then (Snell et al.)
 """
 
 import math
@@ -35,7 +35,7 @@ CHECK_TOKENS = 64  # longest check of self-verify, answer included
 @dataclass(frozen=True)
 class Spend:
     """What a method may spend. n: samples, beams, or "Wait"s; passes: of self-verify; width: continuations that beam and dvts choose from;
-    min_thinking, max_thinking: tokens, 0: no bound; plan: of auto, rows (estimate below which the row counts, method, n), rising."""
+    min_thinking, max_thinking: tokens, 0: no bound; plan: of auto, rows (score of the greedy response below which the row counts, method, n), rising."""
 
     n: int = 16
     temperature: float = 1.0
@@ -44,7 +44,6 @@ class Spend:
     passes: int = 4
     min_thinking: int = 0
     max_thinking: int = 0
-    probe: int = 4  # samples by which auto estimates how hard a question is
     plan: tuple = ()
 
 
@@ -216,6 +215,9 @@ def choose_weighted(cases, judge):
 CHOICES = {"vote": choose_vote, "best-of-n": choose_best, "weighted-vote": choose_weighted}  # what n independent samples can be chosen by
 
 
+SEARCHES = ("beam", "dvts")
+
+
 def _sampling(name):
     @method
     def run(model, cases, spend, noise, judge):
@@ -311,33 +313,27 @@ def self_verify(model, cases, spend, noise, judge):
     count_votes(cases, weighted=True)
 
 
-def estimate(case, judge):
-    """How likely a single response to this question is right, by its candidates so far: their mean score, or, without a judge, the share of the most
-    frequent answer. Candidates must have been rated."""
-    if judge is None:
-        return max(vote_scores([parse_response(path.ids).answer for path in case.paths])) / len(case.paths)
-    return sum(path.score for path in case.paths) / len(case.paths)
-
-
 @method
 def auto(model, cases, spend, noise, judge):
-    """`probe` samples, an estimate of the difficulty, then what `plan` says: draw n samples in all and choose, or search by steps beside them."""
+    """A greedy response, whose score by the judge says how likely it is right; then what `plan` says for such questions: keep it, draw up to n responses in
+    all and choose, or search by steps beside it. Snell et al. estimate the difficulty from many samples; here, where a greedy response is as good as
+    several, one must do."""
     if not spend.plan:
         raise ValueError("auto needs a plan")
-    draw(model, cases, spend.probe, spend, noise)
+    draw(model, cases, 1, replace(spend, temperature=0.0), noise)
     rate(judge, [path for case in cases for path in case.paths])
     rows = {}
     for case in cases:
-        row = next((row for row in spend.plan if estimate(case, judge) < row[0]), spend.plan[-1])
+        row = next((row for row in spend.plan if case.paths[0].score < row[0]), spend.plan[-1])
         rows.setdefault(tuple(row), []).append(case)
     for (_, name, n), some in rows.items():
         if name in CHOICES:
-            if n > spend.probe:
-                draw(model, some, n - spend.probe, spend, noise)
+            if n > 1:
+                draw(model, some, n - 1, spend, noise)
             CHOICES[name](some, judge)
-        elif name in ("beam", "dvts"):
+        elif name in SEARCHES:
             step_search(model, some, replace(spend, n=n), noise, judge, diverse=name == "dvts")
-        else:
+        elif name != "greedy":
             raise ValueError(f"a plan cannot call for {name}")
 
 

@@ -5,14 +5,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_search import Scripted
+import torch
+from conftest import make_stopping
+from test_verifier import make_verifier
 
 from nanoreason import compute, judges, plots
 from nanoreason.common import UserError
 from nanoreason.compute import crossing, ensure, flops_of, make_plan, sizes_markdown
+from nanoreason.evaluate import held_out_problems
 from nanoreason.judges import gao_fit, kl_of_best, step_auc
-from nanoreason.tasks import user_problem
-from nanoreason.tokenizer import render_response
+from nanoreason.search import Spend
 
 
 def curve(params, ns, vote, orm=None, per_token=2.0):
@@ -56,15 +58,40 @@ def test_the_kl_of_the_best_of_n_is_that_of_the_maximum_of_uniform_numbers():
 
 
 def test_a_plan_spends_where_it_pays_and_keeps_within_its_budget():
-    """Two questions in three are easy: one sample does. The third needs 16: on equal spending nobody could afford them."""
-    problems = [user_problem(f"What is {i} + 1?", str(i + 1)) for i in range(9)]
-    model = Scripted({p.question: [(render_response("so", p.answer), 1)] for p in problems})
-    chance = lambda owner, responses: [[(len(r) - 1, 0.1 if o < 3 else 0.5 if o < 6 else 0.9)] for o, r in zip(owner, responses)]
-    hard = np.arange(9) < 3
-    runs = {("vote", 4): (np.where(hard, 0.0, 1.0), np.full(9, 40.0), None), ("vote", 16): (np.where(hard, 0.8, 1.0), np.full(9, 160.0), None)}
-    plan = lambda allowed: make_plan(None, model, problems, runs, SimpleNamespace(scores=lambda o, r: [x[0][1] for x in chance(o, r)], flops_per_token=0.0), 0, allowed)
-    assert [row[1:] for row in plan(80.0)] == [("vote", 16), ("vote", 4), ("vote", 4)] and [row[1:] for row in plan(40.0)] == [("vote", 4)] * 3
-    assert [row[0] for row in plan(80.0)] == sorted(row[0] for row in plan(80.0)) and plan(80.0)[-1][0] > 1 and plan(30.0) is None
+    """Of ten questions the greedy answer is right for the eight that the judge likes; the two others need 16 samples: on equal spending nobody could afford them."""
+    guess, hard = np.linspace(0.05, 0.95, 10), np.arange(10) < 2
+    easy = np.where(hard, 0.0, 1.0)
+    runs = {("greedy", 1): (easy, np.full(10, 10.0)), ("vote", 4): (easy, np.full(10, 40.0)), ("vote", 16): (np.where(hard, 0.8, 1.0), np.full(10, 160.0)),
+            ("beam", 4): (np.where(hard, 0.9, 1.0), np.full(10, 400.0)), ("budget", 80): (np.ones(10), np.full(10, 1.0))}  # budget is no part of any plan
+    plan = lambda allowed: [row[1:] for row in make_plan(guess, runs, allowed)]
+    assert plan(40.0) == [("vote", 16)] + [("greedy", 1)] * 4  # 10 for all, and 150 more for one in five
+    assert plan(39.0) == [("greedy", 1)] * 5 and plan(90.0) == [("beam", 4)] + [("greedy", 1)] * 4 and make_plan(guess, runs, 9.0) is None
+    edges = [row[0] for row in make_plan(guess, runs, 40.0)]
+    assert edges == sorted(edges) and edges[-1] > 1 and (guess < edges[0]).sum() == 2
+
+
+def test_auto_is_held_against_the_fixed_method_that_validation_chose():
+    of = lambda acc, tokens: (np.full(4, acc), np.full(4, tokens), np.ones(4))
+    runs = dict(val={("vote", 8): of(0.6, 80.0), ("vote", 2): of(0.3, 20.0), ("greedy", 1): of(0.5, 10.0), ("beam", 4): of(0.9, 81.0)},
+                test={("auto", 8): of(0.7, 75.0), ("vote", 8): of(0.65, 82.0), ("greedy", 1): of(0.8, 10.0)})
+    found = compute.beside(runs, 8)  # beam is too dear, greedy better on test problems only
+    assert found == dict(budget=8, auto=0.7, tokens=75.0, fixed=["vote", 8], fixed_acc=0.65, fixed_tokens=82.0, more=0.05, ci=[0.05, 0.05])
+
+
+def test_methods_in_other_processes_give_what_they_give_here(monkeypatch):
+    """Answers and bills of real models, by one process and by two."""
+    model, prm, problems = make_stopping(bias=2.0, max_len=256), make_verifier("prm", max_len=256), held_out_problems(["chain", "percent"], [1], 3)
+    bench = SimpleNamespace(config=SimpleNamespace(seed=0), bf16=False, machine=SimpleNamespace(device=torch.device("cpu")))
+    monkeypatch.setattr(compute, "TOGETHER", 2)
+    asked = {("vote", 3): Spend(3, max_new_tokens=20), ("beam", 4): Spend(4, width=2, max_new_tokens=20), ("greedy", 1): Spend(1, max_new_tokens=20)}
+    found = {}
+    for count in (1, 2):
+        monkeypatch.setattr(compute, "processes", lambda *_: count)
+        found[count] = compute.solved(bench, model, prm, problems, asked, "min")
+    assert list(found[1]) == list(asked) and all(len(x) == 6 for x in found[1]["vote", 3])
+    for key in asked:
+        np.testing.assert_allclose(found[1][key], found[2][key])
+    assert (found[1]["vote", 3][1] > found[1]["greedy", 1][1]).all() and (found[1]["beam", 4][2] > 0).all()
 
 
 def test_what_is_there_is_not_made_again_and_what_fails_is_said(tmp_path):
@@ -89,7 +116,8 @@ def test_every_study_has_a_table_and_a_figure(tmp_path):
     fit = {rule: dict(a=0.1, b=0.2, r2=0.97) for rule in rules}
     cells = {f"{f}, {b}": dict(problems=30, tokens=20.0, ns=ns, rules={r: dict(acc=acc, ci=ci) for r, acc in curves().items()}) for f in compute.FAMILIES for b in compute.BINS}
     table = dict(chosen_on_validation="prm-min", cells=cells, fits=dict.fromkeys(cells, fit), mean=curves(), mean_fit=fit)
-    budget = dict(problems=30, plans={4: [[0.5, "beam", 4]]}, methods={name: [dict(n=n, acc=0.1 * n**0.2, ci=[0.05, 0.5], tokens=40.0 * n, gflops=0.1 * n) for n in (4, 16)]
+    temperature = dict(problems=30, ns=ns, rows={t: {r: curves()[r] for r in compute.RULES} for t in ("0.5", "1.0")}, greedy=dict(acc=0.6, ci=[0.5, 0.7], n=30))
+    budget = dict(problems=30, plans={4: [[0.5, "beam", 4]]}, against=[dict(budget=4, auto=0.7, tokens=75.0, fixed=["vote", 8], fixed_acc=0.65, fixed_tokens=82.0, more=0.05, ci=[0.01, 0.09])], methods={name: [dict(n=n, acc=0.1 * n**0.2, ci=[0.05, 0.5], tokens=40.0 * n, gflops=0.1 * n) for n in (4, 16)]
                                                                        for name in ("vote", "beam", "auto")})
     sizes = dict(curves=dict(nano=curve(1, [1, 4], [0.2, 0.5], [0.2, 0.6]), mini=curve(10, [1], [0.5])), lines={"nano": ["mini"]})
     kinds = dict(ns=ns, problems=30, runs={f"{kind}-{s}": dict(report=verifier_report(kind), curves=curves()) for kind in ("orm", "prm") for s in (0, 1)})
@@ -99,13 +127,14 @@ def test_every_study_has_a_table_and_a_figure(tmp_path):
     best = dict(ns=ns, d=[0.0, 0.8, 1.35, 1.8], gold=[0.3, 0.4, 0.45, 0.44], proxy=[0.3, 0.6, 0.8, 0.9])
     law = dict(a=0.2, b=0.05, r2=0.9)
     trust = dict(best_of_n=dict(orm=best, prm=best), rl=dict(orm=rl, prm=rl), fits=dict(orm=dict(bon=law, rl=law), prm=dict(bon=law, rl=law)))
-    reports = dict(table=table, budget=budget, sizes=sizes, kinds=kinds, labels=labels, trust=trust)
+    reports = dict(temperature=temperature, table=table, budget=budget, sizes=sizes, kinds=kinds, labels=labels, trust=trust)
     said = {}
     for name, (_, markdown, draw) in {**compute.STUDIES, **judges.STUDIES}.items():
         said[name] = markdown(json.loads(json.dumps(reports[name])))
         assert draw(json.loads(json.dumps(reports[name])), tmp_path / f"{name}.png") == tmp_path / f"{name}.png"
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "| chain, easy | PRM (min) | 20.0 [10.0, 50.0] |" in said["table"] and "(+100%)" in said["table"] and "| auto | 16 |" in said["budget"]
+    assert "| 4 | 70.0 | 75 | vote 8 | 65.0 | 82 | +5.0 [1.0, 9.0] |" in said["budget"] and "| 0.5 | 20.0 | 30.0 | 40.0 | 45.0 |" in said["temperature"]
     assert "| mc4-hard | 50 | 12 | 4 of 40 (10.0%) | 2 of 20 (10.0%) | 0.805 ± 0.000 |" in said["labels"] and "| orm | 0.810 ± 0.000 | 0.100 ± 0.000 | 20.0 ± 0.0 |" in said["kinds"]
     assert "| 4 | 0.63 | 34.0 [20.0, 40.0] | 0.400 | 30 |" in said["trust"] and step_auc(verifier_report("prm")) == pytest.approx(0.805)
     assert plots.verifier({"orm": verifier_report("orm")}, tmp_path / "verifier.png").exists()

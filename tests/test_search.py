@@ -11,7 +11,7 @@ from nanoreason import search
 from nanoreason.common import generator
 from nanoreason.evaluate import oracle_judge, verifier_judge
 from nanoreason.model import GPTConfig
-from nanoreason.search import METHODS, Case, Judge, Path, Spend, estimate, vote_scores
+from nanoreason.search import METHODS, Judge, Spend, vote_scores
 from nanoreason.tasks import user_problem
 from nanoreason.tokenizer import END, END_THINK, THINK, decode, encode, parse_response, render_prompt, render_response
 from nanoreason.verifier import aggregate
@@ -225,22 +225,19 @@ def test_auto_looks_first_and_then_follows_its_plan():
     easy, hard = "What is 1 + 1?", Q
     model = Scripted({easy: [(render_response("1 + 1 = 2", "2"), 1)], hard: [(RIGHT, 0.1), (WRONG, 0.9)]})
     opinion = Opinion({"= 2<": 0.9, "= 39": 0.8, "= 36": 0.1, "= 13": 0.8, "= 12": 0.2})
-    spend = Spend(probe=4, max_new_tokens=100, plan=((0.5, "beam", 16), (2.0, "vote", 6)))
+    spend = Spend(max_new_tokens=100, plan=((0.5, "beam", 16), (2.0, "vote", 6)))
     results = METHODS["auto"](model, [render_prompt(easy), render_prompt(hard), render_prompt(easy)], spend, generator(0, "auto"), opinion.judge())
-    assert [r.answer for r in results] == ["2", "39", "2"] and [len(r.candidates) for r in results] == [6, 8, 6]  # the probe stays among the candidates
+    assert [r.answer for r in results] == ["2", "39", "2"] and [len(r.candidates) for r in results] == [6, 5, 6]  # the greedy response stays among the candidates
+    assert [c.answer for c in results[1].candidates][0] == "36" and results[1].scores[0] == pytest.approx(0.1)  # what it said of the hard one, and what the judge thinks of it
     assert results[0].tokens == 6 * len(render_response("1 + 1 = 2", "2")) == results[2].tokens and {0, 1, 2} == {o for o, _ in opinion.asked}
-    one = Spend(probe=4, max_new_tokens=100, plan=((2.0, "best-of-n", 2),))  # fewer than the probe: nothing more is drawn
-    assert [len(r.candidates) for r in METHODS["auto"](model, [render_prompt(easy)], one, generator(0, "auto"), opinion.judge())] == [4]
+    for row in (("greedy", 1), ("vote", 1)):  # where that was enough nothing more is drawn
+        assert [(len(r.candidates), r.answer) for r in METHODS["auto"](model, [render_prompt(easy)], Spend(max_new_tokens=100, plan=((2.0, *row),)), generator(0, "auto"), opinion.judge())] == [(1, "2")]
+    likely = METHODS["auto"](model, [render_prompt(easy), render_prompt(hard)], Spend(max_new_tokens=100, plan=((0.995, "vote", 3), (2.0, "greedy", 1))), generator(0, "auto"))
+    assert [len(r.candidates) for r in likely] == [1, 3]  # without a judge, by its likelihood a token
     with pytest.raises(ValueError, match="plan"):
         run("auto", MIXED)
-
-
-def test_difficulty_is_the_mean_score_or_without_a_judge_the_agreement():
-    case = Case(0, PROMPT)
-    case.paths = [Path(case, r, score=s) for r, s in ((RIGHT, 0.75), (RIGHT, 0.25), (WRONG, 0.5), (CUT, 0.5))]
-    assert estimate(case, Judge(None)) == 0.5 and estimate(case, None) == 0.5
-    case.paths = case.paths[2:]
-    assert estimate(case, None) == 0.5
+    with pytest.raises(ValueError, match="cannot call for budget"):
+        run("auto", MIXED, plan=((2.0, "budget", 4),))
 
 
 QUESTIONS = [f"What is {a} + {a}?" for a in (1, 2, 3, 4, 5)]
