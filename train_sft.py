@@ -1,16 +1,20 @@
-"""Supervised training: the base model, and the cold start.
+"""Supervised training: the base model, the cold start, and the final stage.
 
 What this teaches. A language model learns by predicting the next token. Stage `base` does so on generated text: worked solutions,
 tables of small results, and conversations mostly answered at once, our stand-in for the web. Stage `cold-start` continues on a few
-thousand demonstrations that reason before they answer: after it the model thinks about every problem. In both, questions are context
-and not targets: their numbers are random, and learning to predict them only adds noise (loss on worked solutions 0.53 without, 0.75 with).
+thousand demonstrations that reason before they answer: after it the model thinks about every problem. Stage `final` starts again from
+the base, with what reinforcement learning found and `distill.py --collect-only` kept of it, beside general data, which is answered at once, and safety
+data: requests to refuse, and harmless ones that look like them. In all stages questions are context and not targets: their
+numbers are random, and learning to predict them only adds noise (loss on worked solutions 0.53 without, 0.75 with).
 
 Where it departs from DeepSeek-R1 (2501.12948, section 2.3). There the base is a 671B model read from disk and the cold
 start is thousands of long, hand-checked chains; here the base is trained from random weights in minutes, and demonstrations come from
-the task generator. Matrices train with Muon (Jordan et al. 2024; torch.optim.Muon), everything else with AdamW.
+the task generator. The final stage there (2.3.3) is two epochs of 600 thousand rejection samples and 200 thousand others, and harmlessness is left to a second
+round of RL; here it is some thousands, safety among them. Matrices train with Muon (Jordan et al. 2024; torch.optim.Muon), everything else with AdamW.
 
     laptop      python train_sft.py --stage base --out runs/base
                 python train_sft.py --stage cold-start --init runs/base --out runs/cold
+                python train_sft.py --stage final --init runs/base --data runs/rejection/traces.jsonl --epochs 2 --out runs/final
     one GPU     python -m nanoreason.corpus --write runs/corpus --tokens 500000000
                 python train_sft.py --stage base --preset gpu --out runs/base
     8 GPUs      torchrun --nproc-per-node 8 train_sft.py --stage base --preset node --out runs/base
@@ -34,7 +38,7 @@ from nanoreason.tasks import REASONING
 
 @dataclass
 class Config:
-    stage: str = flag("base", "which data and which loss", choices=("base", "cold-start"))
+    stage: str = flag("base", "which data and which loss", choices=("base", "cold-start", "final"))
     init: str = flag("", "checkpoint or run folder to start from; empty starts from random weights")
     out: str = flag("runs/sft", "folder for the checkpoint, metrics and report")
     resume: bool = flag(False, "continue the run in --out")
@@ -44,6 +48,8 @@ class Config:
     families: str = flag(",".join(REASONING), "families of the worked solutions and questions; leave some out to hold them out")
     tokens: int = flag(3_300_000, "base: tokens of generated text", low=1000)
     demos: int = flag(5000, "cold-start: demonstrations", low=1)
+    general: float = flag(0.2, "final: share of the documents that are general data", low=0, high=1)
+    safety: float = flag(0.1, "final: share of the documents that are safety data; the rest are the rows of --data", low=0, high=1)
     epochs: int = flag(1, "passes over the data", low=1)
     reasoned: float = flag(0.12, "base: share of questions answered with their reasoning", low=0, high=1)
     textbook: float = flag(0.30, "base: share of documents that are worked solutions as running text", low=0, high=1)
@@ -100,13 +106,24 @@ def load_rows(config, machine, max_len):
     families = tuple(config.families.split(","))
     if unknown := [f for f in families if f not in REASONING]:
         raise UserError(f"--families: there is no family {unknown[0]!r} to reason about; there are {', '.join(REASONING)}")
-    T = config.row_tokens
+    if config.stage == "final" and not config.data:
+        raise UserError("--stage final needs --data: rejection samples, such as `distill.py --collect-only` leaves")
+    if config.stage == "final" and config.general + config.safety >= 1:
+        raise UserError(f"--general and --safety together are {config.general + config.safety:g}; less than 1 leaves room for --data")
+    if config.stage == "base" and not config.data:
+        return base_rows(config, families)
     if config.data:
         examples = corpus.read_examples(config.data)
-        return pack(examples["train"], T), pack(examples["val"], T)
-    if config.stage == "cold-start":
-        return pack(corpus.demonstrations(config.demos, config.seed, families=families), T), pack(corpus.demonstrations(300, config.seed, "val", families), T)
-    mix = corpus.BaseMix(tables=config.tables, textbook=config.textbook, reasoned=config.reasoned, families=families)
+    else:
+        examples = {split: corpus.demonstrations(n, config.seed, split, families) for split, n in (("train", config.demos), ("val", 300))}
+    if config.stage == "final":
+        examples = {split: corpus.final_mix(some, config.general, config.safety, config.seed, split) for split, some in examples.items()}
+    return pack(examples["train"], config.row_tokens), pack(examples["val"], config.row_tokens)
+
+
+def base_rows(config, families):
+    """The rows of stage base: generated on the way, or mapped from the folder of --corpus, which must hold what the flags ask for."""
+    T, mix = config.row_tokens, corpus.BaseMix(tables=config.tables, textbook=config.textbook, reasoned=config.reasoned, families=families)
     val = pack(corpus.base_chunk(mix, config.seed, 0, split="val"), T)
     if not config.corpus:
         return join(list(corpus.base_rows(config.tokens, config.seed, mix, T))), val

@@ -203,6 +203,17 @@ def safety_data(n, seed, split="train"):
     return [worked(rng.choice(SAFETY), rng, "direct", rng.choice(LEVELS), split) for _ in range(n)]
 
 
+def final_mix(examples, general, safety, seed, split="train"):
+    """The examples, shuffled among as much general and safety data as makes these shares of all documents, general + safety < 1; none where there are no examples.
+
+    7 examples, general 0.2, safety 0.1   ->   10 documents: the 7, 2 of general_data, 1 of safety_data
+    """
+    total = len(examples) / (1 - general - safety)
+    mixed = [*examples, *general_data(round(total * general), seed, split), *safety_data(round(total * safety), seed, split)]
+    random.Random(f"final/{seed}/{split}").shuffle(mixed)
+    return mixed
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a user's file: question, reasoning ('' for none), answer; `marked` says whether the answer was set apart from the reasoning."""
