@@ -35,7 +35,7 @@ import train_sft
 from nanoreason import checkpoint
 from nanoreason.common import StepBar, UserError, choose_bf16, flag, parse_config, prepare_out, run_script, say, start_machine, write_json
 from nanoreason.corpus import parse_response_text
-from nanoreason.evaluate import accuracy, by_family, collect
+from nanoreason.evaluate import greedy_figures
 from nanoreason.generate import sampler
 from nanoreason.model import PRESETS as MODELS
 from nanoreason.pool import draw_pool, fingerprint, processes
@@ -70,7 +70,9 @@ class Config:
     min_score: float = flag(0.0, "drop traces that the verifier scores lower", low=0, high=1)
     near: float = flag(0.9, "drop a trace that shares this much of its tokens, in order, with one kept of the same question; 1 keeps all that are not equal", low=0, high=1)
     select: str = flag("diverse", "which to keep: the shortest, all, those least like one another, or those with the highest score", choices=("shortest", "all", "diverse", "prm"))
+    duplicates: bool = flag(False, "with --select all: keep a trace as often as it was sampled")
     keep: int = flag(4, "most traces to keep of a question; --select all knows no bound", low=1)
+    cache: str = flag("", "folder for the samples, which several runs may share; empty: --out/samples")
     traces: str = flag("full", "the whole chain of thought, or only the steps that the answer needs, which brings --select shortest", choices=("full", "compressed"))
     collect_only: bool = flag(False, "leave it at the traces: rejection sampling")
     epochs: int = flag(2, "the student's passes over the traces", low=1)
@@ -200,18 +202,19 @@ def choose(traces, select, keep):
 
 def select_traces(problem, responses, scores, config):
     """Traces to keep of the responses (lists of ids) to one question, and a Counter of what became of each: one of CAUSES, or "kept"."""
-    examined, found, fate = {}, {}, Counter()
+    examined, found, fate, seen = {}, [], Counter(), set()
     for ids, score in zip(map(tuple, responses), scores, strict=True):
         if ids not in examined:  # equal responses are examined once
             examined[ids] = examine(problem, ids, score, config)
         trace, cause = examined[ids]
-        if trace and trace.ids in found:
+        if trace and trace.ids in seen and not config.duplicates:
             cause = "duplicate"
-        elif trace:
-            found[trace.ids] = trace
         if cause:
             fate[cause] += 1
-    apart = drop_near(in_order(found.values(), config.select), config.near)
+        else:
+            found.append(trace)
+            seen.add(trace.ids)
+    apart = found if config.duplicates else drop_near(in_order(found, config.select), config.near)
     chosen = choose(apart, config.select, config.keep)
     fate.update({"near-duplicate": len(found) - len(apart), "not selected": len(apart) - len(chosen), "kept": len(chosen)})
     return chosen, fate
@@ -247,7 +250,7 @@ def once(problems):
 def sample_chunk(shared, problems):
     """Rows and sums of a few questions."""
     teacher, verifier, config, bf16 = shared
-    pool = draw_pool(teacher, problems, config.samples, config.temperature, config.max_reasoning_tokens, config.seed, Path(config.out) / "samples")
+    pool = draw_pool(teacher, problems, config.samples, config.temperature, config.max_reasoning_tokens, config.seed, config.cache or Path(config.out) / "samples")
     if verifier:
         pool.add_verifier("judge", verifier, bf16)
     rule = ("judge" if verifier.kind == "orm" else f"judge-{config.aggregate}") if verifier else None
@@ -333,17 +336,8 @@ def train_student(shape, config, machine):
         seed=config.seed, max_steps=config.max_steps, **start), machine)
 
 
-def measure(model, problems, config, bf16):
-    """Greedy accuracy in all, by family and by level; tokens of a response, and arithmetic of a whole answer, on average over the problems."""
-    judged = collect(sampler(model, bf16), problems, 1, 0.0, config.max_reasoning_tokens, config.seed)
-    tokens = np.array([samples[0].tokens for samples in judged])
-    read = np.array([len(render_prompt(p.question)) for p in problems])
-    return dict(params=model.num_params, greedy=accuracy(sum(samples[0].correct for samples in judged), len(judged)), accuracy=by_family(problems, judged),
-                mean_tokens=round(float(tokens.mean()), 2), mean_flops=float((model.flops_per_token() * (read + tokens)).mean()))
-
-
 def table(figures):
-    """{name: figures of `measure`} as a person would like to read them."""
+    """{name: `greedy_figures`} as a person would like to read them."""
     lines = [f"{'':<10}{'parameters':>12}{'greedy accuracy, 95% interval':>34}{'tokens':>10}{'MFLOP a question':>20}"]
     for name, f in figures.items():
         shown = f"{f['greedy']['acc']:.3f} [{f['greedy']['ci'][0]:.3f}, {f['greedy']['ci'][1]:.3f}]"
@@ -359,6 +353,8 @@ def check_config(config):
         raise UserError(f"--student is missing: one of {', '.join(MODELS)}, or a checkpoint to start from; --collect-only leaves it at the traces")
     if config.level == "auto":
         raise UserError("--level auto follows a model that learns; a teacher does not: name levels")
+    if config.duplicates and config.select != "all":
+        raise UserError(f"--duplicates is for --select all, not for {config.select}")
     if config.select == "prm" and not config.verifier:
         raise UserError("--select prm keeps the highest scores: whose? Give a --verifier")
     if config.min_score and not config.verifier:
@@ -389,7 +385,7 @@ def distill(config, machine):
     if machine.main:
         if held:
             models = dict(teacher=teacher, student=checkpoint.load_model(out / "student", machine.device))
-            report |= {f"{name}_figures": measure(model, held, config, figures["bf16"]) for name, model in models.items()}
+            report |= {f"{name}_figures": greedy_figures(sampler(model, figures["bf16"]), held, config.max_reasoning_tokens) for name, model in models.items()}
             say(table({name: report[f"{name}_figures"] for name in models}), machine)
         write_json(out / "report.json", report | dict(seconds=round(time.time() - begun, 1)))
     return report

@@ -6,7 +6,7 @@ answer alone, at every token of the response, and is read at the last. A process
 at the token that ends it; the answer counts as the last step. Where nobody can label steps, `--labels mc` does what Math-Shepherd (2312.08935) does: continue
 from the step `--rollouts` times, and take the share that ends in the right answer (soft), or whether any does (`--hard-labels`).
 
-Where it departs from the papers. Cobbe's verifier keeps learning to write beside: ours does not. Lightman's labelers stop at the first wrong step: our judge goes on,
+Where it departs from the papers. Cobbe's verifier keeps learning to write beside: ours does not, for it did not pay (README). Lightman's labelers stop at the first wrong step: our judge goes on,
 since a model may correct itself. Responses with and without something wrong are balanced, which shifts the scores; after training, their scale and
 offset are fitted on validation responses as they come (Platt 1999), so that 0.8 means right four times in five.
 
@@ -63,7 +63,6 @@ class Config:
     epochs: int = flag(4, "most passes over the labelled responses", low=1)
     batch_size: int = flag(128, "responses a step, over all ranks", low=1)
     learning_rate: float = flag(5e-4, "peak learning rate of AdamW", low=0)
-    lm_weight: float = flag(0.0, "weight of learning to write the response beside judging it", low=0)
     warmup_steps: int = flag(20, "steps in which the rate climbs; it then falls linearly to zero at the end of --epochs", low=0)
     weight_decay: float = flag(0.01, "decoupled weight decay", low=0)
     eval_every: int = flag(50, "steps between looks at the validation loss", low=1)
@@ -226,26 +225,18 @@ def verifier_loss(logits, labels, weight):
     return (weight * F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")).sum()
 
 
-def train_step(verifier, optimizer, examples, places, labels, index, responses, machine, bf16, lm_weight=0.0):
-    """One step on this rank's share `index` of `responses` responses, each of which counts the same, however many its places. Returns the loss of judging,
-    without that of writing (weight `lm_weight`: every token of the response, from those before it, by the policy's own head)."""
+def train_step(verifier, optimizer, examples, places, labels, index, responses, machine, bf16):
+    """One step on this rank's share `index` of `responses` responses, each of which counts the same, however many its places. Returns the loss."""
     device, loss = machine.device, 0.0
-    examples, mine, wanted = [examples[i] for i in index], [places[i] for i in index], [labels[i] for i in index]
-    written = [range(len(e.ids) - e.prompt_len) if lm_weight else () for e in examples]
-    for tokens, doc_start, select, owner in reading_batches(examples, [[*p, *w] for p, w in zip(mine, written)], device):
-        read = [k < len(mine[i]) for i, k in enumerated(owner)]  # the others are tokens to write
-        judged, told = torch.tensor(read, device=device), [(i, k) for (i, k), yes in zip(enumerated(owner), read) if yes]
-        weight = torch.tensor([1.0 / (len(mine[i]) * responses) for i, _ in told], device=device)
+    mine = [places[i] for i in index]
+    flat = lambda owner, values: torch.tensor([values[i][k] for i, k in enumerated(owner)], device=device)
+    for tokens, doc_start, select, owner in reading_batches([examples[i] for i in index], mine, device):
+        weight = torch.tensor([1.0 / (len(mine[i]) * responses) for i in owner], device=device)
         with autocast(device, bf16):
-            hidden = verifier.gpt.trunk(tokens, doc_start).flatten(0, 1)  # (B * T, C)
-            logits = verifier.score(hidden[select[judged]]).squeeze(1)
-            guess = verifier.gpt.head(hidden[select[~judged] - 1])  # (M, V): what stands before a token foretells it
-        part = verifier_loss(logits, torch.tensor([wanted[i][k] for i, k in told], device=device), weight)
-        loss += part.item()
-        if lm_weight:
-            share = torch.tensor([lm_weight / (len(written[i]) * responses) for i, yes in zip(owner, read) if not yes], device=device)
-            part = part + (share * F.cross_entropy(guess.float(), tokens.flatten()[select[~judged]], reduction="none")).sum()
+            logits = verifier(tokens, doc_start, select)
+        part = verifier_loss(logits, flat(owner, [labels[i] for i in index]), weight)
         part.backward()
+        loss += part.item()
     machine.sum_gradients(verifier)
     torch.nn.utils.clip_grad_norm_([p for p in verifier.parameters() if p.grad is not None], 1.0)
     optimizer.step()
@@ -390,7 +381,7 @@ def train(config, machine):
         begun, step = time.time(), run["step"]
         optimizer.param_groups[0]["lr"] = config.learning_rate * rate_at(step, len(plan), config.warmup_steps)
         share = kept[plan[step]]
-        loss = train_step(verifier, optimizer, examples, places, labels, share, machine.total(len(share)), machine, bf16, config.lm_weight)
+        loss = train_step(verifier, optimizer, examples, places, labels, share, machine.total(len(share)), machine, bf16)
         run["step"], row = step + 1, dict(loss=loss, step_seconds=time.time() - begun)
         if run["step"] % config.eval_every == 0 or run["step"] == len(plan):
             row["val_loss"] = now = mean_loss(read_logits(verifier, data["val"].examples, val_places, machine, bf16), val_labels)

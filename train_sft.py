@@ -51,6 +51,7 @@ class Config:
     general: float = flag(0.2, "final: share of the documents that are general data", low=0, high=1)
     safety: float = flag(0.1, "final: share of the documents that are safety data; the rest are the rows of --data", low=0, high=1)
     epochs: int = flag(1, "passes over the data", low=1)
+    total_steps: int = flag(0, "steps to train for, over as many passes as they take; 0: as many as --epochs fill", low=0)
     reasoned: float = flag(0.12, "base: share of questions answered with their reasoning", low=0, high=1)
     textbook: float = flag(0.30, "base: share of documents that are worked solutions as running text", low=0, high=1)
     tables: float = flag(0.30, "base: share of documents that are tables of small results", low=0, high=0.8)
@@ -197,15 +198,16 @@ def train(config, machine):
     say(account(model.config, config, bf16, machine), machine)
     rows, val = load_rows(config, machine, model.config.max_len)
     batch_rows = max(machine.world, config.batch_tokens // config.row_tokens)
-    plan = list(batches(len(rows), batch_rows, config.epochs, config.seed, machine.rank, machine.world))
+    epochs = -(-config.total_steps * batch_rows // max(1, len(rows))) or config.epochs
+    plan = list(batches(len(rows), batch_rows, epochs, config.seed, machine.rank, machine.world))[: config.total_steps or None]
     if not plan:
         raise UserError(f"{len(rows)} rows of data do not fill one step of {batch_rows}; lower --batch-tokens")
     steps = min(len(plan), config.max_steps or len(plan))
-    optimizers, first = make_optimizers(model, config), 0
+    optimizers, first, loss = make_optimizers(model, config), 0, None
     if config.resume:
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
-        first = state["step"]
+        first, loss = state["step"], state.get("loss")
     model.checkpoint_activations = config.checkpoint_activations
     net = DistributedDataParallel(model, gradient_as_bucket_view=True) if machine.world > 1 else model
     net = torch.compile(net) if config.compile else net
@@ -213,10 +215,10 @@ def train(config, machine):
         f"{rows.skipped} documents too long), {steps} steps, {'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
 
     metrics = Metrics(out / "metrics.jsonl", first, machine.main)
-    save = lambda step: machine.main and checkpoint.save(out / "ckpt.pt", model, step=step, bf16=bf16, optimizers=[o.state_dict() for o in optimizers])
+    save = lambda step: machine.main and checkpoint.save(out / "ckpt.pt", model, step=step, loss=loss, bf16=bf16, optimizers=[o.state_dict() for o in optimizers])
     interrupt, bar = Interrupt(), StepBar(steps, config.stage, machine, first)
     for step in range(first, steps):
-        rate = learning_rate(step, steps, config.warmup, config.cooldown)
+        rate = learning_rate(step, len(plan), config.warmup, config.cooldown)
         for optimizer, peak in zip(optimizers, (config.muon_lr, config.adamw_lr)):
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate

@@ -10,10 +10,6 @@ in --cache, so a study that was killed goes on where it stopped. Each leaves STU
 """
 
 import json
-import os
-import shlex
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +26,8 @@ from nanoreason.search import CHOICES, METHODS, SEARCHES, Spend
 from nanoreason.tasks import verify
 from nanoreason.tokenizer import render_prompt
 from nanoreason.verifier import load_verifier
-from nanoreason.workers import spread
+from nanoreason.workers import ensure, spread
 
-ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("chain", "word", "equation")
 LEVELS = (1, 2, 3)
 BINS = ("easy", "medium", "hard")  # levels 1, 2 and 3
@@ -51,32 +46,25 @@ class Config:
     cache: str = flag("runs/cache", "folder where samples are kept")
     problems: int = flag(300, "test problems of each family and level; a third as many for --study sizes, a ninth for --study budget", low=9)
     samples: int = flag(256, "samples of each problem", low=1)
-    temperature: float = flag(1.0, "sampling temperature", low=0.01)
+    temperature: float = flag(0.7, "sampling temperature, of the verifiers' training responses as well", low=0.01)
+    verifier_questions: int = flag(8000, "training questions of verifiers that are missing", low=1)
+    verifier_epochs: int = flag(3, "most passes of theirs", low=1)
     seed: int = flag(0, "seed of problems and samples", low=0)
 
 
-def ensure(done, script, **flags):
-    """Run a script of this project unless the file `done` says that it has run. Raises UserError where it fails."""
-    if Path(done).exists():
-        return
-    words = [script]
-    for name, value in flags.items():
-        words += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
-    if "--out" in words and (Path(flags["out"]) / "ckpt.pt").exists():
-        words.append("--resume")
-    say(f"python {shlex.join(words)}")
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
-    if subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], env=environment).returncode:
-        raise UserError(f"{script} failed; its own message is above")
+def recipe(config):
+    """Flags of train_prm.py for the verifiers of a study."""
+    return dict(init=str(config.policy), temperature=config.temperature, questions=config.verifier_questions, epochs=config.verifier_epochs)
 
 
 def ensure_verifiers(config):
-    """Train the ORM and the PRM, on the same samples, unless they are there. Raises UserError where they are there and judge another policy."""
+    """Train the ORM and the PRM, on the same samples, unless they are there. Raises UserError where they are there and were trained otherwise."""
     for path in (Path(config.orm) / "config.json", Path(config.prm) / "config.json"):
-        if path.exists() and json.loads(path.read_text())["init"] != str(config.policy):
-            raise UserError(f"the verifier in {path.parent} learned from another policy than {config.policy}: name others, or other folders")
-    ensure(Path(config.orm) / "report.json", "train_prm.py", kind="orm", init=config.policy, out=config.orm)
-    ensure(Path(config.prm) / "report.json", "train_prm.py", kind="prm", init=config.policy, reuse=config.orm, out=config.prm)
+        made = json.loads(path.read_text()) if path.exists() else recipe(config)
+        if other := [name for name, value in recipe(config).items() if made[name] != value]:
+            raise UserError(f"the verifier in {path.parent} was trained with --{other[0].replace('_', '-')} {made[other[0]]}, not {recipe(config)[other[0]]}: name others, or other folders")
+    ensure(Path(config.orm) / "report.json", "train_prm.py", kind="orm", out=config.orm, **recipe(config))
+    ensure(Path(config.prm) / "report.json", "train_prm.py", kind="prm", reuse=config.orm, out=config.prm, **recipe(config))
 
 
 class Bench:
@@ -321,7 +309,7 @@ def sizes(config, bench):
         verifiers = {}
         if small:
             orm = Path(config.orm) if name == "micro" else Path(config.sizes) / f"{name}-orm"
-            ensure(orm / "report.json", "train_prm.py", kind="orm", init=path, out=orm)
+            ensure(orm / "report.json", "train_prm.py", kind="orm", out=orm, **recipe(config) | dict(init=path))
             verifiers["orm"] = load_verifier(orm)
         ns = [n for n in SIZES_NS if small and n <= config.samples or n == 1]
         if name == "micro":  # these are in the cache

@@ -9,7 +9,7 @@ from nanoreason.common import generator
 from nanoreason.generate import generate
 from nanoreason.rewards import outcome_reward
 from nanoreason.search import Judge
-from nanoreason.tasks import problem_set
+from nanoreason.tasks import REASONING, audit, problem_set
 from nanoreason.tokenizer import parse_response, render_prompt
 from nanoreason.verifier import scores
 
@@ -111,6 +111,17 @@ def greedy_accuracy(model, problems, max_new_tokens):
     """{'acc', 'n', 'ci'} of one greedy response to each problem."""
     judged = collect(model, problems, 1, 0.0, max_new_tokens, seed=0)
     return accuracy(sum(samples[0].correct for samples in judged), len(judged))
+
+
+def greedy_figures(model, problems, max_new_tokens):
+    """What a model's greedy responses are worth: accuracy in all, by family and by level; of the right ones, the share that holds a step which the exact
+    judge does not accept, or none from which the answer follows ("unsound"; families to reason about); tokens a response; and FLOPs of a whole answer."""
+    judged = [samples[0] for samples in collect(model, problems, 1, 0.0, max_new_tokens, seed=0)]
+    right = [audit(p, s.response.steps).sound for p, s in zip(problems, judged) if s.correct and p.family in REASONING]
+    tokens, read = np.array([s.tokens for s in judged]), np.array([len(render_prompt(p.question)) for p in problems])
+    return dict(params=model.num_params, greedy=accuracy(sum(s.correct for s in judged), len(judged)), accuracy=by_family(problems, [[s] for s in judged]),
+                levels={level: accuracy(sum(s.correct for p, s in zip(problems, judged) if p.level == level), sum(p.level == level for p in problems)) for level in sorted({p.level for p in problems})},
+                unsound=accuracy(right.count(False), len(right)), mean_tokens=round(float(tokens.mean()), 2), mean_flops=float((model.flops_per_token() * (read + tokens)).mean()))
 
 
 def by_family(problems, judged):

@@ -17,7 +17,7 @@ import torch
 
 from nanoreason import checkpoint, plots
 from nanoreason.common import UserError, flag, generator, parse_config, run_script, say, write_json
-from nanoreason.compute import FAMILIES, LEVELS, LIMIT, Bench, ensure, ensure_verifiers
+from nanoreason.compute import FAMILIES, LEVELS, LIMIT, Bench, ensure_verifiers, recipe
 from nanoreason.evaluate import held_out_problems, interval_of_mean
 from nanoreason.experience import Experience, token_logprobs
 from nanoreason.generate import generate
@@ -25,6 +25,7 @@ from nanoreason.pool import best_at, estimates
 from nanoreason.rewards import outcome_reward
 from nanoreason.tokenizer import parse_response, render_prompt
 from nanoreason.verifier import aggregate, load_verifier, scores
+from nanoreason.workers import ensure
 
 NS = (1, 4, 16, 64)
 ROLLOUTS = (1, 2, 4, 8, 16)
@@ -41,6 +42,9 @@ class Config:
     seeds: str = flag("0,1,2", "seeds of the verifiers' training, separated by commas")
     problems: int = flag(300, "test problems of each family and level whose samples are in the cache", low=3)
     samples: int = flag(256, "samples of each", low=64)
+    temperature: float = flag(0.7, "sampling temperature, of the verifiers' training responses as well", low=0.01)
+    verifier_questions: int = flag(8000, "training questions of verifiers that are missing; --study labels has its own", low=1)
+    verifier_epochs: int = flag(3, "most passes of theirs", low=1)
     questions: int = flag(300, "training questions of --study labels", low=1)
     seed: int = flag(0, "seed of problems and samples", low=0)
 
@@ -82,7 +86,7 @@ def kinds(config, bench):
     for kind in ("orm", "prm"):
         for seed in config.all_seeds:
             path = config.path(f"{kind}-{seed}")
-            ensure(path / "report.json", "train_prm.py", kind=kind, init=config.policy, reuse=config.orm, seed=seed, out=path)
+            ensure(path / "report.json", "train_prm.py", kind=kind, reuse=config.orm, seed=seed, out=path, **recipe(config))
             runs[f"{kind}-{seed}"] = dict(report=report_of(path))
     pools = [pool.select(range(len(pool.problems) // 3), NS[-1]) for pool in bench.pools(bench.model(config.policy), config.problems, config.samples).values()]
     for name, run in runs.items():
@@ -115,7 +119,7 @@ def kinds_markdown(report):
 
 def labels(config, bench):
     """PRMs of equal samples whose steps were labelled by the exact judge or by rollouts."""
-    common = dict(kind="prm", init=config.policy, questions=config.questions, val_questions=12, batch_size=32, eval_every=25)
+    common = dict(kind="prm", init=config.policy, temperature=config.temperature, questions=config.questions, val_questions=12, batch_size=32, eval_every=25)
     source, runs = config.path("labels-mc16-soft-0"), {}
     ensure(source / "report.json", "train_prm.py", labels="mc", rollouts=max(ROLLOUTS), out=source, **common)
     rows = {"exact": dict(labels="exact")} | {f"mc{k}-{form}": dict(labels="mc", rollouts=k, **({"hard_labels": True} if form == "hard" else {}))
@@ -176,13 +180,13 @@ def kl_of_best(n):
 def measure_policy(bench, policy, reference, problems, verifiers, samples=4):
     """Gold and proxy rewards, and KL to the reference in nats a response, of fresh samples."""
     prompts = [render_prompt(p.question) for p in problems]
-    rollout = generate(policy, prompts, samples, LIMIT, 1.0, generator(bench.config.seed, "trust")).cpu()
+    rollout = generate(policy, prompts, samples, LIMIT, bench.config.temperature, generator(bench.config.seed, "trust")).cpu()
     responses = [rollout.response(row) for row in range(len(rollout.ids))]
     gold = [outcome_reward(problems[row // samples], parse_response(ids)) for row, ids in enumerate(responses)]
     view, settings = Experience(problems, rollout, dict(total=torch.zeros(len(problems), samples)), [], []), SimpleNamespace(row_tokens=128, micro_tokens=16_384, gradient_accumulation=1)
     total = 0.0
     for micro in view.micro_batches(range(len(responses)), {}, settings, bench.machine.device):
-        total += float((token_logprobs(policy, micro, 1.0)[0] - token_logprobs(reference, micro, 1.0)[0]).sum())
+        total += float((token_logprobs(policy, micro, bench.config.temperature)[0] - token_logprobs(reference, micro, bench.config.temperature)[0]).sum())
     rated = {name: scores(v, [prompts[row // samples] for row in range(len(responses))], responses, bench.bf16) for name, v in verifiers.items()}
     return dict(gold=float(np.mean(gold)), kl=max(total / len(responses), 0.0), length=float(rollout.lengths.float().mean()), ci=interval_of_mean(gold),
                 **{name: float(np.mean([aggregate(r, "last") for r in found])) for name, found in rated.items()})
@@ -195,7 +199,7 @@ def reinforce(config, bench, kind, problems, verifiers):
     for step in STEPS:
         kept = out / f"step-{step}.pt"
         if not kept.exists():
-            flags = dict(init=config.policy, reward=kind, verifier=config.path(f"{kind}-0"), families=",".join(FAMILIES), level=",".join(map(str, LEVELS)), batch_size=256,
+            flags = dict(init=config.policy, temperature=config.temperature, reward=kind, verifier=config.path(f"{kind}-0"), families=",".join(FAMILIES), level=",".join(map(str, LEVELS)), batch_size=256,
                          max_reasoning_tokens=LIMIT, steps=max(STEPS), eval_every=0, max_steps=step, out=out, save_every=max(STEPS))
             ensure(kept, "train_grpo.py", **flags)
             state = checkpoint.load(out / "ckpt.pt")

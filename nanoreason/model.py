@@ -45,6 +45,8 @@ class GPTConfig:
 
 
 PRESETS = {  # parameters at the shipped vocabulary of 512
+    "mini-30th": GPTConfig(n_layer=3, n_head=2, n_kv_head=1, n_embd=40, d_ff=120),  # 0.09M and 0.27M, a thirtieth and a tenth of mini: students of its
+    "mini-10th": GPTConfig(n_layer=4, n_head=2, n_kv_head=1, n_embd=72, d_ff=208),
     "nano": GPTConfig(n_layer=3, n_head=2, n_kv_head=1, n_embd=64, d_ff=192),  # 0.2M
     "nano-3x": GPTConfig(n_layer=4, n_head=3, n_kv_head=1, n_embd=96, d_ff=344),  # 0.5M, three times nano: sizes to weigh against its samples
     "micro": GPTConfig(n_layer=5, n_head=4, n_kv_head=2, n_embd=128, d_ff=384),  # 1.05M

@@ -106,13 +106,13 @@ def behaviours(runs, path):
 
 @styled
 def stage_bars(stages, path):
-    """Greedy accuracy by family and stage with 95% intervals. stages: the report's list."""
-    families = list(stages[0]["accuracy"])
+    """Greedy accuracy by family and stage with 95% intervals. stages: the report's list; a stage may lack families."""
+    families, none = list(stages[0]["accuracy"]), dict(acc=np.nan, ci=[np.nan, np.nan])
     figure, axis = _axes(1, 1, (11, 3.4))
     width = 0.8 / len(stages)
     for i, stage in enumerate(stages):
-        acc = np.array([stage["accuracy"][f]["acc"] for f in families])
-        ci = np.array([stage["accuracy"][f]["ci"] for f in families])
+        acc = np.array([stage["accuracy"].get(f, none)["acc"] for f in families])
+        ci = np.array([stage["accuracy"].get(f, none)["ci"] for f in families])
         axis.bar(np.arange(len(families)) + (i - (len(stages) - 1) / 2) * width, acc, width * 0.92, yerr=np.abs(ci.T - acc), label=stage["name"],
                  error_kw=dict(lw=0.8, alpha=0.6))
     axis.set(xticks=range(len(families)), ylabel="greedy accuracy, test split", ylim=(0, 1.02))
@@ -314,4 +314,53 @@ def judge_trust(report, path):
             axis.set(title=f"{'best of N' if form == 'bon' else 'reinforcement learning'} by the {kind.upper()}", xlabel="sqrt(KL), KL in nats a response", ylim=(0, 1.02))
             axis.legend(fontsize=8)
     figure.tight_layout()
+    return _save(figure, path)
+
+
+@styled
+def student_sizes(report, path):
+    """Accuracy of students against their parameters, and against what an answer costs, a line a road; dots: seeds. report: of students.py --study sizes."""
+    rows = report["rows"]
+    (teacher,) = [r for r in rows if r["road"] == "teacher"]
+    figure, axes = _axes(1, 2, (10, 3.8), sharey=True)
+    for axis, key in zip(axes, ("params", "mean_flops")):
+        for color, road in enumerate(dict.fromkeys(r["road"] for r in rows if r["road"] != "teacher")):
+            by_size = [[r for r in rows if (r["road"], r["size"]) == (road, size)] for size in dict.fromkeys(r["size"] for r in rows if r["road"] == road)]
+            axis.plot([r[key] for some in by_size for r in some], [r["greedy"]["acc"] for some in by_size for r in some], ".", ms=5, alpha=0.5, color=f"C{color}")
+            axis.plot([np.mean([r[key] for r in some]) for some in by_size], [np.mean([r["greedy"]["acc"] for r in some]) for some in by_size], "o-", ms=4, color=f"C{color}", label=road)
+        axis.plot(teacher[key], teacher["greedy"]["acc"], "k*", ms=11, label="teacher")
+        axis.set_xscale("log")
+    axes[0].axhline(0.9 * teacher["greedy"]["acc"], color="grey", lw=0.9, ls=":")
+    axes[1].axhline(0.9 * teacher["greedy"]["acc"], color="grey", lw=0.9, ls=":", label="90% of the teacher's")
+    axes[0].set(xlabel="parameters", ylabel=f"greedy accuracy, n = {teacher['greedy']['n']}", ylim=(0, 1.02))
+    axes[1].set(xlabel="inference FLOP a question")
+    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return _save(figure, path)
+
+
+@styled
+def student_cleaning(report, path):
+    """Three figures of students by how their traces were cleaned; dots: seeds. report: of students.py --study cleaning."""
+    table = {way: dict(acc=[100 * r["greedy"]["acc"] for r in report["rows"] if r["way"] == way], unsound=[100 * r["unsound"]["acc"] for r in report["rows"] if r["way"] == way],
+                       tokens=[r["mean_tokens"] for r in report["rows"] if r["way"] == way]) for way in report["collected"]}
+    return seed_spread(table, dict(acc="greedy accuracy, %", unsound="right answer, unsound steps, %", tokens="tokens an answer"), path)
+
+
+@styled
+def student_rejection(report, path):
+    """Accuracy against sampled tokens, of rejection sampling and GRPO; dots: seeds. report: of students.py --study rejection."""
+    figure, axes = _axes(1, 2, (9, 3.6), sharey=True)
+    (start,) = [r for r in report["rows"] if r["way"] == "start"]
+    for axis, (title, value) in zip(axes, {"sampled at temperature 1": lambda r: r["sampled"], "greedy": lambda r: r["greedy"]["acc"]}.items()):
+        for color, way in enumerate(("rejection", "grpo")):
+            some = sorted((r for r in report["rows"] if r["way"] == way), key=lambda r: r["tokens"])
+            seeds = len({r["seed"] for r in some})
+            axis.plot([r["tokens"] for r in some], [value(r) for r in some], ".", alpha=0.5, color=f"C{color}")
+            means = [some[i : i + seeds] for i in range(0, len(some), seeds)]
+            axis.plot([np.mean([r["tokens"] for r in m]) for m in means], [np.mean([value(r) for r in m]) for m in means], "o-", ms=4, color=f"C{color}", label=way)
+        axis.axhline(value(start), color="grey", lw=0.9, ls=":", label="cold start")
+        axis.set_xscale("log")
+        axis.set(title=title, xlabel="sampled tokens", ylim=(0, 1.02))
+    axes[0].set(ylabel=f"accuracy, {report['problems']} test problems")
+    axes[1].legend()
     return _save(figure, path)

@@ -1,9 +1,10 @@
-"""The whole line as one command: base -> cold start -> GRPO -> best-of-N, with a report of what each stage bought.
+"""The whole line as one command: base -> cold start -> GRPO -> rejection sampling -> final SFT, with verifiers, best-of-N and a distilled student, and a
+report of what each stage bought.
 
     python -m nanoreason.speedrun --out runs/speedrun
 
-Every stage is one of the scripts, called as a user would call it; its command is printed and kept in the report. Killed at any moment, the same
-command picks up where it stopped. Leaves report.json, report.md and figures in --out.
+Every stage is one of the scripts, called as a user would call it; its command is printed and kept in the report. On CPUs, stages that do not need one another
+share the cores. Killed at any moment, the same command picks up where it stopped. Leaves report.json, report.md and figures in --out.
 """
 
 import json
@@ -14,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +26,11 @@ from nanoreason import plots
 from nanoreason.common import UserError, flag, parse_config, read_metrics, run_script, say, write_json
 from nanoreason.evaluate import wilson
 from nanoreason.pool import log_fit
-from nanoreason.tasks import CONTROLS, demo_problems, verify
+from nanoreason.tasks import CONTROLS, GENERAL, SAFETY, demo_problems, verify
 
 ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("base", "zero", "cold", "rl", "final")
+TAUGHT = ("base", "cold", "rl", "final")  # R1's line, whose general ability and refusals are measured
 RL_FAMILIES = ("multiplication", "chain", "percent", "word", "equation")
 FAMILIES = ("addition", *RL_FAMILIES, "primality")  # what the models read about; logic, countdown and code would take minutes more
 
@@ -40,13 +44,14 @@ class Config:
 
 @dataclass(frozen=True)
 class Stage:
-    """name; script and flags to run; `done`: the file whose presence says that it ended; `note`: a line for the reader."""
+    """name; script and flags to run; `done`: the file whose presence says that it ended; `note`: a line for the reader; alone: it needs all cores."""
 
     name: str
     script: str
     flags: dict
     done: str
     note: str
+    alone: bool = False
 
 
 def questions(config):
@@ -57,25 +62,35 @@ def questions(config):
 def plan(config):
     """The stages in order. All sizes and rates of the speedrun stand here."""
     out, q = Path(config.out), config.quick
-    train = lambda name, script, note, **flags: Stage(name, script, dict(flags, out=out / name, seed=config.seed), f"{name}/report.json", note)
+    run = lambda name, script, note, done="report.json", alone=False, **flags: Stage(name, script, dict(flags, out=out / name, seed=config.seed), f"{name}/{done}", note, alone)
     measure = lambda name, note, done, **flags: Stage(f"{name}: {done}", "sample.py", dict(eval=True, ckpt=out / name, json=out / name / f"{done}.json", cache=out / "cache", seed=config.seed, **flags),
                                                       f"{name}/{done}.json", note)
     test = lambda name: measure(name, f"test accuracy of {name}", "test", families=",".join(FAMILIES + CONTROLS), level="1,2", problems=8 if q else 200, ns="1")
+    general = lambda name: measure(name, f"general ability and refusals of {name}", "general", families=",".join(GENERAL + SAFETY), level="1,2,3,4,5", problems=5 if q else 100, ns="0")
     # The KL to the reference is left out: scoring every response under it as well would cost half as much again.
     grpo = dict(steps=3, batch_size=64, eval_problems=4, kl="none") if q else dict(steps=40, batch_size=512, learning_rate=3e-4, kl="none")
-    best = dict(families=",".join(RL_FAMILIES), problems=2 if q else 30, ns="1,2,4" if q else "1,4,16,64")
+    judge = dict(init=out / "cold", temperature=0.7, questions=200 if q else 1200, val_questions=4 if q else 40, epochs=3, batch_size=32 if q else 128, eval_every=1 if q else 25)
+    best = dict(families=",".join(RL_FAMILIES), problems=2 if q else 30, ns="1,2,4" if q else "1,4,16,64", temperature=0.7)
+    reject = dict(teacher=out / "rl", questions=60 if q else 4000, samples=2 if q else 4, families=",".join(FAMILIES), level="1" if q else "1,2", cache=out / "samples")
     stages = [
-        train("base", "train_sft.py", "a base model from random weights; most of its text answers at once", stage="base", families=",".join(FAMILIES), tokens=30_000 if q else 3_300_000),
-        train("zero", "train_grpo.py", "R1-Zero: reinforcement learning straight on the base", init=out / "base", **grpo),
-        train("cold", "train_sft.py", "the cold start: 5,000 demonstrations that reason", stage="cold-start", families=",".join(FAMILIES), init=out / "base", demos=200 if q else 5000, muon_lr=0.002,
-              adamw_lr=0.0015),
-        train("rl", "train_grpo.py", "R1: reinforcement learning on the cold start", init=out / "cold", **grpo),
-        *(test(name) for name in ("base", "zero", "cold", "rl")),
-        measure("cold", "best-of-N in mid-training, at the training levels", "best_of_n", level="1,2", **best),
-        measure("rl", "best-of-N of the final model, one level above its training levels", "best_of_n", level="3", **best),
+        run("base", "train_sft.py", "a base model from random weights; most of its text answers at once", stage="base", families=",".join(FAMILIES), tokens=30_000 if q else 3_300_000, alone=True),
+        run("zero", "train_grpo.py", "R1-Zero: reinforcement learning straight on the base", init=out / "base", **grpo),
+        run("cold", "train_sft.py", "the cold start: 5,000 demonstrations that reason", stage="cold-start", families=",".join(FAMILIES), init=out / "base", demos=200 if q else 5000, muon_lr=0.002,
+            adamw_lr=0.0015),
+        run("rl", "train_grpo.py", "R1: reinforcement learning on the cold start", init=out / "cold", **grpo),
+        run("orm", "train_prm.py", "an outcome reward model judges the cold start's answers", kind="orm", **judge),
+        run("rejection", "distill.py", "rejection sampling: the right solutions of R1", "traces.jsonl", collect_only=True, select="diverse", keep=2, **reject),
+        run("final", "train_sft.py", "the final SFT: from the base again, on R1's right solutions, general and safety data", stage="final", init=out / "base", data=out / "rejection" / "traces.jsonl",
+            epochs=1 if q else 2, muon_lr=0.003, adamw_lr=0.002),
+        run("prm", "train_prm.py", "a process reward model judges its steps", kind="prm", reuse=out / "orm", **judge),
+        run("student", "distill.py", "a student of a sixth of the size, from random weights, on compressed traces of R1", student="nano", traces="compressed", keep=2, epochs=1 if q else 6, muon_lr=0.004,
+            adamw_lr=0.003, eval_problems=4 if q else 100, **reject),
+        *(test(name) for name in STAGES), *(general(name) for name in TAUGHT),
+        measure("cold", "best-of-N in mid-training, at the training levels", "best_of_n", level="1,2", verifier=f"{out / 'orm'},{out / 'prm'}", **best),
+        measure("rl", "best-of-N of R1, one level above its training levels", "best_of_n", level="3", **best),
     ]
     for i, problem in enumerate(questions(config)):
-        stages.append(Stage(f"demo {i + 1}", "sample.py", {"ckpt": out / "rl", "method": "vote", "n": 16, "seed": config.seed, "json": out / f"demo{i}.json",
+        stages.append(Stage(f"demo {i + 1}", "sample.py", {"ckpt": out / "final", "method": "vote", "n": 16, "seed": config.seed, "json": out / f"demo{i}.json",
                                                            "": problem.question}, f"demo{i}.json", "the brief's own question, by a vote of 16"))
     return stages
 
@@ -89,22 +104,55 @@ def command(stage, resume):
     return words + (["--resume"] if resume else [])
 
 
-def run_stage(config, stage, number, total, log):
-    """Run one stage unless it is done; its seconds and peak memory go to stages.json."""
-    out = Path(config.out)
-    if (out / stage.done).exists() and stage.name in log:
-        return
+def run_stage(config, stage, position, threads, log):
+    """Run one stage, a line of its output at a time under its name. Returns when it began and ended; raises UserError where it fails."""
     resume = stage.script != "sample.py" and (Path(stage.flags["out"]) / "ckpt.pt").exists()
     words = command(stage, resume)
-    say(f"\n[{number}/{total}] {stage.name}: {stage.note}\n    python {shlex.join(words)}")
+    say(f"\n[{position}] {stage.name}: {stage.note}\n    python {shlex.join(words)}")
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))), **({"OMP_NUM_THREADS": str(threads)} if threads else {}))
     start = time.time()
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
-    code = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], env=environment).returncode
-    if code:
-        raise UserError(f"stage {stage.name} ended with status {code}; run the same command again to continue from there")
-    log[stage.name] = dict(seconds=round(time.time() - start, 1),
+    process = subprocess.Popen([sys.executable, str(ROOT / words[0]), *words[1:]], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        say(f"{stage.name:>10} | {line.rstrip()}")
+    if process.wait():
+        raise UserError(f"stage {stage.name} ended with status {process.returncode}; run the same command again to continue from there")
+    log[stage.name] = dict(began=round(start, 1), ended=round(time.time(), 1), seconds=round(time.time() - start, 1),
                            peak_memory_gib=round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1 << (30 if sys.platform == "darwin" else 20)), 2))
-    write_json(out / "stages.json", log)
+    write_json(Path(config.out) / "stages.json", log)
+
+
+def run_stages(config, stages, log):
+    """Run what is not done: in order on a GPU, else as many at once as there are cores, each as soon as what it reads is there. The first failure ends
+    what has yet to begin."""
+    cores = 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    futures, failed = {}, []
+
+    def work(number, stage, needs):
+        for name in needs:
+            futures[name].result()
+        if not failed:
+            try:
+                run_stage(config, stage, f"{number}/{len(stages)}", 0 if stage.alone or cores == 1 else 1, log)
+            except BaseException:
+                failed.append(stage.name)
+                raise
+
+    with ThreadPoolExecutor(cores) as pool:  # stages stand in an order in which each waits for earlier ones only: never all workers wait
+        for number, stage in enumerate(stages, 1):
+            if not ((Path(config.out) / stage.done).exists() and stage.name in log):
+                read = " ".join(str(value) for name, value in stage.flags.items() if name not in ("out", "json", "cache")).replace(",", " ").split()
+                needs = [other.name for other in stages if other.name in futures and any(Path(config.out, other.name) in (Path(word), Path(word).parent) for word in read)]
+                futures[stage.name] = pool.submit(work, number, stage, needs)
+    for future in futures.values():
+        future.result()
+
+
+def wall(log):
+    """Seconds in which any stage ran: stages may overlap, and between a kill and the next start nothing does."""
+    total, end = 0.0, 0.0
+    for began, ended in sorted((s["began"], s["ended"]) for s in log.values()):
+        total, end = total + max(0.0, ended - max(began, end)), max(end, ended)
+    return total
 
 
 def hardware():
@@ -121,15 +169,16 @@ def read(path):
 def stage_figures(out, name, log):
     """One entry of the report's stages: parameters, seconds, greedy and sampled accuracy, tokens, behaviours."""
     report, test = read(out / name / "report.json"), read(out / name / "test.json")
+    general = read(out / name / "general.json")["families"] if name in TAUGHT else {}
     rl = [test["families"][f] for f in RL_FAMILIES]
     right, n = sum(f["acc"] * f["n"] for f in rl), sum(f["n"] for f in rl)
     low, high = wilson(right, n)
     sampled = [test["sampled"]["families"][f] for f in RL_FAMILIES]
     low_s, high_s = wilson(sum(s * f["n"] for s, f in zip(sampled, rl)), n)
-    return dict(name=name, params=report["params"], seconds=log[name]["seconds"], accuracy=test["families"],
+    return dict(name=name, params=report["params"], seconds=log[name]["seconds"], accuracy=test["families"] | general,
                 greedy_accuracy=dict(acc=round(float(np.mean([f["acc"] for f in rl])), 4), n=n, ci=[round(low, 4), round(high, 4)]),
                 sampled_accuracy=dict(acc=round(float(np.mean(sampled)), 4), n=n, ci=[round(low_s, 4), round(high_s, 4)], families=test["sampled"]["families"]),
-                mean_tokens=test["sampled"]["mean_tokens"], behaviours=test["sampled"]["behaviours"])
+                mean_tokens=test["sampled"]["mean_tokens"], greedy_tokens=test["mean_tokens"], behaviours=test["sampled"]["behaviours"])
 
 
 def ends(rows, key, k=5):
@@ -146,23 +195,28 @@ def build_report(config, log):
         figures = read(out / name / "best_of_n.json")
         best = best_of_n[name] = figures["scaling"] | {"levels": figures["levels"]}
         best["log_fit"] = {key: log_fit(best["ns"], best[key]) for key in ("coverage", "vote")}
+    student = read(out / "student" / "report.json")
+    learned, teacher = student["student_figures"], student["teacher_figures"]
     demo = []
     for i, problem in enumerate(questions(config)):
         d = read(out / f"demo{i}.json")
         demo.append(dict(question=problem.question, response=f"{d['thinking']}\nAnswer: {d['answer']}".strip(), correct=bool(d["answer"] and verify(problem, d["answer"]))))
     rl = {name: {key: ends(read_metrics(out / name / "metrics.jsonl"), key) for key in
                  ("solve_rate", "length", "thinks", "verification", "self_correction", "another_way", "entropy", "kl")} for name in ("zero", "rl")}
-    return dict(seed=config.seed, hardware=hardware(), torch=torch.__version__, seconds=round(sum(s["seconds"] for s in log.values()), 1),
+    return dict(seed=config.seed, hardware=hardware(), torch=torch.__version__, seconds=round(wall(log), 1),
                 peak_memory_gib=max(s["peak_memory_gib"] for s in log.values()), quick=config.quick,
-                stages=[stage_figures(out, name, log) for name in ("base", "zero", "cold", "rl")], rl_first_and_last_steps=rl, best_of_n=best_of_n["cold"] | {"model": "cold"}, best_of_n_harder=best_of_n["rl"] | {"model": "rl"},
-                distillation=[], demo=demo, commands={s.name: "python " + shlex.join(command(s, False)) for s in plan(config)},
+                stages=[stage_figures(out, name, log) for name in STAGES], rl_first_and_last_steps=rl, best_of_n=best_of_n["cold"] | {"model": "cold"}, best_of_n_harder=best_of_n["rl"] | {"model": "rl"},
+                rejection=read(out / "rejection" / "provenance.json"), verifiers={name: read(out / name / "report.json")["test"]["positions"] for name in ("orm", "prm")},
+                distillation=[dict(student=student["student"], params=student["params"], traces=student["traces"], accuracy=learned["greedy"], mean_tokens=learned["mean_tokens"],
+                                   mean_flops=learned["mean_flops"], teacher_params=teacher["params"], teacher_accuracy=teacher["greedy"], teacher_tokens=teacher["mean_tokens"],
+                                   teacher_flops=teacher["mean_flops"])], demo=demo, commands={s.name: "python " + shlex.join(command(s, False)) for s in plan(config)},
                 stage_seconds={name: s["seconds"] for name, s in log.items()})
 
 
 def draw_figures(out, report):
     """The figures beside the report."""
-    metrics = {name: read_metrics(out / name / "metrics.jsonl") for name in ("base", "cold", "zero", "rl")}
-    plots.sft_loss({"base model": metrics["base"], "cold start": metrics["cold"]}, out / "loss.png")
+    metrics = {name: read_metrics(out / name / "metrics.jsonl") for name in STAGES}
+    plots.sft_loss({"base model": metrics["base"], "cold start": metrics["cold"], "final SFT": metrics["final"]}, out / "loss.png")
     rl = {"R1-Zero: from the base": metrics["zero"], "R1: from the cold start": metrics["rl"]}
     plots.rl_figures(rl, out)
     plots.stage_bars(report["stages"], out / "stages.png")
@@ -173,10 +227,27 @@ def percent(a):
     return f"{100 * a['acc']:.1f} [{100 * a['ci'][0]:.1f}, {100 * a['ci'][1]:.1f}]"
 
 
+RULES = {"coverage": "coverage", "vote": "vote", "orm": "ORM", "weighted-orm": "vote by ORM", "prm-last": "PRM", "weighted-prm-last": "vote by PRM"}  # rules of report.md
+
+
+def final_lines(report, rl, final):
+    """What rejection sampling kept, what the final SFT keeps and gains, and what the student is worth."""
+    kept, (student,) = report["rejection"], report["distillation"]
+    get = lambda stage, family: percent(stage["accuracy"][family])
+    return [f"R1 solved {kept['solved']} of {kept['questions']} training questions; of {kept['samples']} samples {kept['traces']} different right ones were kept "
+            f"({', '.join(f'{n} {cause}' for cause, n in kept['fate'].items() if n and cause != 'kept')}).", "",
+            "| | R1 | final |", "| --- | --- | --- |", f"| RL families, greedy | {percent(rl['greedy_accuracy'])} | {percent(final['greedy_accuracy'])} |",
+            f"| small instructions | {get(rl, 'instruct')} | {get(final, 'instruct')} |", f"| factual recall | {get(rl, 'fact')} | {get(final, 'fact')} |",
+            f"| harmful requests refused | {get(rl, 'harmful')} | {get(final, 'harmful')} |", f"| harmless look-alikes answered | {get(rl, 'harmless')} | {get(final, 'harmless')} |",
+            f"| tokens a greedy response | {rl['greedy_tokens']:.1f} | {final['greedy_tokens']:.1f} |", "",
+            f"A student of {student['params']:,} parameters, trained on {student['traces']} traces from random weights: {percent(student['accuracy'])} with {student['mean_tokens']:.1f} tokens and "
+            f"{student['mean_flops'] / 1e6:.1f} MFLOP a question; its teacher, on the same questions: {percent(student['teacher_accuracy'])} with {student['teacher_tokens']:.1f} and {student['teacher_flops'] / 1e6:.1f}."]
+
+
 def markdown(report):
     """report.md: the same figures, for reading."""
     stages = {s["name"]: s for s in report["stages"]}
-    base, zero, cold, rl = (stages[name] for name in ("base", "zero", "cold", "rl"))
+    base, zero, cold, rl, final = (stages[name] for name in STAGES)
     steps = report["rl_first_and_last_steps"]
     ratio = zero["sampled_accuracy"]["acc"] / max(base["sampled_accuracy"]["acc"], 1e-9)
     lines = [f"# A reasoning model from nothing, in {report['seconds'] / 60:.1f} minutes", "",
@@ -188,7 +259,7 @@ def markdown(report):
         lines.append(f"| {s['name']} | {percent(s['greedy_accuracy'])} | {percent(s['sampled_accuracy'])} | {s['mean_tokens']:.1f} | {s['behaviours']['thinks']:.2f} | {s['seconds']:.0f} |")
     lines += ["", "Greedy accuracy by family:", "", "| family | n | " + " | ".join(s["name"] for s in report["stages"]) + " |", "| --- " * (len(stages) + 2) + "|"]
     for family in base["accuracy"]:
-        lines.append(f"| {family} | {base['accuracy'][family]['n']} | " + " | ".join(percent(s["accuracy"][family]) for s in report["stages"]) + " |")
+        lines.append(f"| {family} | {base['accuracy'][family]['n']} | " + " | ".join(percent(s["accuracy"][family]) if family in s["accuracy"] else "" for s in report["stages"]) + " |")
     lines += ["", "![accuracy by stage](stages.png)", "", "## What reinforcement learning did", "",
               f"R1-Zero: sampled accuracy {100 * base['sampled_accuracy']['acc']:.1f} -> {100 * zero['sampled_accuracy']['acc']:.1f}, {ratio:.1f} times the base's. "
               f"Over the run (first 5 steps -> last 5): response length {steps['zero']['length'][0]:.1f} -> {steps['zero']['length'][1]:.1f} tokens, "
@@ -196,12 +267,15 @@ def markdown(report):
               f"R1: sampled accuracy {100 * cold['sampled_accuracy']['acc']:.1f} -> {100 * rl['sampled_accuracy']['acc']:.1f} "
               f"({100 * (rl['sampled_accuracy']['acc'] - cold['sampled_accuracy']['acc']):+.1f} points over the cold start), greedy "
               f"{100 * cold['greedy_accuracy']['acc']:.1f} -> {100 * rl['greedy_accuracy']['acc']:.1f}.", "", "![reinforcement learning](rl.png)", "", "![behaviours](behaviours.png)", "",
-              "## Best of N", "", "Coverage: some sample is right (unbiased pass@N). Vote: the most frequent answer is right. Intervals: bootstrap over problems.", ""]
+              "## Rejection sampling, final SFT, distillation", "", *final_lines(report, rl, final), "",
+              "## Best of N", "", "At temperature 0.7. Coverage: some sample is right (unbiased pass@N). Vote: the most frequent answer is right. ORM, PRM: the verifier's favourite is right, or the vote weighted by its "
+              "scores. Intervals: bootstrap over problems.", ""]
     for best in (report["best_of_n"], report["best_of_n_harder"]):
+        rules = [(rule, title) for rule, title in RULES.items() if rule in best]
         lines += [f"Model `{best['model']}`, level {' and '.join(map(str, best['levels']))}, {best['problems']} problems:", "",
-                  "| N | coverage | vote | tokens a problem |", "| --- | --- | --- | --- |"]
-        for n, c, cc, v, vc, t in zip(best["ns"], best["coverage"], best["coverage_ci"], best["vote"], best["vote_ci"], best["tokens"]):
-            lines.append(f"| {n} | {percent(dict(acc=c, ci=cc))} | {percent(dict(acc=v, ci=vc))} | {t:.0f} |")
+                  "| N | " + " | ".join(title for _, title in rules) + " | tokens a problem |", "| --- " * (2 + len(rules)) + "|"]
+        for i, n in enumerate(best["ns"]):
+            lines.append(f"| {n} | " + " | ".join(percent(dict(acc=best[rule][i], ci=best[rule + '_ci'][i])) for rule, _ in rules) + f" | {best['tokens'][i]:.0f} |")
         fit = best["log_fit"]
         lines += ["", f"Fit a + b ln N: coverage b = {fit['coverage']['b']:.3f} (R2 {fit['coverage']['r2']:.2f}), "
                   f"vote b = {fit['vote']['b']:.3f} (R2 {fit['vote']['r2']:.2f}).", ""]
@@ -224,8 +298,7 @@ def main():
     write_json(out / "config.json", wanted)
     log = read(out / "stages.json") if (out / "stages.json").exists() else {}
     stages = plan(config)
-    for number, stage in enumerate(stages, 1):
-        run_stage(config, stage, number, len(stages), log)
+    run_stages(config, stages, log)
     report = build_report(config, log)
     write_json(out / "report.json", report)
     draw_figures(out, report)

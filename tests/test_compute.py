@@ -10,8 +10,7 @@ from conftest import make_stopping
 from test_verifier import make_verifier
 
 from nanoreason import compute, judges, plots
-from nanoreason.common import UserError
-from nanoreason.compute import crossing, ensure, flops_of, make_plan, sizes_markdown
+from nanoreason.compute import crossing, flops_of, make_plan, sizes_markdown
 from nanoreason.evaluate import held_out_problems
 from nanoreason.judges import gao_fit, kl_of_best, step_auc
 from nanoreason.search import Spend
@@ -92,13 +91,6 @@ def test_methods_in_other_processes_give_what_they_give_here(monkeypatch):
     for key in asked:
         np.testing.assert_allclose(found[1][key], found[2][key])
     assert (found[1]["vote", 3][1] > found[1]["greedy", 1][1]).all() and (found[1]["beam", 4][2] > 0).all()
-
-
-def test_what_is_there_is_not_made_again_and_what_fails_is_said(tmp_path):
-    (tmp_path / "report.json").write_text("{}")
-    ensure(tmp_path / "report.json", "no such script.py")
-    with pytest.raises(UserError, match="no such script.py failed"):
-        ensure(tmp_path / "other.json", "no such script.py", out=tmp_path / "x")
 
 
 def verifier_report(kind, auc=0.8):

@@ -17,11 +17,11 @@ from test_verifier import make_verifier
 
 import distill
 import train_sft
-from distill import CAUSES, Config, Trace, choose, compress, derived, drop_near, examine, feeds, filter_pool, in_order, measure, select_traces, similarity, sound
+from distill import CAUSES, Config, Trace, choose, compress, derived, drop_near, examine, feeds, filter_pool, in_order, select_traces, similarity, sound
 from nanoreason import checkpoint
 from nanoreason.common import generator, read_metrics
 from nanoreason.corpus import conversation, final_mix, general_data, read_examples, read_rows, safety_data
-from nanoreason.evaluate import held_out_problems
+from nanoreason.evaluate import greedy_figures, held_out_problems
 from nanoreason.model import GPT, GPTConfig
 from nanoreason.pool import draw_pool
 from nanoreason.tasks import REASONING, draw_problem, make_problem, solve, split_of, user_problem
@@ -176,15 +176,25 @@ def test_the_rows_read_back_as_the_very_ids_and_carry_the_scores(tmp_path):
     assert [row.thinking for row in read_rows(tmp_path / "traces.jsonl")] == ["", TRUE, ""] and all(row.marked for row in read_rows(tmp_path / "traces.jsonl"))
 
 
-def test_a_model_is_measured_by_its_answers_tokens_and_arithmetic(monkeypatch):
-    monkeypatch.setattr(distill, "sampler", lambda model, bf16: model)
+def test_a_model_is_measured_by_its_answers_steps_tokens_and_arithmetic():
     model = Scripted({SUM.question: [(render_response(TRUE, "39"), 1.0)], FACT.question: [(render_response("", "Rome"), 1.0)]})
     model.num_params = 7
-    figures = measure(model, [SUM, FACT], Config(), False)
+    figures = greedy_figures(model, [SUM, FACT], 160)
     tokens = len(render_response(TRUE, "39")), len(render_response("", "Rome"))
     assert figures["mean_tokens"] == sum(tokens) / 2 and figures["params"] == 7 and (figures["greedy"]["acc"], figures["greedy"]["n"]) == (0.5, 2)
     assert figures["mean_flops"] == READ * (sum(tokens) + len(render_prompt(SUM.question)) + len(render_prompt(FACT.question))) / 2
-    assert [figures["accuracy"][family]["levels"]["1"]["acc"] for family in ("chain", "fact")] == [1.0, 0.0]
+    assert [figures["accuracy"][family]["levels"]["1"]["acc"] for family in ("chain", "fact")] == [1.0, 0.0] and figures["levels"][1]["acc"] == 0.5
+    assert (figures["unsound"]["acc"], figures["unsound"]["n"]) == (0.0, 1)
+    lucky = Scripted({SUM.question: [(LUCKY, 1.0)]})
+    lucky.num_params = 7
+    assert greedy_figures(lucky, [SUM], 160)["unsound"]["acc"] == greedy_figures(lucky, [SUM], 160)["greedy"]["acc"] == 1.0
+
+
+def test_duplicates_stay_where_they_are_asked_for():
+    right, other = render_response(TRUE, "39"), render_response("8 + 5 = 13\n3 * 13 = 39", "39")
+    for flags, kept in ((dict(duplicates=True, select="all"), [right, right, other, right]), (dict(select="all", near=1.0), [right, other])):
+        chosen, fate = select_traces(SUM, [right, right, other, render_response("8 + 5 = 13", "38"), right], [None] * 5, Config(**flags))
+        assert [list(t.ids) for t in chosen] == kept and fate["kept"] == len(kept) and fate["duplicate"] == 4 - len(kept) and sum(fate.values()) == 5
 
 
 # Runs
@@ -332,7 +342,7 @@ def test_a_verifier_drops_and_chooses_and_collecting_only_trains_nobody(teacher,
 
 @pytest.mark.parametrize("args, complaint", [
     (["--student", "nano", "--out", "{new}"], "--teacher is missing"),
-    (["--teacher", "{teacher}", "--out", "{new}"], "--student is missing: one of nano,"),
+    (["--teacher", "{teacher}", "--out", "{new}"], "--student is missing: one of"),
     (["--teacher", "{judge}", "--student", "nano", "--out", "{new}"], "holds a verifier (orm), which scores and cannot write"),
     (["--teacher", "{teacher}", "--student", "{judge}", "--out", "{new}"], "holds a verifier (orm), which scores and cannot write"),
     (["--teacher", "{teacher}", "--student", "giant", "--out", "{new}"], "no checkpoint at giant"),

@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from nanoreason.workers import spread
+from nanoreason.common import UserError
+from nanoreason.workers import ensure, ensure_all, spread
 
 
 def place(shared, job):
@@ -30,3 +31,15 @@ def test_results_come_in_the_order_of_the_jobs_from_processes_of_one_thread():
 def test_a_job_that_fails_fails_here(processes):
     with pytest.raises(ValueError, match="job 0 of all"):
         list(spread(fail, "all", [(0,), (1,)], processes))
+
+
+def test_what_is_there_is_not_made_again_and_what_fails_is_said(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    ensure(tmp_path / "report.json", "no such script.py")
+    with pytest.raises(UserError, match="no such script.py failed"):
+        ensure(tmp_path / "other.json", "no such script.py", out=tmp_path / "x")
+    runs = [(tmp_path / f"{i}.json", "no such script.py", dict(out=tmp_path / "runs" / str(i))) for i in range(2)]
+    with pytest.raises(UserError, match="end of .*runs/0.log"):
+        ensure_all(runs)
+    assert "no such script.py" in (tmp_path / "runs" / "0.log").read_text()
+    ensure_all([(tmp_path / "report.json", "no such script.py", {})])

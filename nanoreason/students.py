@@ -1,0 +1,277 @@
+"""What distillation is worth: the tables and figures of "Distillation" in the README.
+
+    python -m nanoreason.students --study sizes        students of three sizes, full and compressed traces, beside plain SFT and beside RL of their own
+    python -m nanoreason.students --study cleaning     what becomes of a student when its traces are cleaned, deduplicated, shortened
+    python -m nanoreason.students --study rejection    rejection sampling against GRPO at equal sampled tokens, from one cold start
+
+Models that are missing are trained first, by the scripts, as a user would, as many at once as there are cores. Each study leaves STUDY.json, STUDY.md and
+STUDY.png in --out; one that was killed goes on where it stopped.
+"""
+
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nanoreason import checkpoint, plots
+from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, run_script, say, start_machine, write_json
+from nanoreason.evaluate import greedy_figures, held_out_problems
+from nanoreason.generate import generate, sampler
+from nanoreason.model import PRESETS
+from nanoreason.rewards import outcome_reward
+from nanoreason.tokenizer import parse_response, render_prompt
+from nanoreason.workers import ensure, ensure_all, spread
+
+FAMILIES = ("multiplication", "chain", "percent", "word", "equation")
+SEVEN = "addition,multiplication,chain,percent,word,equation,primality"  # what the bases read about, as in the speedrun
+LEVELS = (1, 2, 3)  # 3 is one harder than what teacher and students are asked in training
+LIMIT = 160
+RATES = dict(muon_lr=0.002, adamw_lr=0.0015)  # of all supervised students, as of the cold start
+STEPS = 40  # of reinforcement learning
+TOKENS = (100_000, 200_000, 400_000, 800_000)  # sampled, of --study rejection
+
+
+@dataclass
+class Config:
+    study: str = flag("sizes", "which study to make", choices=("sizes", "cleaning", "rejection"))
+    teacher: str = flag("mini", "size of the teacher, which goes through base, cold start and GRPO", choices=tuple(PRESETS))
+    students: str = flag("micro,mini-10th,mini-30th", "sizes of the students, separated by commas; the last but one is that of --study cleaning")
+    speedrun: str = flag("runs/speedrun", "folder of a speedrun, whose base serves the students of its size, and whose cold start --study rejection starts from")
+    out: str = flag("runs/students", "folder for models, traces, tables and figures")
+    questions: int = flag(5000, "training questions that the teacher answers", low=1)
+    samples: int = flag(8, "its answers to each", low=1)
+    keep: int = flag(2, "most traces of a question that students read", low=1)
+    problems: int = flag(40, "test problems of each family and level", low=1)
+    seeds: str = flag("0,1,2", "seeds of the students' training, separated by commas")
+
+    def path(self, *parts):
+        return Path(self.out, *map(str, parts))
+
+    @property
+    def all_seeds(self):
+        try:
+            return [int(seed) for seed in self.seeds.split(",")]
+        except ValueError:
+            raise UserError(f"--seeds {self.seeds}: whole numbers separated by commas are wanted") from None
+
+    @property
+    def sizes(self):
+        if unknown := [name for name in self.students.split(",") if name not in PRESETS]:
+            raise UserError(f"--students: there is no size {unknown[0]!r}; there are {', '.join(PRESETS)}")
+        return self.students.split(",")
+
+
+def base_run(config, size):
+    """(folder, run) of the base of a size, as in the speedrun."""
+    out = Path(config.speedrun) / "base" if size == "micro" else config.path(f"{size}-base")
+    return out, (out / "report.json", "train_sft.py", dict(stage="base", model=size, families=SEVEN, out=out))
+
+
+def trained_teacher(config):
+    """Folder of the teacher, after base, cold start and GRPO by the speedrun's recipe."""
+    base, cold, rl = (config.path(f"{config.teacher}-{stage}") for stage in ("base", "cold", "rl"))
+    ensure(base / "report.json", "train_sft.py", stage="base", model=config.teacher, families=SEVEN, out=base)
+    ensure(cold / "report.json", "train_sft.py", stage="cold-start", init=base, families=SEVEN, out=cold, **RATES)
+    ensure(rl / "report.json", "train_grpo.py", init=cold, steps=STEPS, out=rl)
+    return rl
+
+
+def traces(config, teacher, name, **flags):
+    """Folder of the teacher's traces, chosen by these flags of distill.py; all choose from the same samples."""
+    out = config.path(f"traces-{name}")
+    ensure(out / "traces.jsonl", "distill.py", teacher=teacher, collect_only=True, questions=config.questions, samples=config.samples, cache=config.path("samples"), out=out, **flags)
+    return out
+
+
+def lines_of(path):
+    with open(path) as file:
+        return sum(1 for _ in file)
+
+
+def _figures(shared, path):
+    """Greedy figures of one checkpoint."""
+    problems, bf16 = shared
+    return greedy_figures(sampler(checkpoint.load_model(path), bf16), problems, LIMIT)
+
+
+def measured(config, machine, paths):
+    """{name: greedy figures} of {name: run folder}, on test problems by which nothing was chosen."""
+    problems = held_out_problems(FAMILIES, LEVELS, config.problems * len(LEVELS), "test")
+    return dict(zip(paths, spread(_figures, (problems, choose_bf16("auto", machine)), [(path,) for path in paths.values()], os.cpu_count() or 1)))
+
+
+def sizes(config, machine):
+    """Every size by every road: full and compressed traces of the teacher, plain SFT on as many reference solutions, GRPO of its own."""
+    teacher, bases = trained_teacher(config), {}
+    folders = {"full": traces(config, teacher, "full", select="shortest", keep=config.keep), "compressed": traces(config, teacher, "compressed", traces="compressed", keep=config.keep)}
+    demos = lines_of(folders["full"] / "traces.jsonl")
+    for size in config.sizes:
+        bases[size], run = base_run(config, size)
+        ensure_all([run])
+    runs, paths = [], {("teacher", config.teacher, 0): teacher}
+    for seed in config.all_seeds:
+        for size, base in bases.items():
+            sft = dict(stage="cold-start", init=base, epochs=2, seed=seed, **RATES)
+            roads = {road: ("train_sft.py", sft | dict(data=folder / "traces.jsonl")) for road, folder in folders.items()}
+            roads["reference"] = "train_sft.py", sft | dict(families=",".join(FAMILIES), demos=demos)
+            roads["grpo"] = "train_grpo.py", dict(init=base, steps=STEPS, seed=seed)
+            for road, (script, flags) in roads.items():
+                out = paths[road, size, seed] = config.path(f"{size}-{road}-{seed}")
+                runs.append((out / "report.json", script, flags | dict(out=out)))
+    ensure_all(runs)
+    found = measured(config, machine, paths)
+    said = {road: json.loads((folder / "provenance.json").read_text()) for road, folder in folders.items()}
+    spent = [json.loads((path / "report.json").read_text())["sampled_tokens"] for (road, *_), path in paths.items() if road == "grpo"]
+    return dict(study="sizes", rows=[dict(road=road, size=size, seed=seed, **figures) for (road, size, seed), figures in found.items()], collected=said, demos=demos,
+                grpo_tokens=[min(spent), max(spent)])
+
+
+def over_seeds(rows, value, digits=1):
+    """Mean and standard deviation of value(row) over rows."""
+    values = [value(row) for row in rows]
+    return f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
+
+
+COLUMNS = {"all": lambda r: 100 * r["greedy"]["acc"], **{f"level {level}": lambda r, level=level: 100 * r["levels"][str(level)]["acc"] for level in LEVELS}}
+
+
+def sizes_markdown(report):
+    """Teacher and students, road by road."""
+    rows, n = json.loads(json.dumps(report["rows"])), report["rows"][0]["greedy"]["n"]
+    (teacher,) = [r for r in rows if r["road"] == "teacher"]
+    lines = ["| model | parameters | trained by | " + " | ".join(f"{name}, %" for name in COLUMNS) + " | share of the teacher's | right answer, unsound steps, % | tokens | MFLOP a question |", "| --- " * (7 + len(COLUMNS)) + "|"]
+    for road, size in dict.fromkeys((r["road"], r["size"]) for r in rows):
+        some = [r for r in rows if (r["road"], r["size"]) == (road, size)]
+        part = f"1/{teacher['params'] / some[0]['params']:.1f}" if road != "teacher" else "the teacher"
+        lines.append(f"| {size}, {part} | {some[0]['params']:,} | {'base, cold start, GRPO' if road == 'teacher' else road} | " + " | ".join(over_seeds(some, value) for value in COLUMNS.values())
+                     + f" | {over_seeds(some, lambda r: 100 * r['greedy']['acc'] / teacher['greedy']['acc'])} | {over_seeds(some, lambda r: 100 * r['unsound']['acc'])} | "
+                     f"{over_seeds(some, lambda r: r['mean_tokens'])} | {over_seeds(some, lambda r: r['mean_flops'] / 1e6)} |")
+    kept = "; ".join(f"{road}: {c['traces']:,} traces of {c['mean_tokens_kept']} tokens" for road, c in report["collected"].items())
+    low, high = teacher["greedy"]["ci"]
+    return "\n".join([*lines, "", f"Greedy answers to {n} test problems, mean ± standard deviation over {len({r['seed'] for r in rows})} seeds of the student's training; the teacher's 95% interval is "
+                      f"[{100 * low:.1f}, {100 * high:.1f}]. {kept}. Reference: {report['demos']:,} demonstrations. GRPO: {report['grpo_tokens'][0]:,} to {report['grpo_tokens'][1]:,} sampled tokens."])
+
+
+CLEANING = {"all right": dict(select="all", duplicates=True), "deduplicated": dict(select="all"), "sound steps only": dict(select="all", clean="steps"), "the shortest": dict(select="shortest", keep=1)}
+CLEANING_STEPS = 700  # of every student, however many its traces
+
+
+def cleaning(config, machine):
+    """Students of one size on the same samples, cleaned in four ways, for equally many steps."""
+    teacher, size = trained_teacher(config), config.sizes[-2:][0]
+    base, run = base_run(config, size)
+    ensure_all([run])
+    folders, runs, paths = {}, [], {}
+    for way, flags in CLEANING.items():
+        name = way.replace(" ", "-")
+        folders[way] = traces(config, teacher, name, **flags)
+        for seed in config.all_seeds:
+            out = paths[way, seed] = config.path(f"{size}-cleaned-{name}-{seed}")
+            runs.append((out / "report.json", "train_sft.py", dict(stage="cold-start", init=base, total_steps=CLEANING_STEPS, seed=seed, out=out, data=folders[way] / "traces.jsonl", **RATES)))
+    ensure_all(runs)
+    found = measured(config, machine, paths)
+    return dict(study="cleaning", size=size, rows=[dict(way=way, seed=seed, **figures) for (way, seed), figures in found.items()],
+                collected={way: json.loads((folder / "provenance.json").read_text()) for way, folder in folders.items()})
+
+
+def cleaning_markdown(report):
+    """What each way of cleaning keeps and what comes of it."""
+    rows = json.loads(json.dumps(report["rows"]))
+    lines = ["| traces | kept | their mean tokens | " + " | ".join(f"{name}, %" for name in COLUMNS) + " | right answer, unsound steps, % | tokens |", "| --- " * (5 + len(COLUMNS)) + "|"]
+    for way, kept in report["collected"].items():
+        some = [r for r in rows if r["way"] == way]
+        lines.append(f"| {way} | {kept['traces']:,} | {kept['mean_tokens_kept']} | " + " | ".join(over_seeds(some, value) for value in COLUMNS.values())
+                     + f" | {over_seeds(some, lambda r: 100 * r['unsound']['acc'])} | {over_seeds(some, lambda r: r['mean_tokens'])} |")
+    return "\n".join([*lines, "", f"Students of size {report['size']}, {CLEANING_STEPS} steps each; greedy answers to {rows[0]['greedy']['n']} test problems, mean ± standard deviation over {len({r['seed'] for r in rows})} seeds."])
+
+
+def _sampled(shared, path):
+    """Share of right answers among 4 samples a problem of levels 1 and 2, and greedy accuracy, of one checkpoint."""
+    problems, bf16 = shared
+    policy = sampler(checkpoint.load_model(path), bf16)
+    rollout = generate(policy, [render_prompt(p.question) for p in problems], 4, LIMIT, 1.0, generator(0, "students")).cpu()
+    right = [outcome_reward(problems[row // 4], parse_response(rollout.response(row))) for row in range(len(rollout.ids))]
+    return dict(sampled=round(float(np.mean(right)), 4), greedy=greedy_figures(policy, problems, LIMIT)["greedy"])
+
+
+def grow(config, cold, seed):
+    """One GRPO run, stopped and kept at each of TOKENS: [(sampled tokens, checkpoint)]."""
+    out, points = config.path(f"rejection-grpo-{seed}"), []
+    for tokens in TOKENS:
+        kept, note = out / f"at-{tokens}.pt", out / f"at-{tokens}.json"
+        if not note.exists():
+            ensure(note, "train_grpo.py", threads=1, init=cold, token_budget=tokens, steps=10_000, eval_every=0, seed=seed, out=out)
+            shutil.copy(out / "ckpt.pt", kept)
+            write_json(note, dict(tokens=json.loads((out / "report.json").read_text())["sampled_tokens"]))
+        points.append((json.loads(note.read_text())["tokens"], kept))
+    return points
+
+
+def reject(config, cold, seed, length):
+    """Rejection sampling from the same cold start at each of TOKENS, and SFT of it on what is right: [(sampled tokens, checkpoint)]. length: tokens of its
+    responses, on average, by which the number of questions is set."""
+    points = []
+    for tokens in TOKENS:
+        found, out = config.path(f"rejection-traces-{tokens}-{seed}"), config.path(f"rejection-sft-{tokens}-{seed}")
+        ensure(found / "traces.jsonl", "distill.py", threads=1, teacher=cold, collect_only=True, questions=round(tokens / length / 8), samples=8, select="all", near=1.0, seed=seed,
+               cache=config.path("rejection-samples"), out=found)
+        ensure(out / "report.json", "train_sft.py", threads=1, stage="cold-start", init=cold, data=found / "traces.jsonl", epochs=2, seed=seed, out=out, **RATES)
+        points.append((json.loads((found / "provenance.json").read_text())["sampled_tokens"], out))
+    return points
+
+
+def rejection(config, machine):
+    """Both ways to turn a policy's own samples into a better policy, at equal sampled tokens, over seeds."""
+    cold, problems = Path(config.speedrun) / "cold", held_out_problems(FAMILIES, (1, 2), 2 * config.problems, "test")
+    bf16 = choose_bf16("auto", machine)
+    rollout = generate(sampler(checkpoint.load_model(cold), bf16), [render_prompt(p.question) for p in problems], 1, LIMIT, 1.0, generator(0, "length"))
+    length = float(rollout.lengths.float().mean())
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        jobs = {(way, seed): pool.submit(run, config, cold, seed, *more) for seed in config.all_seeds for way, run, more in (("grpo", grow, ()), ("rejection", reject, (length,)))}
+        points = {key: job.result() for key, job in jobs.items()}
+    paths = {("start", 0, 0): cold} | {(way, seed, tokens): path for (way, seed), some in points.items() for tokens, path in some}
+    found = spread(_sampled, (problems, bf16), [(path,) for path in paths.values()], os.cpu_count() or 1)
+    return dict(study="rejection", problems=len(problems), rows=[dict(way=way, seed=seed, tokens=tokens, **figures) for (way, seed, tokens), figures in zip(paths, found)])
+
+
+def by_tokens(report, way):
+    """[(mean sampled tokens, rows of all seeds)] of one way, from few to many."""
+    seeds = sorted({r["seed"] for r in report["rows"] if r["way"] == way})
+    each = [sorted((r for r in report["rows"] if r["way"] == way and r["seed"] == seed), key=lambda r: r["tokens"]) for seed in seeds]
+    return [(float(np.mean([r["tokens"] for r in some])), list(some)) for some in zip(*each)]
+
+
+def rejection_markdown(report):
+    """Both ways, from few to many sampled tokens."""
+    (start,) = by_tokens(report, "start")[0][1]
+    lines = ["| sampled tokens | rejection: sampled, % | greedy, % | GRPO: sampled, % | greedy, % |", "| --- " * 5 + "|",
+             f"| 0 | {100 * start['sampled']:.1f} | {100 * start['greedy']['acc']:.1f} | {100 * start['sampled']:.1f} | {100 * start['greedy']['acc']:.1f} |"]
+    sampled, greedy = (lambda r: 100 * r["sampled"]), (lambda r: 100 * r["greedy"]["acc"])
+    for (few, rft), (many, rl) in zip(by_tokens(report, "rejection"), by_tokens(report, "grpo")):
+        lines.append(f"| {few:,.0f}, {many:,.0f} | {over_seeds(rft, sampled)} | {over_seeds(rft, greedy)} | {over_seeds(rl, sampled)} | {over_seeds(rl, greedy)} |")
+    return "\n".join([*lines, "", f"{report['problems']} test problems of levels 1 and 2, 4 samples of each at temperature 1; mean ± standard deviation over {len({r['seed'] for r in report['rows']})} seeds."])
+
+
+STUDIES = {"sizes": (sizes, sizes_markdown, plots.student_sizes), "cleaning": (cleaning, cleaning_markdown, plots.student_cleaning),
+           "rejection": (rejection, rejection_markdown, plots.student_rejection)}
+
+
+def main():
+    config = parse_config(Config, doc=__doc__)
+    config.all_seeds, config.sizes  # a mistake in them should be said before hours of work
+    config.path().mkdir(parents=True, exist_ok=True)
+    study, markdown, draw = STUDIES[config.study]
+    report = study(config, start_machine("cpu") if config.study != "sizes" else start_machine())
+    write_json(config.path(f"{config.study}.json"), report)
+    text = markdown(report)
+    config.path(f"{config.study}.md").write_text(text + "\n")
+    draw(report, config.path(f"{config.study}.png"))
+    say(text)
+
+
+if __name__ == "__main__":
+    run_script(main)
