@@ -226,7 +226,7 @@ def filter_pool(pool, rule, config):
     for p, problem in enumerate(pool.problems):
         scores = pool.scores[rule][p].tolist() if rule else [None] * pool.samples
         chosen, fate = select_traces(problem, pool.ids[p], scores, config)
-        sums.update({(problem.family, cause): n for cause, n in fate.items()}, solved=bool(chosen))
+        sums.update({(problem.family, cause): n for cause, n in fate.items()}, solved=int(pool.right[p].any()))
         for trace in chosen:
             rows.append(dict(prompt=problem.question, response=trace.text, family=problem.family, level=problem.level, tokens=len(trace.ids)))
             if rule:

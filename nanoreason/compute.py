@@ -260,7 +260,8 @@ def budget(config, bench):
 
 
 def beside(runs, n):
-    """auto on test problems beside the fixed method that is best on validation problems for no more tokens than auto's budget; the difference is paired."""
+    """auto on test problems beside the fixed method (greedy, what chooses among samples, or a search) that is best on validation problems for no more tokens
+    than auto's budget; the difference is paired."""
     allowed = runs["val"]["vote", n][1].mean()
     fixed = max((key for key in runs["val"] if runs["val"][key][1].mean() <= allowed), key=lambda key: runs["val"][key][0].mean())
     mine, theirs = runs["test"]["auto", n], runs["test"][fixed]
@@ -274,7 +275,7 @@ def budget_markdown(report):
     lines = ["| method | n | accuracy | tokens a question | GFLOP a question, judge included |", "| --- " * 5 + "|"]
     for name, rows in report["methods"].items():
         lines += [f"| {name} | {r['n']} | {percent(r['acc'], r['ci'])} | {r['tokens']:.0f} | {r['gflops']:.2f} |" for r in rows]
-    lines += ["", "| budget: tokens of so many samples | auto | its tokens | best fixed method on validation | its accuracy | its tokens | difference |", "| --- " * 7 + "|"]
+    lines += ["", "| budget: tokens of so many samples | auto | its tokens | best of greedy, choosing and searching on validation | its accuracy | its tokens | difference |", "| --- " * 7 + "|"]
     lines += [f"| {a['budget']} | {100 * a['auto']:.1f} | {a['tokens']:.0f} | {a['fixed'][0]} {a['fixed'][1]} | {100 * a['fixed_acc']:.1f} | {a['fixed_tokens']:.0f} | "
               f"{100 * a['more']:+.1f} [{100 * a['ci'][0]:.1f}, {100 * a['ci'][1]:.1f}] |" for a in report["against"]]
     lines += ["", f"n = {report['problems']} test problems. Plans of auto, by budget: (score of the greedy response below which a row counts, method, n)", ""]

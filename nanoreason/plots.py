@@ -353,10 +353,9 @@ def student_rejection(report, path):
     (start,) = [r for r in report["rows"] if r["way"] == "start"]
     for axis, (title, value) in zip(axes, {"sampled at temperature 1": lambda r: r["sampled"], "greedy": lambda r: r["greedy"]["acc"]}.items()):
         for color, way in enumerate(("rejection", "grpo")):
-            some = sorted((r for r in report["rows"] if r["way"] == way), key=lambda r: r["tokens"])
-            seeds = len({r["seed"] for r in some})
+            some = [r for r in report["rows"] if r["way"] == way]
             axis.plot([r["tokens"] for r in some], [value(r) for r in some], ".", alpha=0.5, color=f"C{color}")
-            means = [some[i : i + seeds] for i in range(0, len(some), seeds)]
+            means = [[r for r in some if r["budget"] == budget] for budget in sorted({r["budget"] for r in some})]
             axis.plot([np.mean([r["tokens"] for r in m]) for m in means], [np.mean([value(r) for r in m]) for m in means], "o-", ms=4, color=f"C{color}", label=way)
         axis.axhline(value(start), color="grey", lw=0.9, ls=":", label="cold start")
         axis.set_xscale("log")

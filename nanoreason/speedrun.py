@@ -14,6 +14,7 @@ import resource
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from nanoreason.common import UserError, flag, parse_config, read_metrics, run_s
 from nanoreason.evaluate import wilson
 from nanoreason.pool import log_fit
 from nanoreason.tasks import CONTROLS, GENERAL, SAFETY, demo_problems, verify
+from nanoreason.workers import at_once, resumes
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("base", "zero", "cold", "rl", "final")
@@ -44,7 +46,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Stage:
-    """name; script and flags to run; `done`: the file whose presence says that it ended; `note`: a line for the reader; alone: it needs all cores."""
+    """name; script and flags to run; `done`: the file whose presence says that it ended; `note`: a line for the reader; alone: nothing can run beside it, so that it gets all threads."""
 
     name: str
     script: str
@@ -69,9 +71,11 @@ def plan(config):
     general = lambda name: measure(name, f"general ability and refusals of {name}", "general", families=",".join(GENERAL + SAFETY), level="1,2,3,4,5", problems=5 if q else 100, ns="0")
     # The KL to the reference is left out: scoring every response under it as well would cost half as much again.
     grpo = dict(steps=3, batch_size=64, eval_problems=4, kl="none") if q else dict(steps=40, batch_size=512, learning_rate=3e-4, kl="none")
-    judge = dict(init=out / "cold", temperature=0.7, questions=200 if q else 1200, val_questions=4 if q else 40, epochs=3, batch_size=32 if q else 128, eval_every=1 if q else 25)
+    guess = dict(families="primality", level="1", questions=40, samples=8)  # in a rehearsal nobody solves anything, but its base sometimes guesses
+    judge = dict(init=out / "base", val_questions=2, epochs=1, batch_size=8, eval_every=1, **guess) if q else dict(init=out / "cold", temperature=0.7, questions=1200, val_questions=40, epochs=3, eval_every=25)
     best = dict(families=",".join(RL_FAMILIES), problems=2 if q else 30, ns="1,2,4" if q else "1,4,16,64", temperature=0.7)
-    reject = dict(teacher=out / "rl", questions=60 if q else 4000, samples=2 if q else 4, families=",".join(FAMILIES), level="1" if q else "1,2", cache=out / "samples")
+    reject = dict(cache=out / "samples", keep=2) | (dict(teacher=out / "base", **guess) if q else dict(teacher=out / "rl", families=",".join(FAMILIES), level="1,2", questions=4000, samples=4))
+    small = dict(batch_tokens=256) if q else {}
     stages = [
         run("base", "train_sft.py", "a base model from random weights; most of its text answers at once", stage="base", families=",".join(FAMILIES), tokens=30_000 if q else 3_300_000, alone=True),
         run("zero", "train_grpo.py", "R1-Zero: reinforcement learning straight on the base", init=out / "base", **grpo),
@@ -79,12 +83,12 @@ def plan(config):
             adamw_lr=0.0015),
         run("rl", "train_grpo.py", "R1: reinforcement learning on the cold start", init=out / "cold", **grpo),
         run("orm", "train_prm.py", "an outcome reward model judges the cold start's answers", kind="orm", **judge),
-        run("rejection", "distill.py", "rejection sampling: the right solutions of R1", "traces.jsonl", collect_only=True, select="diverse", keep=2, **reject),
+        run("rejection", "distill.py", "rejection sampling: the right solutions of R1", "traces.jsonl", collect_only=True, select="diverse", **reject),
         run("final", "train_sft.py", "the final SFT: from the base again, on R1's right solutions, general and safety data", stage="final", init=out / "base", data=out / "rejection" / "traces.jsonl",
-            epochs=1 if q else 2, muon_lr=0.003, adamw_lr=0.002),
+            epochs=1 if q else 2, muon_lr=0.003, adamw_lr=0.002, **small),
         run("prm", "train_prm.py", "a process reward model judges its steps", kind="prm", reuse=out / "orm", **judge),
-        run("student", "distill.py", "a student of a sixth of the size, from random weights, on compressed traces of R1", student="nano", traces="compressed", keep=2, epochs=1 if q else 6, muon_lr=0.004,
-            adamw_lr=0.003, eval_problems=4 if q else 100, **reject),
+        run("student", "distill.py", "a student of a sixth of the size, from random weights, on compressed traces of R1", student="nano", traces="full" if q else "compressed", epochs=1 if q else 6, muon_lr=0.004,
+            adamw_lr=0.003, eval_problems=4 if q else 100, **reject, **small),
         *(test(name) for name in STAGES), *(general(name) for name in TAUGHT),
         measure("cold", "best-of-N in mid-training, at the training levels", "best_of_n", level="1,2", verifier=f"{out / 'orm'},{out / 'prm'}", **best),
         measure("rl", "best-of-N of R1, one level above its training levels", "best_of_n", level="3", **best),
@@ -104,10 +108,12 @@ def command(stage, resume):
     return words + (["--resume"] if resume else [])
 
 
+LOG = threading.Lock()  # stages that end together write one stages.json
+
+
 def run_stage(config, stage, position, threads, log):
-    """Run one stage, a line of its output at a time under its name. Returns when it began and ended; raises UserError where it fails."""
-    resume = stage.script != "sample.py" and (Path(stage.flags["out"]) / "ckpt.pt").exists()
-    words = command(stage, resume)
+    """Run one stage, a line of its output at a time under its name; its times and peak memory go to stages.json. Raises UserError where it fails."""
+    words = command(stage, stage.script != "sample.py" and resumes(stage.script, stage.flags["out"]))
     say(f"\n[{position}] {stage.name}: {stage.note}\n    python {shlex.join(words)}")
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))), **({"OMP_NUM_THREADS": str(threads)} if threads else {}))
     start = time.time()
@@ -116,39 +122,47 @@ def run_stage(config, stage, position, threads, log):
         say(f"{stage.name:>10} | {line.rstrip()}")
     if process.wait():
         raise UserError(f"stage {stage.name} ended with status {process.returncode}; run the same command again to continue from there")
-    log[stage.name] = dict(began=round(start, 1), ended=round(time.time(), 1), seconds=round(time.time() - start, 1),
-                           peak_memory_gib=round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1 << (30 if sys.platform == "darwin" else 20)), 2))
-    write_json(Path(config.out) / "stages.json", log)
+    with LOG:
+        log[stage.name] = dict(command=command(stage, False), began=round(start, 1), ended=round(time.time(), 1), seconds=round(time.time() - start, 1),
+                               peak_memory_gib=round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1 << (30 if sys.platform == "darwin" else 20)), 2))
+        write_json(Path(config.out) / "stages.json", log)
+
+
+def inputs(config, stage, others):
+    """Names of the other stages whose folders a stage reads."""
+    read = [Path(part) for name, value in stage.flags.items() if name not in ("out", "json", "cache") for part in (str(value).split(",") if name == "verifier" else [str(value)])]
+    return [other.name for other in others if any(Path(config.out, other.name) in (path, path.parent) for path in read)]
 
 
 def run_stages(config, stages, log):
-    """Run what is not done: in order on a GPU, else as many at once as there are cores, each as soon as what it reads is there. The first failure ends
-    what has yet to begin."""
-    cores = 1 if torch.cuda.is_available() else os.cpu_count() or 1
-    futures, failed = {}, []
+    """Run what is not done: in order on a GPU, else as many at once as there are cores, each as soon as what it reads is there. The first failure, Ctrl-C
+    among them, ends what has yet to begin."""
+    futures, stopped, workers = {}, threading.Event(), at_once()
 
     def work(number, stage, needs):
         for name in needs:
             futures[name].result()
-        if not failed:
+        if not stopped.is_set():
             try:
-                run_stage(config, stage, f"{number}/{len(stages)}", 0 if stage.alone or cores == 1 else 1, log)
+                run_stage(config, stage, f"{number}/{len(stages)}", 0 if stage.alone or workers == 1 else 1, log)
             except BaseException:
-                failed.append(stage.name)
+                stopped.set()
                 raise
 
-    with ThreadPoolExecutor(cores) as pool:  # stages stand in an order in which each waits for earlier ones only: never all workers wait
-        for number, stage in enumerate(stages, 1):
-            if not ((Path(config.out) / stage.done).exists() and stage.name in log):
-                read = " ".join(str(value) for name, value in stage.flags.items() if name not in ("out", "json", "cache")).replace(",", " ").split()
-                needs = [other.name for other in stages if other.name in futures and any(Path(config.out, other.name) in (Path(word), Path(word).parent) for word in read)]
-                futures[stage.name] = pool.submit(work, number, stage, needs)
-    for future in futures.values():
-        future.result()
+    with ThreadPoolExecutor(workers) as pool:  # stages stand in an order in which each waits for earlier ones only: never all workers wait
+        try:
+            for number, stage in enumerate(stages, 1):
+                if not ((Path(config.out) / stage.done).exists() and stage.name in log):
+                    futures[stage.name] = pool.submit(work, number, stage, [name for name in inputs(config, stage, stages) if name in futures])
+            for future in futures.values():
+                future.result()
+        finally:
+            stopped.set()
 
 
 def wall(log):
-    """Seconds in which any stage ran: stages may overlap, and between a kill and the next start nothing does."""
+    """Seconds in which any stage ran: stages may overlap, and between a kill and the next start nothing does. Of a stage that was killed only what it did
+    after counts."""
     total, end = 0.0, 0.0
     for began, ended in sorted((s["began"], s["ended"]) for s in log.values()):
         total, end = total + max(0.0, ended - max(began, end)), max(end, ended)
@@ -288,6 +302,8 @@ def markdown(report):
 def main():
     config = parse_config(Config, doc=__doc__)
     out = Path(config.out)
+    if "," in config.out:
+        raise UserError(f"--out {out}: sample.py takes verifiers separated by commas; choose a folder without one")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -298,6 +314,8 @@ def main():
     write_json(out / "config.json", wanted)
     log = read(out / "stages.json") if (out / "stages.json").exists() else {}
     stages = plan(config)
+    if other := [stage.name for stage in stages if stage.name in log and log[stage.name].get("command") != command(stage, False)]:
+        raise UserError(f"--out {out} holds a run of another version, whose stage {other[0]} was made otherwise; choose another folder")
     run_stages(config, stages, log)
     report = build_report(config, log)
     write_json(out / "report.json", report)

@@ -9,9 +9,8 @@ STUDY.png in --out; one that was killed goes on where it stopped.
 """
 
 import json
-import os
+import random
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,20 +18,24 @@ import numpy as np
 
 from nanoreason import checkpoint, plots
 from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, run_script, say, start_machine, write_json
+from nanoreason.corpus import STYLE_RATES, pick
 from nanoreason.evaluate import greedy_figures, held_out_problems
 from nanoreason.generate import generate, sampler
 from nanoreason.model import PRESETS
+from nanoreason.questions import Questions
 from nanoreason.rewards import outcome_reward
+from nanoreason.tasks import solve
 from nanoreason.tokenizer import parse_response, render_prompt
-from nanoreason.workers import ensure, ensure_all, spread
+from nanoreason.workers import all_of, cores, ensure, ensure_all, spread
 
 FAMILIES = ("multiplication", "chain", "percent", "word", "equation")
 SEVEN = "addition,multiplication,chain,percent,word,equation,primality"  # what the bases read about, as in the speedrun
-LEVELS = (1, 2, 3)  # 3 is one harder than what teacher and students are asked in training
+LEVELS = (1, 2, 3)  # traces and RL come from 1 and 2; of the bases' worked solutions 16% are of 3 to 5
 LIMIT = 160
-RATES = dict(muon_lr=0.002, adamw_lr=0.0015)  # of all supervised students, as of the cold start
-STEPS = 40  # of reinforcement learning
-TOKENS = (100_000, 200_000, 400_000, 800_000)  # sampled, of --study rejection
+RATES = dict(muon_lr=0.002, adamw_lr=0.0015)  # of all supervised students, as of the speedrun's cold start
+RL = dict(steps=40, batch_size=512, learning_rate=3e-4, kl="none")  # as in the speedrun
+BASE_TOKENS = 3_300_000
+TOKENS = (50_000, 100_000, 200_000, 400_000)  # sampled, of --study rejection
 
 
 @dataclass
@@ -68,15 +71,15 @@ class Config:
 def base_run(config, size):
     """(folder, run) of the base of a size, as in the speedrun."""
     out = Path(config.speedrun) / "base" if size == "micro" else config.path(f"{size}-base")
-    return out, (out / "report.json", "train_sft.py", dict(stage="base", model=size, families=SEVEN, out=out))
+    return out, (out / "report.json", "train_sft.py", dict(stage="base", model=size, families=SEVEN, tokens=BASE_TOKENS, out=out))
 
 
 def trained_teacher(config):
     """Folder of the teacher, after base, cold start and GRPO by the speedrun's recipe."""
     base, cold, rl = (config.path(f"{config.teacher}-{stage}") for stage in ("base", "cold", "rl"))
-    ensure(base / "report.json", "train_sft.py", stage="base", model=config.teacher, families=SEVEN, out=base)
+    ensure(base / "report.json", "train_sft.py", stage="base", model=config.teacher, families=SEVEN, tokens=BASE_TOKENS, out=base)
     ensure(cold / "report.json", "train_sft.py", stage="cold-start", init=base, families=SEVEN, out=cold, **RATES)
-    ensure(rl / "report.json", "train_grpo.py", init=cold, steps=STEPS, out=rl)
+    ensure(rl / "report.json", "train_grpo.py", init=cold, out=rl, **RL)
     return rl
 
 
@@ -87,9 +90,18 @@ def traces(config, teacher, name, **flags):
     return out
 
 
-def lines_of(path):
-    with open(path) as file:
-        return sum(1 for _ in file)
+def references(config, traces):
+    """Folder with reference solutions, in the cold start's styles, of the very questions of these traces, as many of each."""
+    out, rng = config.path("traces-reference"), random.Random("students/references")
+    asked = {p.question: p for p in Questions(",".join(FAMILIES), "1,2").draw(0, 0, config.questions)}  # as distill.py draws them
+    rows = []
+    for row in map(json.loads, (traces / "traces.jsonl").read_text().splitlines()):
+        problem = asked[row["prompt"]]
+        lines = "\n".join(solve(problem, pick(STYLE_RATES, rng), rng))
+        rows.append(dict(prompt=problem.question, response=f"<think>{lines}</think>{problem.answer}"))
+    out.mkdir(exist_ok=True)
+    (out / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return out
 
 
 def _figures(shared, path):
@@ -101,32 +113,30 @@ def _figures(shared, path):
 def measured(config, machine, paths):
     """{name: greedy figures} of {name: run folder}, on test problems by which nothing was chosen."""
     problems = held_out_problems(FAMILIES, LEVELS, config.problems * len(LEVELS), "test")
-    return dict(zip(paths, spread(_figures, (problems, choose_bf16("auto", machine)), [(path,) for path in paths.values()], os.cpu_count() or 1)))
+    return dict(zip(paths, spread(_figures, (problems, choose_bf16("auto", machine)), [(path,) for path in paths.values()], cores())))
 
 
 def sizes(config, machine):
-    """Every size by every road: full and compressed traces of the teacher, plain SFT on as many reference solutions, GRPO of its own."""
+    """Every size by every road: full and compressed traces of the teacher, plain SFT on reference solutions of the same questions, GRPO of its own."""
     teacher, bases = trained_teacher(config), {}
-    folders = {"full": traces(config, teacher, "full", select="shortest", keep=config.keep), "compressed": traces(config, teacher, "compressed", traces="compressed", keep=config.keep)}
-    demos = lines_of(folders["full"] / "traces.jsonl")
+    folders = {"full": traces(config, teacher, "full", keep=config.keep), "compressed": traces(config, teacher, "compressed", traces="compressed", keep=config.keep)}
+    said = {road: json.loads((folder / "provenance.json").read_text()) for road, folder in folders.items()}
+    folders["reference"] = references(config, folders["full"])
     for size in config.sizes:
         bases[size], run = base_run(config, size)
         ensure_all([run])
     runs, paths = [], {("teacher", config.teacher, 0): teacher}
     for seed in config.all_seeds:
         for size, base in bases.items():
-            sft = dict(stage="cold-start", init=base, epochs=2, seed=seed, **RATES)
-            roads = {road: ("train_sft.py", sft | dict(data=folder / "traces.jsonl")) for road, folder in folders.items()}
-            roads["reference"] = "train_sft.py", sft | dict(families=",".join(FAMILIES), demos=demos)
-            roads["grpo"] = "train_grpo.py", dict(init=base, steps=STEPS, seed=seed)
+            roads = {road: ("train_sft.py", dict(stage="cold-start", init=base, data=folder / "traces.jsonl", epochs=2, seed=seed, **RATES)) for road, folder in folders.items()}
+            roads["grpo"] = "train_grpo.py", dict(init=base, seed=seed, **RL)
             for road, (script, flags) in roads.items():
                 out = paths[road, size, seed] = config.path(f"{size}-{road}-{seed}")
                 runs.append((out / "report.json", script, flags | dict(out=out)))
     ensure_all(runs)
     found = measured(config, machine, paths)
-    said = {road: json.loads((folder / "provenance.json").read_text()) for road, folder in folders.items()}
     spent = [json.loads((path / "report.json").read_text())["sampled_tokens"] for (road, *_), path in paths.items() if road == "grpo"]
-    return dict(study="sizes", rows=[dict(road=road, size=size, seed=seed, **figures) for (road, size, seed), figures in found.items()], collected=said, demos=demos,
+    return dict(study="sizes", rows=[dict(road=road, size=size, seed=seed, **figures) for (road, size, seed), figures in found.items()], collected=said,
                 grpo_tokens=[min(spent), max(spent)])
 
 
@@ -152,8 +162,8 @@ def sizes_markdown(report):
                      f"{over_seeds(some, lambda r: r['mean_tokens'])} | {over_seeds(some, lambda r: r['mean_flops'] / 1e6)} |")
     kept = "; ".join(f"{road}: {c['traces']:,} traces of {c['mean_tokens_kept']} tokens" for road, c in report["collected"].items())
     low, high = teacher["greedy"]["ci"]
-    return "\n".join([*lines, "", f"Greedy answers to {n} test problems, mean ± standard deviation over {len({r['seed'] for r in rows})} seeds of the student's training; the teacher's 95% interval is "
-                      f"[{100 * low:.1f}, {100 * high:.1f}]. {kept}. Reference: {report['demos']:,} demonstrations. GRPO: {report['grpo_tokens'][0]:,} to {report['grpo_tokens'][1]:,} sampled tokens."])
+    return "\n".join([*lines, "", f"Greedy answers to {n} test problems, mean ± standard deviation over {len({r['seed'] for r in rows if r['road'] != 'teacher'})} seeds of the student's training; the teacher's 95% interval is "
+                      f"[{100 * low:.1f}, {100 * high:.1f}]. {kept}; reference: solutions of the questions of the full ones, as many. GRPO: {report['grpo_tokens'][0]:,} to {report['grpo_tokens'][1]:,} sampled tokens."])
 
 
 CLEANING = {"all right": dict(select="all", duplicates=True), "deduplicated": dict(select="all"), "sound steps only": dict(select="all", clean="steps"), "the shortest": dict(select="shortest", keep=1)}
@@ -204,6 +214,9 @@ def grow(config, cold, seed):
     for tokens in TOKENS:
         kept, note = out / f"at-{tokens}.pt", out / f"at-{tokens}.json"
         if not note.exists():
+            report = json.loads((out / "report.json").read_text()) if (out / "report.json").exists() else dict(sampled_tokens=0)
+            if report["sampled_tokens"] > tokens:
+                raise UserError(f"{out} stands at {report['sampled_tokens']} sampled tokens, and {kept.name} is missing; remove the folder to begin again")
             ensure(note, "train_grpo.py", threads=1, init=cold, token_budget=tokens, steps=10_000, eval_every=0, seed=seed, out=out)
             shutil.copy(out / "ckpt.pt", kept)
             write_json(note, dict(tokens=json.loads((out / "report.json").read_text())["sampled_tokens"]))
@@ -211,17 +224,20 @@ def grow(config, cold, seed):
     return points
 
 
-def reject(config, cold, seed, length):
-    """Rejection sampling from the same cold start at each of TOKENS, and SFT of it on what is right: [(sampled tokens, checkpoint)]. length: tokens of its
-    responses, on average, by which the number of questions is set."""
-    points = []
-    for tokens in TOKENS:
-        found, out = config.path(f"rejection-traces-{tokens}-{seed}"), config.path(f"rejection-sft-{tokens}-{seed}")
-        ensure(found / "traces.jsonl", "distill.py", threads=1, teacher=cold, collect_only=True, questions=round(tokens / length / 8), samples=8, select="all", near=1.0, seed=seed,
-               cache=config.path("rejection-samples"), out=found)
-        ensure(out / "report.json", "train_sft.py", threads=1, stage="cold-start", init=cold, data=found / "traces.jsonl", epochs=2, seed=seed, out=out, **RATES)
-        points.append((json.loads((found / "provenance.json").read_text())["sampled_tokens"], out))
-    return points
+def reject(config, cold, seed, tokens, budget, length):
+    """Rejection sampling of about `tokens` tokens from the same cold start, and SFT of it on what is right: (sampled tokens, run folder). length: tokens of
+    a response, on average, which sets the number of questions; budget: what the folders are called by."""
+    found, out = config.path(f"rejection-traces-{budget}-{seed}"), config.path(f"rejection-sft-{budget}-{seed}")
+    ensure(found / "traces.jsonl", "distill.py", threads=1, teacher=cold, collect_only=True, questions=round(tokens / length / 8), samples=8, select="all", near=1.0, seed=seed,
+           cache=config.path("rejection-samples"), out=found)
+    ensure(out / "report.json", "train_sft.py", threads=1, stage="cold-start", init=cold, data=found / "traces.jsonl", epochs=2, seed=seed, out=out, **RATES)
+    return json.loads((found / "provenance.json").read_text())["sampled_tokens"], out
+
+
+def both(config, cold, seed, length):
+    """One seed: GRPO, and rejection sampling of as many tokens as GRPO really took by each budget: {(way, budget): (sampled tokens, checkpoint)}."""
+    points = {("grpo", budget): point for budget, point in zip(TOKENS, grow(config, cold, seed))}
+    return points | {("rejection", budget): reject(config, cold, seed, tokens, budget, length) for (_, budget), (tokens, _) in points.items()}
 
 
 def rejection(config, machine):
@@ -230,30 +246,29 @@ def rejection(config, machine):
     bf16 = choose_bf16("auto", machine)
     rollout = generate(sampler(checkpoint.load_model(cold), bf16), [render_prompt(p.question) for p in problems], 1, LIMIT, 1.0, generator(0, "length"))
     length = float(rollout.lengths.float().mean())
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        jobs = {(way, seed): pool.submit(run, config, cold, seed, *more) for seed in config.all_seeds for way, run, more in (("grpo", grow, ()), ("rejection", reject, (length,)))}
-        points = {key: job.result() for key, job in jobs.items()}
-    paths = {("start", 0, 0): cold} | {(way, seed, tokens): path for (way, seed), some in points.items() for tokens, path in some}
-    found = spread(_sampled, (problems, bf16), [(path,) for path in paths.values()], os.cpu_count() or 1)
-    return dict(study="rejection", problems=len(problems), rows=[dict(way=way, seed=seed, tokens=tokens, **figures) for (way, seed, tokens), figures in zip(paths, found)])
+    points = dict(zip(config.all_seeds, all_of(both, [(config, cold, seed, length) for seed in config.all_seeds])))
+    rows = [dict(way="start", seed=0, budget=0, tokens=0)] + [dict(way=way, seed=seed, budget=budget, tokens=tokens) for seed, some in points.items() for (way, budget), (tokens, _) in some.items()]
+    paths = [cold] + [path for some in points.values() for _, path in some.values()]
+    found = spread(_sampled, (problems, bf16), [(path,) for path in paths], cores())
+    return dict(study="rejection", problems=len(problems), rows=[row | figures for row, figures in zip(rows, found)])
 
 
-def by_tokens(report, way):
+def by_budget(report, way):
     """[(mean sampled tokens, rows of all seeds)] of one way, from few to many."""
-    seeds = sorted({r["seed"] for r in report["rows"] if r["way"] == way})
-    each = [sorted((r for r in report["rows"] if r["way"] == way and r["seed"] == seed), key=lambda r: r["tokens"]) for seed in seeds]
-    return [(float(np.mean([r["tokens"] for r in some])), list(some)) for some in zip(*each)]
+    rows = [r for r in report["rows"] if r["way"] == way]
+    some = [[r for r in rows if r["budget"] == budget] for budget in sorted({r["budget"] for r in rows})]
+    return [(float(np.mean([r["tokens"] for r in each])), each) for each in some]
 
 
 def rejection_markdown(report):
     """Both ways, from few to many sampled tokens."""
-    (start,) = by_tokens(report, "start")[0][1]
+    (start,) = by_budget(report, "start")[0][1]
     lines = ["| sampled tokens | rejection: sampled, % | greedy, % | GRPO: sampled, % | greedy, % |", "| --- " * 5 + "|",
              f"| 0 | {100 * start['sampled']:.1f} | {100 * start['greedy']['acc']:.1f} | {100 * start['sampled']:.1f} | {100 * start['greedy']['acc']:.1f} |"]
     sampled, greedy = (lambda r: 100 * r["sampled"]), (lambda r: 100 * r["greedy"]["acc"])
-    for (few, rft), (many, rl) in zip(by_tokens(report, "rejection"), by_tokens(report, "grpo")):
+    for (few, rft), (many, rl) in zip(by_budget(report, "rejection"), by_budget(report, "grpo")):
         lines.append(f"| {few:,.0f}, {many:,.0f} | {over_seeds(rft, sampled)} | {over_seeds(rft, greedy)} | {over_seeds(rl, sampled)} | {over_seeds(rl, greedy)} |")
-    return "\n".join([*lines, "", f"{report['problems']} test problems of levels 1 and 2, 4 samples of each at temperature 1; mean ± standard deviation over {len({r['seed'] for r in report['rows']})} seeds."])
+    return "\n".join([*lines, "", f"{report['problems']} test problems of levels 1 and 2, 4 samples of each at temperature 1; mean ± standard deviation over {len({r['seed'] for r in report['rows'] if r['way'] != 'start'})} seeds."])
 
 
 STUDIES = {"sizes": (sizes, sizes_markdown, plots.student_sizes), "cleaning": (cleaning, cleaning_markdown, plots.student_cleaning),
@@ -265,7 +280,11 @@ def main():
     config.all_seeds, config.sizes  # a mistake in them should be said before hours of work
     config.path().mkdir(parents=True, exist_ok=True)
     study, markdown, draw = STUDIES[config.study]
-    report = study(config, start_machine("cpu") if config.study != "sizes" else start_machine())
+    about = {name: getattr(config, name) for name in ("teacher", "speedrun", "questions", "samples", "keep")}
+    if config.path("about.json").exists() and (made := json.loads(config.path("about.json").read_text())) != about:
+        raise UserError(f"--out {config.out} holds studies with {made}; choose another folder")
+    write_json(config.path("about.json"), about)
+    report = study(config, start_machine("cpu"))  # what measures here; the scripts choose their own devices
     write_json(config.path(f"{config.study}.json"), report)
     text = markdown(report)
     config.path(f"{config.study}.md").write_text(text + "\n")

@@ -7,6 +7,7 @@ pieces and takes longer than the seconds in which a process starts.
 import multiprocessing
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -21,9 +22,20 @@ ROOT = Path(__file__).resolve().parent.parent
 _shared = None  # in a worker: what all its jobs need, for instance a model
 
 
+def cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def at_once():
+    """Runs of scripts that should share this machine: one on a GPU, else one a core."""
+    return 1 if torch.cuda.is_available() else cores()
+
+
 def _begin(shared):
     global _shared
     _shared = shared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever waits for the results
     torch.set_num_threads(1)
 
 
@@ -50,6 +62,14 @@ def spread(function, shared, jobs, processes):
                 future.cancel()
 
 
+CONTINUES_FROM = {"train_prm.py": "config.json", "distill.py": "traces.jsonl"}  # what in --out a script's --resume can go on from; ckpt.pt where not named
+
+
+def resumes(script, out):
+    """Whether a run that was stopped should be given --resume."""
+    return (Path(out) / CONTINUES_FROM.get(script, "ckpt.pt")).exists()
+
+
 def ensure(done, script, threads=0, **flags):
     """Run a script of this project unless the file `done` says that it has run; one that was killed goes on. threads: of its matrix products, with what
     it prints in a file beside its --out; 0: all, in the open. Raises UserError where it fails."""
@@ -58,7 +78,7 @@ def ensure(done, script, threads=0, **flags):
     words = [script]
     for name, value in flags.items():
         words += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
-    if "out" in flags and (Path(flags["out"]) / "ckpt.pt").exists():
+    if "out" in flags and resumes(script, flags["out"]):
         words.append("--resume")
     say(f"python {shlex.join(words)}")
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
@@ -74,7 +94,7 @@ def ensure(done, script, threads=0, **flags):
 
 
 def ensure_all(runs):
-    """`ensure` many independent runs, [(done, script, flags)], as many at once as there are cores, a thread each."""
+    """`ensure` many independent runs, [(done, script, flags)], several at once, a thread each."""
     bar = progress(len(runs), "runs")
 
     def work(run):
@@ -82,6 +102,16 @@ def ensure_all(runs):
         ensure(done, script, threads=1, **flags)
         bar.update()
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        list(pool.map(work, runs))
+    all_of(work, [(run,) for run in runs])
     bar.close()
+
+
+def all_of(work, jobs):
+    """[work(*job) for job in jobs], several at once. The first failure, Ctrl-C among them, ends what has not begun, and is raised."""
+    with ThreadPoolExecutor(at_once()) as pool:
+        futures = [pool.submit(work, *job) for job in jobs]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()

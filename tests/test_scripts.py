@@ -18,7 +18,7 @@ import sample
 import train_grpo
 import train_prm
 import train_sft
-from nanoreason import bench, checkpoint, compute, corpus, judges, speedrun
+from nanoreason import bench, checkpoint, compute, corpus, judges, speedrun, students
 from nanoreason.common import Machine, generator, read_metrics, run_script
 from nanoreason.corpus import demonstrations, read_rows
 from nanoreason.data import pack
@@ -327,6 +327,9 @@ TINY = ["--init", "{tiny}", "--row-tokens", "64", "--max-reasoning-tokens", "30"
     (corpus, ["--write", "{new}", "--families", "chain,poetry"], "poetry"),
     (corpus, ["--write", "{tiny}/below"], "cannot write"),
     (speedrun, ["--seed", "-1"], "at least 0"),
+    (speedrun, ["--out", "{new},too"], "without one"),
+    (students, ["--seeds", "0,one"], "whole numbers"),
+    (students, ["--students", "micro,tiny"], "no size 'tiny'"),
     (bench, ["--parts", "speed"], "'speed'"),
 ])
 def test_every_mistake_ends_in_one_line_and_status_2(module, args, complaint, tiny_checkpoint, tmp_path, capsys):
@@ -356,7 +359,7 @@ def test_every_mistake_ends_in_one_line_and_status_2(module, args, complaint, ti
     assert (tmp_path / "used" / "ckpt.pt").read_bytes() == b"precious"
 
 
-@pytest.mark.parametrize("module", [sample, train_sft, train_prm, train_grpo, speedrun, compute, judges])
+@pytest.mark.parametrize("module", [sample, train_sft, train_prm, train_grpo, speedrun, compute, judges, students])
 def test_help_names_every_flag(module, capsys):
     with pytest.raises(SystemExit) as stop:
         call(module, "--help")
@@ -437,7 +440,8 @@ def test_the_speedrun_and_the_notebooks_run_from_end_to_end(tmp_path):
     command = [sys.executable, "-m", "nanoreason.speedrun", "--quick", "--out", str(out)]
     subprocess.run(command, cwd=ROOT, env=ENV, check=True, stdout=subprocess.DEVNULL)
     report = json.loads((out / "report.json").read_text())
-    assert [s["name"] for s in report["stages"]] == ["base", "zero", "cold", "rl"]
+    assert [s["name"] for s in report["stages"]] == ["base", "zero", "cold", "rl", "final"]
+    assert report["rejection"]["traces"] > 0 and report["distillation"][0]["params"] < 2e5 and {"orm", "weighted-prm-last"} <= set(report["best_of_n"]) and "harmful" in report["stages"][4]["accuracy"]
     assert report["stages"][0]["params"] > 1e6 and len(report["demo"]) == 1
     assert all(0 <= a["ci"][0] <= a["acc"] <= a["ci"][1] <= 1 and a["n"] > 0 for s in report["stages"] for a in s["accuracy"].values())
     for name in ("loss", "rl", "behaviours", "stages", "best_of_n"):
