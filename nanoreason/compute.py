@@ -20,7 +20,7 @@ from nanoreason import checkpoint, plots
 from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, progress, run_script, say, start_machine, write_json
 from nanoreason.evaluate import greedy_accuracy, held_out_problems, interval_of_mean, verifier_judge
 from nanoreason.generate import generate, sampler
-from nanoreason.model import training_flops
+from nanoreason.model import PRESETS, training_flops
 from nanoreason.pool import WORTH_IT, draw_pool, estimates, log_fit, processes
 from nanoreason.search import CHOICES, METHODS, SEARCHES, Spend
 from nanoreason.tasks import verify
@@ -42,6 +42,7 @@ class Config:
     orm: str = flag("runs/verifiers/orm-0", "its outcome reward model; trained where it is missing")
     prm: str = flag("runs/verifiers/prm-0", "its process reward model; trained where it is missing")
     sizes: str = flag("runs/sizes", "folder of the models of other sizes; trained where they are missing")
+    lines: str = flag("nano:nano-3x+nano-10x+mini,micro:mini+small", "--study sizes: each small model, and the larger ones that it is held against")
     out: str = flag("runs/compute", "folder for tables and figures")
     cache: str = flag("runs/cache", "folder where samples are kept")
     problems: int = flag(300, "test problems of each family and level; a third as many for --study sizes, a ninth for --study budget", low=9)
@@ -50,6 +51,14 @@ class Config:
     verifier_questions: int = flag(8000, "training questions of verifiers that are missing", low=1)
     verifier_epochs: int = flag(3, "most passes of theirs", low=1)
     seed: int = flag(0, "seed of problems and samples", low=0)
+
+    @property
+    def all_lines(self):
+        """{small: [larger, ...]} of --lines."""
+        lines = {small: larger.split("+") for small, _, larger in (line.partition(":") for line in self.lines.split(","))}
+        if unknown := [name for small, larger in lines.items() for name in (small, *larger) if name not in PRESETS]:
+            raise UserError(f"--lines {self.lines}: there is no size {unknown[0]!r}; there are {', '.join(PRESETS)}")
+        return lines
 
 
 def recipe(config):
@@ -285,7 +294,6 @@ def budget_markdown(report):
 # Samples against parameters
 
 
-LINES = {"nano": ("nano-3x", "nano-10x", "mini"), "micro": ("mini", "small")}  # each small model and what it is held against
 SEVEN = "addition,multiplication,chain,percent,word,equation,primality"  # what the speedrun's models read about
 TRAINING_TOKENS = 3_300_000
 SIZES_NS = (*range(1, 17), *range(18, 33, 2), *range(36, 65, 4), *range(72, 129, 8))
@@ -303,10 +311,11 @@ def sized(config, name):
 
 def sizes(config, bench):
     """Accuracy by difficulty of each size with one sample, and of the small ones with N by vote and by an ORM of their own, with FLOPs."""
-    names, count, curves = list(dict.fromkeys(name for small, larger in LINES.items() for name in (small, *larger))), config.problems // 3, {}
+    lines, count, curves = config.all_lines, config.problems // 3, {}
+    names = dict.fromkeys(name for small, larger in lines.items() for name in (small, *larger))
     for name in names:
         path = sized(config, name)
-        model, small = bench.model(path), name in LINES
+        model, small = bench.model(path), name in lines
         verifiers = {}
         if small:
             orm = Path(config.orm) if name == "micro" else Path(config.sizes) / f"{name}-orm"
@@ -329,7 +338,7 @@ def sizes(config, bench):
                 greedy=greedy[level - 1], problems=len(rules["vote"]), tokens=round(float(np.mean([pool.tokens.mean() for pool in some])), 1), prompt=round(float(read), 1),
                 **{rule: dict(acc=[round(float(v), 4) for v in x.mean(0)], ci=[interval_of_mean(v) for v in x.T]) for rule, x in rules.items()})
         curves[name] = curve
-    return dict(study="sizes", curves=curves, lines=LINES)
+    return dict(study="sizes", curves=curves, lines=lines)
 
 
 def flops_of(curve, title, n, verified):
@@ -381,6 +390,7 @@ STUDIES = {"temperature": (temperature, temperature_markdown, plots.compute_temp
 
 def main():
     config = parse_config(Config, doc=__doc__)
+    config.all_lines  # a mistake in it should be said before hours of work
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     study, markdown, draw = STUDIES[config.study]

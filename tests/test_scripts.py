@@ -328,6 +328,8 @@ TINY = ["--init", "{tiny}", "--row-tokens", "64", "--max-reasoning-tokens", "30"
     (corpus, ["--write", "{tiny}/below"], "cannot write"),
     (speedrun, ["--seed", "-1"], "at least 0"),
     (speedrun, ["--out", "{new},too"], "without one"),
+    (compute, ["--lines", "nano:mini+huge"], "no size 'huge'"),
+    (compute, ["--lines", "nano"], "no size ''"),
     (students, ["--seeds", "0,one"], "whole numbers"),
     (students, ["--students", "micro,tiny"], "no size 'tiny'"),
     (bench, ["--parts", "speed"], "'speed'"),
