@@ -74,7 +74,7 @@ def plan(config):
     guess = dict(families="primality", level="1", questions=40, samples=8)  # in a rehearsal nobody solves anything, but its base sometimes guesses
     judge = dict(init=out / "base", val_questions=2, epochs=1, batch_size=8, eval_every=1, **guess) if q else dict(init=out / "cold", temperature=0.7, questions=1200, val_questions=40, epochs=3, eval_every=25)
     best = dict(families=",".join(RL_FAMILIES), problems=2 if q else 30, ns="1,2,4" if q else "1,4,16,64", temperature=0.7)
-    reject = dict(cache=out / "samples", keep=2) | (dict(teacher=out / "base", **guess) if q else dict(teacher=out / "rl", families=",".join(FAMILIES), level="1,2", questions=4000, samples=4))
+    reject = dict(cache=out / "samples", keep=2) | (dict(teacher=out / "base", **guess) if q else dict(teacher=out / "rl", families=",".join(FAMILIES), level="1,2", questions=7000, samples=2))
     small = dict(batch_tokens=256) if q else {}
     stages = [
         run("base", "train_sft.py", "a base model from random weights; most of its text answers at once", stage="base", families=",".join(FAMILIES), tokens=30_000 if q else 3_300_000, alone=True),
@@ -85,7 +85,7 @@ def plan(config):
         run("orm", "train_prm.py", "an outcome reward model judges the cold start's answers", kind="orm", **judge),
         run("rejection", "distill.py", "rejection sampling: the right solutions of R1", "traces.jsonl", collect_only=True, select="diverse", **reject),
         run("final", "train_sft.py", "the final SFT: from the base again, on R1's right solutions, general and safety data", stage="final", init=out / "base", data=out / "rejection" / "traces.jsonl",
-            epochs=1 if q else 2, muon_lr=0.003, adamw_lr=0.002, **small),
+            general=0.35, epochs=1 if q else 2, muon_lr=0.003, adamw_lr=0.002, **small),
         run("prm", "train_prm.py", "a process reward model judges its steps", kind="prm", reuse=out / "orm", **judge),
         run("student", "distill.py", "a student of a sixth of the size, from random weights, on compressed traces of R1", student="nano", traces="full" if q else "compressed", epochs=1 if q else 6, muon_lr=0.004,
             adamw_lr=0.003, eval_problems=4 if q else 100, **reject, **small),

@@ -1,7 +1,10 @@
 """Shared fixtures: one thread, the repository root on the path, and models small enough for milliseconds."""
 
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,13 +13,42 @@ from torch import nn
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined: before anything imports nanoreason.attention
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 from nanoreason.common import generator  # noqa: E402
 from nanoreason.model import GPT, GPTConfig  # noqa: E402
 from nanoreason.tokenizer import END, VOCAB_SIZE  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish(session):
+    """Begin the rehearsal of the speedrun, if a test wants it: two dozen processes, on a core that the tests leave idle (a minute less for the whole suite)."""
+    if any("rehearsal" in getattr(item, "fixturenames", ()) for item in session.items) and not session.config.option.collectonly:
+        folder = Path(tempfile.mkdtemp())
+        command = [sys.executable, "-m", "nanoreason.speedrun", "--quick", "--out", str(folder / "run")]
+        alone = (lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})) if hasattr(os, "sched_setaffinity") else None
+        with open(folder / "log", "w") as log:
+            process = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ, OMP_NUM_THREADS="1"), stdout=log, stderr=subprocess.STDOUT, preexec_fn=alone, start_new_session=True)
+        session.config.rehearsal = folder, command, process
+
+
+def pytest_sessionfinish(session):
+    if found := getattr(session.config, "rehearsal", None):
+        folder, _, process = found
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+            process.wait()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def rehearsal(request):
+    """(folder, command) of a rehearsal of the speedrun that has ended well."""
+    folder, command, process = request.config.rehearsal
+    assert process.wait() == 0, (folder / "log").read_text()[-3000:]
+    return folder / "run", command
 
 
 def make_tiny(n_kv_head=2, seed=0, **changes):

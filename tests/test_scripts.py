@@ -436,11 +436,9 @@ def test_two_ranks_give_the_gradients_and_the_training_steps_of_one(tmp_path):
             before = one[name]
 
 
-def test_the_speedrun_and_the_notebooks_run_from_end_to_end(tmp_path):
+def test_the_speedrun_and_the_notebooks_run_from_end_to_end(rehearsal, tmp_path):
     """A rehearsal of the one command, continued after an interruption, and every cell of the notebooks, on what it left."""
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "nanoreason.speedrun", "--quick", "--out", str(out)]
-    subprocess.run(command, cwd=ROOT, env=ENV, check=True, stdout=subprocess.DEVNULL)
+    out, command = rehearsal
     report = json.loads((out / "report.json").read_text())
     assert [s["name"] for s in report["stages"]] == ["base", "zero", "cold", "rl", "final"]
     assert report["rejection"]["traces"] > 0 and report["distillation"][0]["params"] < 2e5 and {"orm", "weighted-prm-last"} <= set(report["best_of_n"]) and "harmful" in report["stages"][4]["accuracy"]
