@@ -13,6 +13,7 @@ import os
 import zipfile
 import zlib
 from dataclasses import dataclass, field
+from functools import cache
 from math import comb
 from pathlib import Path
 
@@ -172,6 +173,12 @@ def judge_samples(problem, responses):
     return zip(*out)
 
 
+@cache
+def reach(N, n):
+    """(N + 1,) chance that none of n drawn without replacement from N is among the first r, r = 0 ... N: C(N - r, n) / C(N, n)."""
+    return np.array([comb(N - r, n) / comb(N, n) for r in range(N + 1)])
+
+
 def best_at(score, value, ns):
     """Expected `value` of the sample with the highest score among n drawn without replacement, exact and unbiased, for every n of ns; among equal
     scores each is as likely. score, value (N,).
@@ -184,8 +191,8 @@ def best_at(score, value, ns):
     _, group, counts = np.unique(-score, return_inverse=True, return_counts=True)
     mean = np.bincount(group, value) / counts
     edges = np.concatenate(([0], counts.cumsum()))
-    reach = np.array([[comb(N - int(r), n) / comb(N, n) for r in edges] for n in ns])  # (ns, groups + 1)
-    return (reach[:, :-1] - reach[:, 1:]) @ mean
+    later = np.array([reach(N, n)[edges] for n in ns])  # (ns, groups + 1)
+    return (later[:, :-1] - later[:, 1:]) @ mean
 
 
 def votes_at(answer, right, weights, ns, rng, draws=DRAWS):
