@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from nanoreason import checkpoint
-from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, progress, run_script, say, start_machine, write_json
+from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, progress, run_script, say, start_machine, whole_numbers, write_json
 from nanoreason.corpus import read_problems
 from nanoreason.evaluate import accuracy, behaviours, by_family, collect, held_out_problems, interval_of_mean, verifier_judge
 from nanoreason.generate import sampler
@@ -58,14 +58,6 @@ class Config:
     precision: str = flag("auto", "bf16 where it is faster, or one of them", choices=("auto", "fp32", "bf16"))
     device: str = flag("auto", "where to run", choices=("auto", "cpu", "cuda", "mps"))
     seed: int = flag(0, "seed of samples and of the choice of problems", low=0)
-
-
-def numbers(text, name):
-    """'1,4,16' -> [1, 4, 16]; UserError for anything else."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--{name} {text}: whole numbers separated by commas are wanted") from None
 
 
 def pretty(result):
@@ -128,7 +120,7 @@ def read_plan(config, kind=""):
 
 def wanted_problems(config, max_len):
     """The problems to measure on. Raises UserError for a family or level that does not exist, or a question longer than the context."""
-    families, levels = config.families.split(","), numbers(config.level, "level")
+    families, levels = config.families.split(","), whole_numbers(config.level, "level")
     if unknown := [f for f in families if f not in FAMILIES]:
         raise UserError(f"--families: there is no family {unknown[0]!r}; there are {', '.join(FAMILIES)}")
     if not set(levels) <= {*LEVELS, HELD_OUT_LEVEL}:
@@ -147,7 +139,7 @@ def wanted_problems(config, max_len):
 
 def measure(model, config, machine):
     """Greedy accuracy by family and level; with --ns also sampled accuracy, and what N samples buy by every rule. Returns the figures."""
-    ns = numbers(config.ns, "ns")
+    ns = whole_numbers(config.ns, "ns")
     if min(ns) < 0:
         raise UserError(f"--ns {config.ns}: numbers of samples are positive")
     problems = wanted_problems(config, model.config.max_len)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from nanoreason import checkpoint, plots
-from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, progress, read_metrics, run_script, say, start_machine, write_json
+from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, progress, read_metrics, run_script, say, start_machine, whole_numbers, write_json
 from nanoreason.evaluate import accuracy, behaviours, collect, held_out_problems, pass_at_k
 from nanoreason.experience import Experience, token_logprobs
 from nanoreason.generate import generate, sampler
@@ -187,10 +187,7 @@ def main():
     config = parse_config(Config, doc=__doc__)
     if config.measure:
         return measure(config)
-    try:
-        seeds = [int(seed) for seed in config.seeds.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds {config.seeds}: whole numbers separated by commas are wanted") from None
+    seeds = whole_numbers(config.seeds, "seeds")
     for path in {flags_of(config, row, 0)["init"] for row in wanted_rows(config)}:
         checkpoint.load(path)
     jobs = [(row, seed) for seed in seeds for row in wanted_rows(config)]

@@ -69,6 +69,14 @@ def parse_config(cls, argv=None, presets=None, brings=None, doc="", positional=N
     return config
 
 
+def whole_numbers(text, name):
+    """'1,4,16' -> [1, 4, 16], as flag --name gives them; UserError for anything else."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--{name} {text}: whole numbers separated by commas are wanted") from None
+
+
 def torchrun_place():
     """(rank, number of ranks, rank on this host) as torchrun sets them; (0, 1, 0) without it. The one place that reads the rank."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from nanoreason import checkpoint, plots
-from nanoreason.common import UserError, flag, generator, parse_config, run_script, say, write_json
+from nanoreason.common import UserError, flag, generator, parse_config, run_script, say, whole_numbers, write_json
 from nanoreason.compute import FAMILIES, LEVELS, LIMIT, Bench, ensure_verifiers, recipe
 from nanoreason.evaluate import held_out_problems, interval_of_mean
 from nanoreason.experience import Experience, token_logprobs
@@ -61,10 +61,7 @@ class Config:
 
     @property
     def all_seeds(self):
-        try:
-            return [int(seed) for seed in self.seeds.split(",")]
-        except ValueError:
-            raise UserError(f"--seeds {self.seeds}: whole numbers separated by commas are wanted") from None
+        return whole_numbers(self.seeds, "seeds")
 
 
 def best_of(pools, name, verifier, bench, ns=NS):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from nanoreason import checkpoint, plots
-from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, run_script, say, start_machine, write_json
+from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, run_script, say, start_machine, whole_numbers, write_json
 from nanoreason.corpus import STYLE_RATES, pick
 from nanoreason.evaluate import greedy_figures, held_out_problems
 from nanoreason.generate import generate, sampler
@@ -56,10 +56,7 @@ class Config:
 
     @property
     def all_seeds(self):
-        try:
-            return [int(seed) for seed in self.seeds.split(",")]
-        except ValueError:
-            raise UserError(f"--seeds {self.seeds}: whole numbers separated by commas are wanted") from None
+        return whole_numbers(self.seeds, "seeds")
 
     @property
     def sizes(self):
