@@ -174,7 +174,7 @@ def table_markdown(report):
 
 
 ALL_NS = (1, 2, 4, 8, 16, 32, 64)  # of methods that choose among samples, estimated from 64
-SEARCH_NS = (4, 16, 64)
+SEARCH_NS = (4, 8, 16)
 CHECK_NS = (1, 4, 16)  # of self-verify
 THINKING = (0, 40, 80, 120, 160)  # least tokens of budget forcing
 BUDGETS = (2, 4, 8, 16, 32, 64)  # samples that auto may spend the tokens of, on the average question

@@ -222,7 +222,7 @@ def compute_budget(report, path):
         rows = sorted(rows, key=lambda r: r["tokens"])
         x, y = [r["tokens"] for r in rows], [r["acc"] for r in rows]
         strong = name == "auto"
-        axis.plot(x, y, "D-" if strong else "o-", color="black" if strong else f"C{color}", label=name, ms=6 if strong else 4, lw=2 if strong else 1.2, zorder=3 if strong else 2)
+        axis.plot(x, y, "D-" if strong else "*" if len(x) == 1 else "o-", color="black" if strong else f"C{color}", label=name, ms=6 if strong else 11 if len(x) == 1 else 4, lw=2 if strong else 1.2, zorder=3 if strong else 2)
         axis.errorbar(x, y, np.abs(np.array([r["ci"] for r in rows]).T - y), fmt="none", color="black" if strong else f"C{color}", lw=0.6, alpha=0.4)
     axis.set_xscale("log")
     axis.set(xlabel="tokens sampled a question", ylabel=f"accuracy, n = {report['problems']}")
