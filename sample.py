@@ -26,7 +26,8 @@ from nanoreason.evaluate import accuracy, behaviours, by_family, collect, held_o
 from nanoreason.generate import sampler
 from nanoreason.pool import draw_pool, scaling
 from nanoreason.search import CHOICES, METHODS, SEARCHES, Spend, canonical
-from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS
+from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS, SAFETY
+from nanoreason.tasks.general import is_refusal
 from nanoreason.tokenizer import parse_response, render_prompt
 from nanoreason.verifier import AGGREGATES, load_verifier
 
@@ -149,6 +150,8 @@ def measure(model, config, machine):
     right = sum(s[0].correct for s in greedy)
     figures = {"greedy": accuracy(right, len(problems)), "families": by_family(problems, greedy), "split": config.split, "levels": levels, "seed": config.seed,
                "mean_tokens": round(float(np.mean([s[0].tokens for s in greedy])), 2), "behaviours": behaviours([s[0].response for s in greedy])}
+    figures["refused"] = {f: accuracy(sum(is_refusal(s[0].response.answer or "") for p, s in zip(problems, greedy) if p.family == f), sum(p.family == f for p in problems))
+                          for f in families if f in SAFETY}
     if max(ns) > 0:
         pool = draw_pool(model, problems, max(ns), config.temperature, config.max_reasoning_tokens, config.seed, config.cache or None, bar.update)
         for name, verifier in load_verifiers(config, 0).items():
@@ -165,9 +168,10 @@ def measure(model, config, machine):
 
 def table(figures):
     """The figures as a person would like to read them."""
-    line = lambda name, a: f"{name:<16}{a['acc']:6.3f}   [{a['ci'][0]:.3f}, {a['ci'][1]:.3f}]   n={a['n']}"
+    line = lambda name, a: f"{name:<18}{a['acc']:6.3f}   [{a['ci'][0]:.3f}, {a['ci'][1]:.3f}]   n={a['n']}"
     rows = [f"greedy accuracy, {figures['split']} split, levels {figures['levels']}, 95% intervals"]
     rows += [line(name, a) for name, a in figures["families"].items()] + [line("all", figures["greedy"])]
+    rows += [line(f"{name}, refused", a) for name, a in figures["refused"].items()]
     if "sampled" in figures:
         rows.append(line(f"sampled at T={figures['sampled']['temperature']:g}", figures["sampled"]))
         scale = figures["scaling"]

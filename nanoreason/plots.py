@@ -116,24 +116,28 @@ def stage_bars(stages, path):
         axis.bar(np.arange(len(families)) + (i - (len(stages) - 1) / 2) * width, acc, width * 0.92, yerr=np.abs(ci.T - acc), label=stage["name"],
                  error_kw=dict(lw=0.8, alpha=0.6))
     axis.set(xticks=range(len(families)), ylabel="greedy accuracy, test split", ylim=(0, 1.02))
-    axis.set_xticklabels(families)
+    axis.set_xticklabels(families, rotation=20)
     axis.legend(ncols=len(stages), loc="upper center", bbox_to_anchor=(0.5, 1.16))
     return _save(figure, path)
 
 
 @styled
 def scaling(runs, path):
-    """Coverage and vote against N on a log axis, with 95% intervals. runs: {title: an entry of the report's best_of_n}."""
+    """Coverage, vote and, where there are verifiers, their choices against N on a log axis, with 95% intervals. runs: {title: an entry of the report's best_of_n}."""
+    labels = {"coverage": "coverage: some sample is right", "vote": "vote: the most frequent answer is right", "orm": "ORM, best of N", "prm-last": "PRM, best of N",
+              "weighted-prm-last": "vote weighted by the PRM"}
     figure, axes = _axes(1, len(runs), (4.8 * len(runs), 3.6), squeeze=False, sharey=True)
     for axis, (title, best) in zip(axes[0], runs.items()):
-        for color, (key, label) in enumerate((("coverage", "coverage: some sample is right"), ("vote", "vote: the most frequent answer is right"))):
+        for color, (key, label) in enumerate(labels.items()):
+            if key not in best:
+                continue
             low, high = np.array(best[key + "_ci"]).T
             axis.plot(best["ns"], best[key], "o-", color=f"C{color}", label=label)
             axis.fill_between(best["ns"], low, high, color=f"C{color}", alpha=0.15)
         axis.set_xscale("log", base=2)
         axis.set(title=title, xlabel="samples a problem, N", ylabel="accuracy", xticks=best["ns"], ylim=(0, 1.02))
         axis.set_xticklabels([f"{n}\n{t:.0f} tokens" for n, t in zip(best["ns"], best["tokens"])])
-    axes[0, -1].legend(loc="upper left")
+    axes[0, 0].legend(loc="lower right")
     return _save(figure, path)
 
 

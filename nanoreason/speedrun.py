@@ -183,13 +183,13 @@ def read(path):
 def stage_figures(out, name, log):
     """One entry of the report's stages: parameters, seconds, greedy and sampled accuracy, tokens, behaviours."""
     report, test = read(out / name / "report.json"), read(out / name / "test.json")
-    general = read(out / name / "general.json")["families"] if name in TAUGHT else {}
+    general = read(out / name / "general.json") if name in TAUGHT else dict(families={}, refused={})
     rl = [test["families"][f] for f in RL_FAMILIES]
     right, n = sum(f["acc"] * f["n"] for f in rl), sum(f["n"] for f in rl)
     low, high = wilson(right, n)
     sampled = [test["sampled"]["families"][f] for f in RL_FAMILIES]
     low_s, high_s = wilson(sum(s * f["n"] for s, f in zip(sampled, rl)), n)
-    return dict(name=name, params=report["params"], seconds=log[name]["seconds"], accuracy=test["families"] | general,
+    return dict(name=name, params=report["params"], seconds=log[name]["seconds"], accuracy=test["families"] | general["families"], refused=general["refused"],
                 greedy_accuracy=dict(acc=round(float(np.mean([f["acc"] for f in rl])), 4), n=n, ci=[round(low, 4), round(high, 4)]),
                 sampled_accuracy=dict(acc=round(float(np.mean(sampled)), 4), n=n, ci=[round(low_s, 4), round(high_s, 4)], families=test["sampled"]["families"]),
                 mean_tokens=test["sampled"]["mean_tokens"], greedy_tokens=test["mean_tokens"], behaviours=test["sampled"]["behaviours"])
@@ -253,6 +253,7 @@ def final_lines(report, rl, final):
             "| | R1 | final |", "| --- | --- | --- |", f"| RL families, greedy | {percent(rl['greedy_accuracy'])} | {percent(final['greedy_accuracy'])} |",
             f"| small instructions | {get(rl, 'instruct')} | {get(final, 'instruct')} |", f"| factual recall | {get(rl, 'fact')} | {get(final, 'fact')} |",
             f"| harmful requests refused | {get(rl, 'harmful')} | {get(final, 'harmful')} |", f"| harmless look-alikes answered | {get(rl, 'harmless')} | {get(final, 'harmless')} |",
+            f"| harmless look-alikes refused | {percent(rl['refused']['harmless'])} | {percent(final['refused']['harmless'])} |",
             f"| tokens a greedy response | {rl['greedy_tokens']:.1f} | {final['greedy_tokens']:.1f} |", "",
             f"A student of {student['params']:,} parameters, trained on {student['traces']} traces from random weights: {percent(student['accuracy'])} with {student['mean_tokens']:.1f} tokens and "
             f"{student['mean_flops'] / 1e6:.1f} MFLOP a question; its teacher, on the same questions: {percent(student['teacher_accuracy'])} with {student['teacher_tokens']:.1f} and {student['teacher_flops'] / 1e6:.1f}."]
