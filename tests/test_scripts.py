@@ -370,6 +370,24 @@ def test_help_names_every_flag(module, capsys):
                for name in module.Config.__dataclass_fields__ if name != "question")
 
 
+def test_supervised_training_stopped_by_max_steps_goes_on_as_if_it_had_not_been(tiny_checkpoint, tmp_path):
+    """The learning rate follows the whole plan, not the steps that are run today; a run that has ended can be resumed, and keeps its loss."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": f"What is {a} + {b}?", "answer": str(a + b)}) + "\n" for a in range(8) for b in range(8)))
+    flags = ["--stage", "cold-start", "--init", tiny_checkpoint, "--data", tmp_path / "rows.jsonl", "--row-tokens", 32, "--batch-tokens", 96, "--log-every", 1, "--precision", "fp32", "--device", "cpu"]
+    call(train_sft, *flags, "--out", tmp_path / "whole")
+    call(train_sft, *flags, "--out", tmp_path / "parts", "--max-steps", 3)
+    call(train_sft, *flags, "--out", tmp_path / "parts", "--resume")
+    seen = {name: [(r["step"], r["loss"], r["rate"]) for r in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("whole", "parts")}
+    assert seen["whole"] == seen["parts"] and len(seen["whole"]) > 5
+    weights = [checkpoint.load(tmp_path / name)["weights"] for name in ("whole", "parts")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    before = json.loads((tmp_path / "parts" / "report.json").read_text())["train_loss"]
+    call(train_sft, *flags, "--out", tmp_path / "parts", "--resume")
+    assert json.loads((tmp_path / "parts" / "report.json").read_text())["train_loss"] == before == pytest.approx(seen["whole"][-1][1], rel=1e-5)
+    call(train_sft, *flags, "--out", tmp_path / "long", "--total-steps", 20)  # over as many passes as that takes
+    assert len(read_metrics(tmp_path / "long" / "metrics.jsonl")) == 20
+
+
 def _gradients(rank, world, folder):
     """Gradient of one SFT step and of one GRPO update, this rank holding its share; rank 0 writes them down."""
     torch.set_num_threads(1)
