@@ -468,6 +468,7 @@ def test_the_speedrun_and_the_notebooks_run_from_end_to_end(rehearsal, tmp_path)
     before = (out / "rl" / "ckpt.pt").stat().st_mtime_ns
     subprocess.run(command, cwd=ROOT, env=ENV, check=True, stdout=subprocess.DEVNULL)
     assert (out / "rl" / "best_of_n.json").exists() and (out / "rl" / "ckpt.pt").stat().st_mtime_ns == before
+    running = {}
     for name, at_least in (("quickstart", 10), ("grpo", 9)):
         notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
         cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
@@ -476,5 +477,7 @@ def test_the_speedrun_and_the_notebooks_run_from_end_to_end(rehearsal, tmp_path)
         assert all(has or "import" in cell or "def " in cell for has, cell in zip(shown, cells)) and sum(shown) >= at_least - 2  # outputs are kept
         script = tmp_path / f"{name}.py"
         script.write_text("import matplotlib\nmatplotlib.use('Agg')\n" + "\n".join(cells))
-        done = subprocess.run([sys.executable, str(script)], cwd=ROOT / "notebooks", env=dict(ENV, NANOREASON_RUN=str(out)), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+        running[name] = subprocess.Popen([sys.executable, str(script)], cwd=ROOT / "notebooks", env=dict(ENV, NANOREASON_RUN=str(out)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for name, process in running.items():
+        _, error = process.communicate()
+        assert process.returncode == 0, error[-2000:]
