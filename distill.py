@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 
-import numpy as np
 import torch.distributed as dist
 
 import train_sft

@@ -44,6 +44,11 @@ def pass_at_k(n, c, k):
     return 1.0 - comb(n - c, k) / comb(n, k)
 
 
+def over_seeds(values, digits=1):
+    """Mean and sample standard deviation as text; the value alone where there is one.     [1, 3]  ->  '2.0 ± 1.4'"""
+    return f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
+
+
 def auc(scores, labels):
     """Chance that a right one scores above a wrong one, ties counting half (area under the ROC curve); None where one kind is missing. labels in {0, 1}."""
     scores, labels = np.asarray(scores, dtype=float), np.asarray(labels) > 0.5

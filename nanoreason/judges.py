@@ -18,7 +18,7 @@ import torch
 from nanoreason import checkpoint, plots
 from nanoreason.common import UserError, flag, generator, parse_config, run_script, say, whole_numbers, write_json
 from nanoreason.compute import FAMILIES, LEVELS, LIMIT, Bench, ensure_verifiers, recipe
-from nanoreason.evaluate import held_out_problems, interval_of_mean
+from nanoreason.evaluate import held_out_problems, interval_of_mean, over_seeds
 from nanoreason.experience import Experience, token_logprobs
 from nanoreason.generate import generate
 from nanoreason.pool import best_at, estimates
@@ -91,10 +91,6 @@ def kinds(config, bench):
     return dict(study="kinds", ns=NS, problems=sum(len(pool.problems) for pool in pools), runs=runs)
 
 
-def spread(values, digits=3):
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.{digits}f}"
-
-
 def kinds_markdown(report):
     """What each rule chooses, over seeds, and how good the judges are by position."""
     of = lambda kind: [run for name, run in report["runs"].items() if name.startswith(kind)]
@@ -102,14 +98,14 @@ def kinds_markdown(report):
     for rule in ("orm", "prm-last", "prm-min", "prm-prod", "weighted-orm", "weighted-prm-last", "weighted-prm-min", "weighted-prm-prod", "vote", "likelihood", "coverage"):
         runs = of("prm" if "prm" in rule else "orm")
         last = [run["report"]["test"]["positions"]["last"] for run in runs]
-        auc, brier = (spread([p[key] for p in last]) if rule in ("orm", "prm-last") else "" for key in ("auc", "brier"))
+        auc, brier = (over_seeds([p[key] for p in last], 3) if rule in ("orm", "prm-last") else "" for key in ("auc", "brier"))
         curves = 100 * np.array([run["curves"][rule] for run in runs])
-        lines.append(f"| {rule} | {auc} | {brier} | " + " | ".join(spread(c, 1) if "rm" in rule else f"{c[0]:.1f}" for c in curves.T) + " |")
+        lines.append(f"| {rule} | {auc} | {brier} | " + " | ".join(over_seeds(c) if "rm" in rule else f"{c[0]:.1f}" for c in curves.T) + " |")
     lines += ["", "| position | AUC | Brier score | n | right |", "| --- " * 5 + "|"]
     for kind in ("orm", "prm"):
         for where in of(kind)[0]["report"]["test"]["positions"]:
             p = [run["report"]["test"]["positions"][where] for run in of(kind)]
-            lines.append(f"| {kind}, {where} | {spread([x['auc'] for x in p])} | {spread([x['brier'] for x in p])} | {p[0]['n']} | {100 * p[0]['right']:.0f}% |")
+            lines.append(f"| {kind}, {where} | {over_seeds([x['auc'] for x in p], 3)} | {over_seeds([x['brier'] for x in p], 3)} | {p[0]['n']} | {100 * p[0]['right']:.0f}% |")
     r = of("prm")[0]["report"]
     return "\n".join([*lines, "", f"{report['problems']} test problems. Labels: {r['responses']:,} different responses with {r['step_labels']:,} steps, from {r['cost']['train']['sampled']:,} sampled tokens."])
 
@@ -144,9 +140,9 @@ def labels_markdown(report):
         runs = [run for run in report["runs"].values() if run["row"] == row]
         q, cost = runs[0]["report"]["label_quality"], runs[0]["report"]["cost"]["train"]["rolled"]
         noise = ["", ""] if row == "exact" else [f"{q[key]:,} of {q[of]:,} ({100 * q[key] / q[of]:.1f}%)" for key, of in (("right_but_called_wrong", "right"), ("wrong_but_called_right", "wrong"))]
-        best = [spread([100 * run["curves"][f"prm-{how}"][2] for run in runs], 1) for how in ("last", "min", "prod")]
-        lines.append(f"| {row} | {cost if row != 'exact' else 0:,} | {runs[0]['report']['balanced']} | {noise[0]} | {noise[1]} | {spread([step_auc(run['report']) for run in runs])} | "
-                     f"{spread([run['report']['test']['positions']['last']['auc'] for run in runs])} | " + " | ".join(best) + " |")
+        best = [over_seeds([100 * run["curves"][f"prm-{how}"][2] for run in runs]) for how in ("last", "min", "prod")]
+        lines.append(f"| {row} | {cost if row != 'exact' else 0:,} | {runs[0]['report']['balanced']} | {noise[0]} | {noise[1]} | {over_seeds([step_auc(run['report']) for run in runs], 3)} | "
+                     f"{over_seeds([run['report']['test']['positions']['last']['auc'] for run in runs], 3)} | " + " | ".join(best) + " |")
     r = next(iter(report["runs"].values()))["report"]
     return "\n".join([*lines, "", f"{report['problems']} test problems; {r['responses']:,} different responses with {r['step_labels']:,} steps, {r['cost']['train']['sampled']:,} sampled tokens."])
 

@@ -45,6 +45,7 @@ def sft_loss(runs, path):
         axis.plot([r["tokens"] / 1e6 for r in rows], [r["loss"] for r in rows], alpha=0.3, color="C0")
         axis.plot([r["tokens"] / 1e6 for r in rows], smooth([r["loss"] for r in rows], 9), color="C0")
         axis.set(title=name, xlabel="million tokens", ylabel="loss, nats a token", ylim=(0, None))
+    figure.tight_layout()
     return _save(figure, path)
 
 

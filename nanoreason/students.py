@@ -19,7 +19,7 @@ import numpy as np
 from nanoreason import checkpoint, plots
 from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, run_script, say, start_machine, whole_numbers, write_json
 from nanoreason.corpus import STYLE_RATES, pick
-from nanoreason.evaluate import greedy_figures, held_out_problems
+from nanoreason.evaluate import greedy_figures, held_out_problems, over_seeds
 from nanoreason.generate import generate, sampler
 from nanoreason.model import PRESETS
 from nanoreason.questions import Questions
@@ -137,10 +137,9 @@ def sizes(config, machine):
                 grpo_tokens=[min(spent), max(spent)])
 
 
-def over_seeds(rows, value, digits=1):
-    """Mean and standard deviation of value(row) over rows."""
-    values = [value(row) for row in rows]
-    return f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
+def mean_of(rows, value):
+    """value(row), over the seeds of some rows."""
+    return over_seeds([value(row) for row in rows])
 
 
 COLUMNS = {"all": lambda r: 100 * r["greedy"]["acc"], **{f"level {level}": lambda r, level=level: 100 * r["levels"][str(level)]["acc"] for level in LEVELS}}
@@ -154,9 +153,9 @@ def sizes_markdown(report):
     for road, size in dict.fromkeys((r["road"], r["size"]) for r in rows):
         some = [r for r in rows if (r["road"], r["size"]) == (road, size)]
         part = f"1/{teacher['params'] / some[0]['params']:.1f}" if road != "teacher" else "the teacher"
-        lines.append(f"| {size}, {part} | {some[0]['params']:,} | {'base, cold start, GRPO' if road == 'teacher' else road} | " + " | ".join(over_seeds(some, value) for value in COLUMNS.values())
-                     + f" | {over_seeds(some, lambda r: 100 * r['greedy']['acc'] / teacher['greedy']['acc'])} | {over_seeds(some, lambda r: 100 * r['unsound']['acc'])} | "
-                     f"{over_seeds(some, lambda r: r['mean_tokens'])} | {over_seeds(some, lambda r: r['mean_flops'] / 1e6)} |")
+        lines.append(f"| {size}, {part} | {some[0]['params']:,} | {'base, cold start, GRPO' if road == 'teacher' else road} | " + " | ".join(mean_of(some, value) for value in COLUMNS.values())
+                     + f" | {mean_of(some, lambda r: 100 * r['greedy']['acc'] / teacher['greedy']['acc'])} | {mean_of(some, lambda r: 100 * r['unsound']['acc'])} | "
+                     f"{mean_of(some, lambda r: r['mean_tokens'])} | {mean_of(some, lambda r: r['mean_flops'] / 1e6)} |")
     kept = "; ".join(f"{road}: {c['traces']:,} traces of {c['mean_tokens_kept']} tokens" for road, c in report["collected"].items())
     low, high = teacher["greedy"]["ci"]
     return "\n".join([*lines, "", f"Greedy answers to {n} test problems, mean ± standard deviation over {len({r['seed'] for r in rows if r['road'] != 'teacher'})} seeds of the student's training; the teacher's 95% interval is "
@@ -191,8 +190,8 @@ def cleaning_markdown(report):
     lines = ["| traces | kept | their mean tokens | " + " | ".join(f"{name}, %" for name in COLUMNS) + " | right answer, unsound steps, % | tokens |", "| --- " * (5 + len(COLUMNS)) + "|"]
     for way, kept in report["collected"].items():
         some = [r for r in rows if r["way"] == way]
-        lines.append(f"| {way} | {kept['traces']:,} | {kept['mean_tokens_kept']} | " + " | ".join(over_seeds(some, value) for value in COLUMNS.values())
-                     + f" | {over_seeds(some, lambda r: 100 * r['unsound']['acc'])} | {over_seeds(some, lambda r: r['mean_tokens'])} |")
+        lines.append(f"| {way} | {kept['traces']:,} | {kept['mean_tokens_kept']} | " + " | ".join(mean_of(some, value) for value in COLUMNS.values())
+                     + f" | {mean_of(some, lambda r: 100 * r['unsound']['acc'])} | {mean_of(some, lambda r: r['mean_tokens'])} |")
     return "\n".join([*lines, "", f"Students of size {report['size']}, {CLEANING_STEPS} steps each; greedy answers to {rows[0]['greedy']['n']} test problems, mean ± standard deviation over {len({r['seed'] for r in rows})} seeds."])
 
 
@@ -264,7 +263,7 @@ def rejection_markdown(report):
              f"| 0 | {100 * start['sampled']:.1f} | {100 * start['greedy']['acc']:.1f} | {100 * start['sampled']:.1f} | {100 * start['greedy']['acc']:.1f} |"]
     sampled, greedy = (lambda r: 100 * r["sampled"]), (lambda r: 100 * r["greedy"]["acc"])
     for (few, rft), (many, rl) in zip(by_budget(report, "rejection"), by_budget(report, "grpo")):
-        lines.append(f"| {few:,.0f}, {many:,.0f} | {over_seeds(rft, sampled)} | {over_seeds(rft, greedy)} | {over_seeds(rl, sampled)} | {over_seeds(rl, greedy)} |")
+        lines.append(f"| {few:,.0f}, {many:,.0f} | {mean_of(rft, sampled)} | {mean_of(rft, greedy)} | {mean_of(rl, sampled)} | {mean_of(rl, greedy)} |")
     return "\n".join([*lines, "", f"{report['problems']} test problems of levels 1 and 2, 4 samples of each at temperature 1; mean ± standard deviation over {len({r['seed'] for r in report['rows'] if r['way'] != 'start'})} seeds."])
 
 

@@ -8,10 +8,10 @@ from conftest import make_tiny
 from nanoreason import checkpoint, students
 from nanoreason.common import UserError
 from nanoreason.corpus import read_rows
-from nanoreason.evaluate import accuracy
+from nanoreason.evaluate import accuracy, over_seeds
 from nanoreason.questions import Questions
 from nanoreason.tasks import audit
-from nanoreason.students import Config, by_budget, cleaning_markdown, over_seeds, rejection_markdown, sizes_markdown
+from nanoreason.students import Config, by_budget, cleaning_markdown, rejection_markdown, sizes_markdown
 
 
 def figures(right, params=100, tokens=20.0):
@@ -32,7 +32,7 @@ def test_students_are_held_against_their_teacher_over_seeds():
     (full,) = [line for line in lines if line.startswith("| a, 1/3.3 | 300 | full |")]
     assert "| 81.7 ± 2.4 |" in full and "| 90.7 ± 2.6 |" in full  # 24 and 25 of 30; of the teacher's 27
     assert "full: 500 traces of 31.5 tokens; reference: solutions of the questions of the full ones, as many. GRPO: 900 to 1,100 sampled tokens." in lines[-1] and "over 2 seeds" in lines[-1]
-    assert over_seeds([1.0], lambda r: r) == "1.0" and over_seeds([1.0, 3.0], lambda r: r) == "2.0 ± 1.4"
+    assert over_seeds([1.0]) == "1.0" and over_seeds([1.0, 3.0]) == "2.0 ± 1.4" and over_seeds([1.0, 3.0], 3) == "2.000 ± 1.414"
 
 
 def rejection_report():
