@@ -5,7 +5,7 @@ above their group's mean become likelier, those below it less likely. From a bas
 pays (`--init runs/base`, DeepSeek-R1-Zero); from a cold start, the ways of reasoning that fail fade out (`--init runs/cold`, R1).
 
 One step is three verbs:  sample -> advantages -> update.  Where it departs from the papers: old log-probabilities come from the trainer's
-own forward pass, not from the sampler, so that on-policy the ratio is exactly 1; responses are packed into rows without padding; the
+own forward pass, not from the sampler, so that on-policy the ratio is exactly 1; responses are packed without padding, on a CPU behind one copy of their prompt; the
 laptop's learning rate is far above the 1e-6 of `--preset deepseek-r1`, whose model is half a million times larger.
 
     laptop      python train_grpo.py --init runs/base --out runs/zero
@@ -27,6 +27,7 @@ from nanoreason.evaluate import greedy_accuracy
 from nanoreason.experience import sample_groups, sequence_kl, token_logprobs
 from nanoreason.generate import MAX_ROWS, sampler
 from nanoreason.model import memory_line, rl_memory, training_memory
+from nanoreason.optim import AdamW
 from nanoreason.questions import Questions, advise
 from nanoreason.rewards import LENGTH_FORMS, PROCESS_FORMS, REWARDS
 from nanoreason.verifier import load_verifier
@@ -193,9 +194,8 @@ def policy_loss(logp, old_logp, ref_logp, advantage, weight, response, loss="grp
 def update(model, reference, optimizer, experience, advantages, config, machine, bf16):
     """Optimizer steps on one Experience: `minibatches` parts by whole groups, `inner_epochs` times over. advantages: (N, L).
 
-    Old log-probabilities are taken once, before the first step, on the very micro-batches that are then trained on, so that the first ratio is
-    exactly 1. Responses whose gradient is zero, for want of signal and of a KL, are left out. Returns means over the tokens trained on, None if there are none.
-    """
+    Old log-probabilities are those before the first step, on the very micro-batches that are trained on: the first ratio is exactly 1. Responses whose
+    gradient is zero, for want of signal and of a KL, are left out. Returns means over the tokens trained on, None if there are none."""
     G, device, rollout, parts = config.num_samples_per_prompt, machine.device, experience.rollout, []
     for part in range(config.minibatches):
         rows = [p * G + g for p, place in enumerate(experience.places) if place % config.minibatches == part for g in range(G)]
@@ -203,21 +203,22 @@ def update(model, reference, optimizer, experience, advantages, config, machine,
         weight = token_weights(config.loss, rollout.lengths, total, tokens, config.max_reasoning_tokens).expand(rollout.ids.shape)
         useful = [row for row in rows if config.kl in ("k2", "k3") or advantages[row].any()]
         parts.append(experience.micro_batches(useful, dict(advantage=advantages, weight=weight, sampled=rollout.logprobs), config, device))
+    exact = device.type == "cpu" and not bf16
     sums = dict.fromkeys(("loss", "clip_fraction", "kl", "entropy", "sampler_gap", "weight"), 0.0)
     with torch.no_grad(), autocast(device, bf16):
         for part, micro in ((part, micro) for part, batch in enumerate(parts) for micro in batch):
             micro["ref"] = token_logprobs(reference, micro, config.temperature)[0] if reference is not None else None
-            # used once, before any step, a part's old log-probabilities are those of its own forward pass
-            micro["old"] = token_logprobs(model, micro, config.temperature)[0] if part > 0 or config.inner_epochs > 1 else None
+            if part > 0:  # the sampler's own are the same to 1e-6 where it computed in float32 too: a pass less
+                micro["old"] = micro["sampled"] if exact else token_logprobs(model, micro, config.temperature)[0]
     clip, grad_norm = (config.clip_ratio, config.clip_ratio if config.clip_high < 0 else config.clip_high), 0.0
     for part in parts * config.inner_epochs:
         for micro in part:
             with autocast(device, bf16):
                 logp, entropy = token_logprobs(model, micro, config.temperature, with_entropy=True)
-            old, weight = logp.detach() if micro["old"] is None else micro["old"], micro["weight"]
+            old, weight = micro.setdefault("old", logp.detach()), micro["weight"]  # before any step: its own pass
             loss, clipped, kl = policy_loss(logp, old, micro["ref"], micro["advantage"], weight, micro["response"], config.loss, clip, config.kl, config.kl_coef)
             loss.backward()
-            gap = (weight * (old - micro["sampled"]).abs()).sum()
+            gap = (weight * (old - micro["sampled"]).abs()).sum()  # 0 where these are the same numbers
             for name, value in dict(loss=loss, clip_fraction=clipped, kl=kl, entropy=(weight * entropy).sum(), sampler_gap=gap, weight=weight.sum()).items():
                 sums[name] += value.item()
         machine.sum_gradients(model)
@@ -267,7 +268,7 @@ def train(config, machine):
     out = prepare_out(config.out, config, config.resume, machine)
     reference = None if config.kl == "none" else copy.deepcopy(model).requires_grad_(False)
     net = torch.compile(model, dynamic=True) if config.compile and machine.device.type != "cpu" else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = AdamW(model.parameters(), config.learning_rate, betas=(0.9, 0.99))
     run = dict(step=0, sampled_tokens=0, silent=0, checks={})  # silent: steps in a row without signal; checks: {steps done: greedy validation accuracy}
     if config.resume:
         optimizer.load_state_dict(state["optimizer"])
@@ -299,7 +300,7 @@ def train(config, machine):
         validate()
     while run["step"] < steps and not (config.token_budget and run["sampled_tokens"] >= config.token_budget):
         step, begun = run["step"], time.time()
-        optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+        optimizer.lr = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
         experience, row = sample_groups(policy, config, questions, step, machine, verifier)
         rolled = time.time()
         advantages = token_advantages(experience.rewards["total"], experience.steps, experience.rollout.lengths, config.advantage)

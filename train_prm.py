@@ -34,6 +34,7 @@ from nanoreason.data import batches
 from nanoreason.evaluate import auc, brier, reliability
 from nanoreason.generate import MAX_ROWS, generate, noise, sampler
 from nanoreason.model import GPTConfig
+from nanoreason.optim import AdamW
 from nanoreason.pool import ROWS, processes, read_arrays, sample_some, write_arrays
 from nanoreason.questions import Questions, own_share
 from nanoreason.rewards import outcome_reward, step_rewards
@@ -365,7 +366,7 @@ def train(config, machine):
         verifier.gpt.load_state_dict(state["weights"])
         torch.nn.init.zeros_(verifier.score.weight), torch.nn.init.zeros_(verifier.score.bias)
     verifier.to(machine.device)
-    optimizer = torch.optim.AdamW(verifier.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+    optimizer = AdamW(verifier.parameters(), config.learning_rate, config.weight_decay, betas=(0.9, 0.95))
     if began:
         optimizer.load_state_dict(state["optimizer"])
     rows = [row for split in data.values() for row in split.right]
@@ -379,7 +380,7 @@ def train(config, machine):
     save = lambda: machine.main and save_verifier(out / "ckpt.pt", verifier, run=run, bf16=bf16, optimizer=optimizer.state_dict())
     while run["step"] < steps and run["stale"] < config.patience:
         begun, step = time.time(), run["step"]
-        optimizer.param_groups[0]["lr"] = config.learning_rate * rate_at(step, len(plan), config.warmup_steps)
+        optimizer.lr = config.learning_rate * rate_at(step, len(plan), config.warmup_steps)
         share = kept[plan[step]]
         loss = train_step(verifier, optimizer, examples, places, labels, share, machine.total(len(share)), machine, bf16)
         run["step"], row = step + 1, dict(loss=loss, step_seconds=time.time() - begun)

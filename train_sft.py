@@ -10,7 +10,7 @@ numbers are random, and learning to predict them only adds noise (loss on worked
 Where it departs from DeepSeek-R1 (2501.12948, section 2.3). There the base is a 671B model read from disk and the cold
 start is thousands of long, hand-checked chains; here the base is trained from random weights in minutes, and demonstrations come from
 the task generator. The final stage there (2.3.3) is two epochs of 600 thousand rejection samples and 200 thousand others, and harmlessness is left to a second
-round of RL; here it is some thousands, safety among them. Matrices train with Muon (Jordan et al. 2024; torch.optim.Muon), everything else with AdamW.
+round of RL; here it is some thousands, safety among them. Matrices train with Muon, everything else with AdamW (nanoreason/optim.py).
 
     laptop      python train_sft.py --stage base --out runs/base
                 python train_sft.py --stage cold-start --init runs/base --out runs/cold
@@ -33,6 +33,7 @@ from nanoreason.common import (Interrupt, Metrics, StepBar, UserError, autocast,
                                run_script, say, start_machine, write_json)
 from nanoreason.data import IGNORE, batches, join, open_rows, pack
 from nanoreason.model import GPT, PRESETS as MODELS, memory_line, training_flops, training_memory
+from nanoreason.optim import AdamW, Muon
 from nanoreason.tasks import REASONING
 
 
@@ -80,9 +81,16 @@ PRESETS = {
 }
 
 
-def sft_loss(logits, targets):
-    """Summed next-token cross-entropy. logits (B, T, V), targets (B, T) with IGNORE where nothing is learned. Scalar, float32."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+def sft_loss(model, tokens, targets, doc_start):
+    """Summed next-token cross-entropy over packed rows, a float32 scalar.
+
+    tokens, targets: (B, T), IGNORE where nothing is learned; doc_start: (B, T). A third of the
+    places are questions, padding or last tokens: the head does not look at them.
+    """
+    targets = targets.flatten()
+    learned = (targets != IGNORE).nonzero().squeeze(1)  # (M,)
+    logits = model(tokens, doc_start, select=learned)  # (M, V)
+    return F.cross_entropy(logits.float(), targets[learned], reduction="sum")
 
 
 def learning_rate(step, steps, warmup, cooldown):
@@ -92,10 +100,11 @@ def learning_rate(step, steps, warmup, cooldown):
 
 def make_optimizers(model, config):
     """Muon for the matrices inside the blocks, AdamW for embeddings, head and norm weights."""
-    matrices = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.dim() == 2]
-    others = [p for name, p in model.named_parameters() if not (name.startswith("blocks.") and p.dim() == 2)]
-    return [torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=config.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)]
+    matrices, others = [], []
+    for name, p in model.named_parameters():
+        (matrices if name.startswith("blocks.") and p.dim() == 2 else others).append(p)
+    return [Muon(matrices, config.muon_lr, config.weight_decay),
+            AdamW(others, config.adamw_lr, betas=(0.9, 0.95))]
 
 
 def load_rows(config, machine, max_len):
@@ -157,7 +166,7 @@ def validation_loss(model, rows, config, machine, bf16):
     for at in range(0, len(rows), at_once):
         tokens, targets, doc_start = rows.batch(slice(at, at + at_once), machine.device)
         with autocast(machine.device, bf16):
-            loss += sft_loss(model(tokens, doc_start), targets).item()
+            loss += sft_loss(model, tokens, targets, doc_start).item()
         count += (targets != IGNORE).sum().item()
     return loss / count if count else None
 
@@ -177,7 +186,7 @@ def train_step(model, optimizers, rows, index, config, machine, bf16):
         if machine.world > 1:  # only the last micro-batch needs to wait for the other ranks
             model.require_backward_grad_sync = i == len(pieces) - 1
         with autocast(machine.device, bf16):
-            loss = sft_loss(model(tokens, doc_start), targets)
+            loss = sft_loss(model, tokens, targets, doc_start)
         (loss * machine.world / count).backward()
         total += loss.detach()
     for optimizer in optimizers:
@@ -220,8 +229,7 @@ def train(config, machine):
     for step in range(first, steps):
         rate = learning_rate(step, len(plan), config.warmup, config.cooldown)
         for optimizer, peak in zip(optimizers, (config.muon_lr, config.adamw_lr)):
-            for group in optimizer.param_groups:
-                group["lr"] = peak * rate
+            optimizer.lr = peak * rate
         begun = time.time()
         loss = train_step(net, optimizers, rows, plan[step], config, machine, bf16)
         bar.show(step, f"loss {loss:.3f}")

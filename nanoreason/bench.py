@@ -137,12 +137,21 @@ def attention_speed(config, machine):
     return rows
 
 
+def stage_words(**flags):
+    """Flags as the words of a command line; True is a bare flag, False none."""
+    words = []
+    for key, value in flags.items():
+        if value is not False:
+            words.append("--" + key.replace("_", "-"))
+            words += [] if value is True else [str(value)]
+    return words
+
+
 def run_stage(script, scratch, name, **flags):
     """Run one of the scripts as a user would; returns its metrics, a list of dicts, and its report."""
-    words = [w for key, value in flags.items() if value is not False for w in [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     out = Path(scratch) / f"{name}-{time.monotonic_ns()}"
-    done = subprocess.run([sys.executable, str(ROOT / script), *words, "--out", str(out)], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(ROOT / script), *stage_words(**flags), "--out", str(out)], env=env, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{script} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")
     return read_metrics(out / "metrics.jsonl"), json.loads((out / "report.json").read_text())
@@ -255,7 +264,7 @@ def grpo_speed(config, machine, model, scratch):
 
     def ours(compile=False):
         rows, _ = run_stage("train_grpo.py", scratch, "grpo", compile=compile, init=weights, batch_size=config.rows // 8 * 8, num_samples_per_prompt=8, steps=6, minibatches=1, kl="none",
-                         eval_every=0, save_every=1000, max_reasoning_tokens=config.limit, learning_rate=1e-6, levels=2, device=machine.device.type)
+                         eval_every=0, save_every=1000, max_reasoning_tokens=config.limit, learning_rate=1e-6, level=2, device=machine.device.type)
         silent.extend(row["all_right"] + row["all_wrong"] for row in rows)
         return statistics.median(row["rollout_seconds"] + row["update_seconds"] for row in rows[2:])
 

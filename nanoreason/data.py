@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nanoreason.attention import Documents
 from nanoreason.tokenizer import PAD
 
 IGNORE = -100  # torch's own ignore_index
@@ -120,6 +121,57 @@ def response_batches(examples, values, row_tokens, micro_tokens, device, at_leas
             response = torch.from_numpy(np.unique(owner, return_inverse=True)[1]).to(device)
             yield dict(tokens=tokens, doc_start=doc_start, select=select, targets=targets.flatten()[select], response=response,
                        **{name: value[some[owner], offset].to(device) for name, value in values.items()})
+
+
+def shared_batches(prompts, responses, values, micro_tokens, at_least=1):
+    """Micro-batches, as `response_batches` makes them, that hold a prompt once for all its responses: on a CPU.
+
+    prompts: list of lists of ids; responses: {row: (index of its prompt, ids)}, by prompt; values: {name: (N, L) tensor}. A micro-batch is one row of
+    tokens (1, T), the prompt in front of its responses. doc_start is an attention.Documents and positions (1, T) count each response from the end of
+    the prompt. Worked example: prompt [7 8], responses [1 2] and [3]
+
+        tokens     7  8  1  2  3
+        positions  0  1  2  3  2
+        documents  [7 8 1 2] and [7 8 3]; of the places 1 2 1, the targets are 1 2 3
+
+    Of 512 responses of 33 tokens to questions of 20, in groups of 8, it leaves 18,000 tokens of 27,000.
+    """
+    batch, size, last = [], 0, None
+    most = max(1, len(responses) // at_least)  # responses in a micro-batch
+    for row, (p, ids) in responses.items():
+        new = len(ids) + (len(prompts[p]) if p != last else 0)
+        if batch and (size + new > micro_tokens or len(batch) == most):
+            yield _shared_batch(batch, prompts, responses, values)
+            batch, size = [], 0
+            new = len(prompts[p]) + len(ids)  # a group may be cut: its prompt then stands in both
+        batch.append((p, row))
+        size, last = size + new, p
+    if batch:
+        yield _shared_batch(batch, prompts, responses, values)
+
+
+def _shared_batch(batch, prompts, responses, values):
+    """One micro-batch of `shared_batches`; batch: [(prompt, row)], by prompt."""
+    tokens, positions, select, spans = [], [], [], []  # spans: (first, length, start of the prompt, its length) per response
+    last = None
+    for p, row in batch:
+        if p != last:
+            start, last = len(tokens), p
+            tokens += prompts[p]
+            positions += range(len(prompts[p]))
+        ids, before = responses[row][1], len(prompts[p])
+        first = len(tokens)
+        select += [start + before - 1, *range(first, first + len(ids) - 1)]
+        spans.append((first, len(ids), start, before))
+        tokens += ids
+        positions += range(before, before + len(ids))
+    first, length, start, before = torch.tensor(spans).T
+    rows = torch.tensor([row for _, row in batch])
+    response = torch.repeat_interleave(torch.arange(len(rows)), length)  # (M,)
+    offset = torch.cat([torch.arange(n) for n in length.tolist()])
+    targets = torch.tensor([i for _, row in batch for i in responses[row][1]])
+    return dict(tokens=torch.tensor([tokens]), positions=torch.tensor([positions]), doc_start=Documents(first, length, len(tokens), (start, before)),
+                select=torch.tensor(select), targets=targets, response=response, **{name: value[rows[response], offset] for name, value in values.items()})
 
 
 ARRAYS = ("tokens", "targets", "doc_start")  # of a corpus file: int16, row after row

@@ -9,7 +9,7 @@ import torch
 
 from nanoreason.common import autocast, generator
 from nanoreason.corpus import Example
-from nanoreason.data import response_batches
+from nanoreason.data import response_batches, shared_batches
 from nanoreason.evaluate import behaviours
 from nanoreason.generate import Rollout, generate, join_rollouts, noise
 from nanoreason.questions import own_share
@@ -42,11 +42,17 @@ class Experience:
         steps = [[value for row in self.steps[p * G : (p + 1) * G] for _, value in row] for p in range(len(paid))]
         return torch.tensor([len({*own, *of_steps}) > 1 for own, of_steps in zip(paid, steps)], dtype=torch.bool)
 
-    def micro_batches(self, rows, values, config, device):
-        """`response_batches` of some rows, responses behind their prompts; values {name: (N, L)}."""
+    def micro_batches(self, rows, values, config, device, share=None):
+        """Micro-batches of some rows, responses behind their prompts; values {name: (N, L)}. share: `shared_batches`, which a CPU takes unless told
+        otherwise, or `response_batches`: the numbers are the same."""
+        if not rows:
+            return []
         prompts = [render_prompt(p.question) for p in self.problems]
+        if torch.device(device).type == "cpu" if share is None else share:
+            responses = {row: (row // self.samples, self.rollout.response(row)) for row in rows}
+            return list(shared_batches(prompts, responses, values, config.micro_tokens, config.gradient_accumulation))
         examples = {row: Example(prompts[row // self.samples] + self.rollout.response(row), len(prompts[row // self.samples])) for row in rows}
-        return list(response_batches(examples, values, config.row_tokens, config.micro_tokens, device, config.gradient_accumulation)) if examples else []
+        return list(response_batches(examples, values, config.row_tokens, config.micro_tokens, device, config.gradient_accumulation))
 
     def select(self, groups):
         """Only these groups, a list of indices."""
@@ -144,7 +150,7 @@ def token_logprobs(model, micro, temperature, with_entropy=False):
 
     The temperature is the one that sampled: at another, the ratio would compare two different policies.
     """
-    logits = model(micro["tokens"], micro["doc_start"], select=micro["select"]).float() / temperature  # (M, V)
+    logits = model(micro["tokens"], micro["doc_start"], micro["select"], micro.get("positions")).float() / temperature  # (M, V)
     logp = logits.log_softmax(-1)
     chosen = logp.gather(1, micro["targets"][:, None]).squeeze(1)
     return chosen, -(logp.detach().exp() * logp.detach()).sum(-1) if with_entropy else None

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined: before anything imports nanoreason.attention
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined: before anything imports nanoreason.kernels
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 

@@ -2,14 +2,17 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_tiny
 
+import train_grpo
+import train_sft
 from nanoreason import bench, checkpoint, peers
 from nanoreason.bench import alternate, run_stage
-from nanoreason.common import UserError, generator
+from nanoreason.common import UserError, generator, parse_config
 from nanoreason.corpus import Example
 from nanoreason.data import IGNORE
 from nanoreason.generate import generate
@@ -42,7 +45,14 @@ def test_a_head_that_never_stops_changes_no_other_token():
 def test_the_bench_runs_and_its_figures_hang_together(tmp_path, monkeypatch, capsys):
     """Stages are stood in for by their metrics: the scripts' own runs are tested elsewhere, and one here, below."""
     rows = dict(sft=[dict(step_seconds=9.0)] * 8 + [dict(step_seconds=2.0)] * 3, grpo=[dict(rollout_seconds=9.0, update_seconds=9.0, all_right=0.5, all_wrong=0.0)] * 2 + [dict(rollout_seconds=1.5, update_seconds=0.5, all_right=0.0, all_wrong=0.5)] * 3)
-    monkeypatch.setattr(bench, "run_stage", lambda script, scratch, name, **flags: (rows[name], dict(real_share=0.5)))
+
+    def stand_in(script, scratch, name, **flags):
+        module = dict(sft=train_sft, grpo=train_grpo)[name]
+        assert script == Path(module.__file__).name
+        parse_config(module.Config, bench.stage_words(**flags), module.PRESETS)  # the flags exist
+        return rows[name], dict(real_share=0.5)
+
+    monkeypatch.setattr(bench, "run_stage", stand_in)
     monkeypatch.setattr(bench, "padded_sft_rate", lambda *args: 100.0)
     out = tmp_path / "bench.json"
     checkpoint.save(tmp_path / "ckpt.pt", GPT(PRESETS["nano"]).init_weights(generator(0, "weights")))

@@ -82,9 +82,14 @@ def test_the_stop_token_is_a_target_and_gets_gradient():
     examples = demonstrations(60, 0)
     rows = pack(examples, 1024)
     assert rows.skipped == 0 and (rows.targets == END).sum() == len(examples)
-    tokens, targets, _ = rows.batch(slice(None), "cpu")
+    tokens, targets, doc_start = rows.batch(slice(None), "cpu")
     logits = torch.zeros(*tokens.shape, 512, requires_grad=True)
-    sft_loss(logits, targets).backward()
+
+    def flat(tokens, doc_start, select):
+        """A model whose logits are all zero, at the places asked for."""
+        return logits.flatten(0, 1)[select]
+
+    sft_loss(flat, tokens, targets, doc_start).backward()
     stops = logits.grad[targets == END]
     assert torch.allclose(stops[:, END], torch.full((len(examples),), 1 / 512 - 1))  # softmax minus one-hot, on flat logits
     assert logits.grad[targets == IGNORE].abs().max() == 0

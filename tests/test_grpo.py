@@ -366,35 +366,50 @@ def test_entropy_and_sampler_gap_are_means_over_tokens_within_and_then_over_resp
     assert run_update(model, experience, advantages)[0]["sampler_gap"] == pytest.approx(0.25, abs=1e-4)
 
 
-def test_every_packed_token_carries_its_own_responses_values(model):
+@pytest.mark.parametrize("share", [True, False])
+def test_every_packed_token_carries_its_own_responses_values(model, share):
     """Prompts in another order, two of them equal, rows left out: each document found by its ids must bring its own row's numbers."""
     experience, rows = rolled(model, 0.8, seed=4), [17, 3, 12, 0, 15, 1, 13, 8, 9, 14, 2, 19]
     rollout, advantages = experience.rollout, by_token(experience)
-    full = {}
-    for row in rows:
-        full.setdefault(tuple(PROMPTS[row // 4] + rollout.response(row)), []).append(row)
-    assert all(len(rows) == 1 for rows in full.values())
+    full = {tuple(PROMPTS[row // 4] + rollout.response(row)): row for row in rows}
+    assert len(full) == len(rows)
     seen, passes = Counter(), 0
-    for micro in experience.micro_batches(rows, dict(advantage=advantages, sampled=rollout.logprobs), Config(**EXACT | dict(micro_tokens=128)), CPU):
-        tokens, doc_start, select = micro["tokens"], micro["doc_start"], micro["select"].tolist()
-        T, owners = tokens.size(1), []
+    values = dict(advantage=advantages, sampled=rollout.logprobs)
+    for micro in experience.micro_batches(rows, values, Config(**EXACT | dict(micro_tokens=96)), CPU, share):
         with torch.no_grad():
             logp, entropy = token_logprobs(model, micro, 0.8)
         assert entropy is None and torch.allclose(logp, micro["sampled"], atol=2e-5)
-        for b, start in {(place // T, int(doc_start[place // T, place % T])) for place in select}:
-            inside = [n for n, place in enumerate(select) if place // T == b and doc_start[b, place % T] == start]
-            end = select[inside[-1]] % T + 2
-            (row,) = full[tuple(tokens[b, start:end].tolist())]
-            response = rollout.response(row)
-            assert micro["targets"][inside].tolist() == response
-            assert torch.equal(micro["advantage"][inside], advantages[row, : len(response)])
-            assert torch.equal(micro["sampled"][inside], rollout.logprobs[row, : len(response)])
-            (owner,) = set(micro["response"][inside].tolist())
-            owners.append(owner)
+        tokens, owners = micro["tokens"].flatten(), micro["response"].unique().tolist()
+        assert owners == list(range(len(owners)))  # counted from 0, one number a response
+        for owner in owners:
+            inside = micro["response"] == owner
+            at = int(micro["select"][inside][0])  # the prompt's last token
+            before = int(micro["positions"][0, at]) if share else at % micro["tokens"].size(1) - int(micro["doc_start"].flatten()[at])
+            row = full[tuple(tokens[at - before : at + 1].tolist() + micro["targets"][inside].tolist())]
+            n = len(rollout.response(row))
+            assert torch.equal(micro["advantage"][inside], advantages[row, :n])
+            assert torch.equal(micro["sampled"][inside], rollout.logprobs[row, :n])
             seen[row] += 1
-        assert sorted(owners) == list(range(len(owners)))  # counted from 0, one number a response
         passes += 1
     assert seen == Counter(rows) and passes > 2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_prompt_read_once_for_its_group_gives_the_gradient_of_one_read_for_each_response(model, temperature):
+    experience = rolled(model)
+    rows, weight = list(range(20)), torch.rand(experience.rollout.ids.shape, generator=generator(0, "weight"))
+    grads, sizes = [], []
+    for share in (True, False):
+        model.zero_grad()
+        size = 0
+        for micro in experience.micro_batches(rows, dict(weight=weight), Config(**EXACT), CPU, share):
+            logp, _ = token_logprobs(model, micro, temperature)
+            (micro["weight"] * logp).sum().backward()
+            size += micro["tokens"].numel()
+        grads.append([p.grad.clone() for p in model.parameters()])
+        sizes.append(size)
+    model.zero_grad()
+    assert same(dict(enumerate(grads[0])), dict(enumerate(grads[1]))) and sizes[0] < 0.8 * sizes[1]
 
 
 def test_equal_prompts_stay_two_groups(model):

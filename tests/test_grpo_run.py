@@ -107,7 +107,9 @@ def test_a_run_killed_five_times_leaves_what_an_uninterrupted_one_leaves(start, 
     one, two = (checkpoint.load(out / "ckpt.pt") for out in (whole, killed))
     assert equal(two["weights"], one["weights"]) and equal(two["reference"], one["reference"]) and not equal(one["reference"], weights(start))
     assert two["run"] == one["run"] and two["difficulty"] == one["difficulty"]
-    assert all(equal(b, a) for a, b in zip(one["optimizer"]["state"].values(), two["optimizer"]["state"].values(), strict=True))
+    assert one["optimizer"]["steps"] == two["optimizer"]["steps"] > 0
+    for name in ("mean", "square"):
+        assert all(torch.equal(a, b) for a, b in zip(one["optimizer"][name], two["optimizer"][name], strict=True))
     assert equal(weights(killed / "best.pt"), weights(whole / "best.pt")) and not equal(weights(killed), weights(start))
     rows = read_metrics(whole / "metrics.jsonl")
     assert len({row["refills"] for row in rows}) > 1 and len({row["difficulty_fact"] for row in rows}) > 10  # all of this was at work

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from conftest import make_tiny
 
-from nanoreason import attention as A
+from nanoreason import attention, kernels as A
 from nanoreason.common import generator
 from nanoreason.generate import generate
 
@@ -73,7 +73,7 @@ def compare(q, k, v, grad, doc_start):
 
 def pytorch(q, k, v, doc_start):
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    mask = None if doc_start is None else A.document_mask(doc_start)
+    mask = None if doc_start is None else attention.document_mask(doc_start)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True).transpose(1, 2)
 
 
@@ -173,6 +173,7 @@ def test_operators_pass_pytorchs_own_checks():
 
 def test_the_whole_network_compiles_without_a_break_forward_and_backward(monkeypatch):
     monkeypatch.setattr("nanoreason.model.attention", A.fused_attention)
+    monkeypatch.setattr("nanoreason.model.by_document", lambda doc_start, dtype: doc_start)
     model = make_tiny(head_dim=16).to(DEVICE)
     ids, doc_start = torch.randint(0, 506, (2, 40), generator=generator(0, "ids")).to(DEVICE), documents(2, 40)
     seen = []
@@ -182,7 +183,7 @@ def test_the_whole_network_compiles_without_a_break_forward_and_backward(monkeyp
         out.square().mean().backward()
         seen.append([out.detach(), *(p.grad.clone() for p in model.parameters())])
     assert all(torch.allclose(a, b, atol=1e-5, rtol=1e-4) for a, b in zip(*seen))
-    monkeypatch.setattr("nanoreason.model.attention", A.attention)
+    monkeypatch.setattr("nanoreason.model.attention", attention.attention)
     model.zero_grad()
     model(ids, doc_start).square().mean().backward()
     assert all(torch.allclose(p.grad, g, atol=1e-4, rtol=1e-3) for p, g in zip(model.parameters(), seen[0][1:]))  # as without the kernels
@@ -235,8 +236,8 @@ class Block:
             raise ImportError(name)
 sys.meta_path.insert(0, Block())
 import torch
-from nanoreason import attention
-assert attention.triton is None
+from nanoreason import attention, kernels
+assert kernels.triton is None
 q = torch.randn(1, 5, 2, 16)
 print((attention.attention(q, q, q)[:, 0] - q[:, 0]).abs().max().item() < 1e-6)
 """
@@ -249,7 +250,7 @@ import json, sys
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from nanoreason import attention as A
+from nanoreason import kernels as A
 
 def build(kernel, name, D, packed, capability):
     bq, bk, options = A.tiles(name, D, torch.bfloat16)
@@ -295,7 +296,8 @@ def test_the_kernels_compile_for_gpus_that_are_not_here_and_fit_their_shared_mem
 def test_a_rollout_through_the_decoding_kernel_is_the_same(monkeypatch):
     model, prompts = make_tiny(head_dim=16).to(DEVICE), [[1, 2, 3], [9], [4] * 12]
     wanted = generate(model, prompts, 2, 6, 1.0, generator(0, "rollout"))
-    monkeypatch.setattr(A, "runs_kernels", lambda device: True)
+    monkeypatch.setattr(attention, "kernels", A)
+    monkeypatch.setattr(A, "runs_on", lambda device: True)
     got = generate(model, prompts, 2, 6, 1.0, generator(0, "rollout"))
     assert torch.equal(got.ids, wanted.ids) and torch.allclose(got.logprobs, wanted.logprobs, atol=1e-4)
 
