@@ -203,13 +203,12 @@ def update(model, reference, optimizer, experience, advantages, config, machine,
         weight = token_weights(config.loss, rollout.lengths, total, tokens, config.max_reasoning_tokens).expand(rollout.ids.shape)
         useful = [row for row in rows if config.kl in ("k2", "k3") or advantages[row].any()]
         parts.append(experience.micro_batches(useful, dict(advantage=advantages, weight=weight, sampled=rollout.logprobs), config, device))
-    exact = device.type == "cpu" and not bf16
     sums = dict.fromkeys(("loss", "clip_fraction", "kl", "entropy", "sampler_gap", "weight"), 0.0)
     with torch.no_grad(), autocast(device, bf16):
         for part, micro in ((part, micro) for part, batch in enumerate(parts) for micro in batch):
             micro["ref"] = token_logprobs(reference, micro, config.temperature)[0] if reference is not None else None
             if part > 0:  # the sampler's own are the same to 1e-6 where it computed in float32 too: a pass less
-                micro["old"] = micro["sampled"] if exact else token_logprobs(model, micro, config.temperature)[0]
+                micro["old"] = micro["sampled"] if device.type == "cpu" and not bf16 else token_logprobs(model, micro, config.temperature)[0]
     clip, grad_norm = (config.clip_ratio, config.clip_ratio if config.clip_high < 0 else config.clip_high), 0.0
     for part in parts * config.inner_epochs:
         for micro in part:

@@ -356,11 +356,18 @@ class StepBar:
 
     def __init__(self, total, desc, machine, first=0):
         self.bar, self.total, self.machine, self.start, self.spoken = progress(total, desc, machine, first), total, machine, time.time(), 0.0
+        self.first, self.estimated = first, False
 
     def show(self, step, text):
         """`step` (from 0) is done; text: its figures in a few words."""
         self.bar.update()
         self.bar.set_postfix_str(text)
+        done = step + 1 - self.first
+        if not self.estimated and done >= 3 and self.seconds > 3:
+            self.estimated = True
+            per_step = self.seconds / done
+            left = per_step * (self.total - self.first)
+            say(f"{self.total - self.first} steps of {per_step:.2f} s: about {left / 60:.1f} minutes here", self.machine)
         if self.bar.disable and (time.time() - self.spoken > 10 or step == self.total - 1):
             self.spoken = time.time()
             say(f"  step {step:5d}/{self.total}  {text}  {self.spoken - self.start:.0f}s", self.machine)

@@ -190,9 +190,11 @@ def test_progress_is_a_line_every_ten_seconds_and_at_the_end_where_there_is_no_t
         bar.show(step, f"at {step}")
     bar.close()
     shown = capsys.readouterr()
-    spoken = [int(line.split()[1].split("/")[0]) for line in shown.out.splitlines()]
+    lines = shown.out.splitlines()
+    assert lines.pop(1) == "39 steps of 3.00 s: about 1.9 minutes here"  # once, from the first three steps
+    spoken = [int(line.split()[1].split("/")[0]) for line in lines]
     assert spoken == [3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 41] and shown.err == ""  # the first, then 12 s apart, the last
-    assert shown.out.splitlines()[1] == "  step     7/42  at 7  15s" and bar.seconds == 39 * 3
+    assert lines[1] == "  step     7/42  at 7  15s" and bar.seconds == 39 * 3
 
 
 def test_progress_is_a_bar_on_a_terminal_and_nothing_on_other_ranks(capsys, monkeypatch):
