@@ -106,6 +106,8 @@ def run_script(main):
         if rank > 0:
             _let_torchrun_end_us()  # most mistakes are every rank's, and rank 0 has said them by now
         complain(" ".join(str(error).split()))
+        if rank == 0 and world > 1:
+            time.sleep(1)  # a rank that a busy machine keeps back comes to the same mistake before torchrun ends it
         status = 2
     except KeyboardInterrupt:
         status = 130

@@ -107,7 +107,10 @@ def test_a_verifier_is_trained_on_what_the_policy_says_and_every_method_can_ask_
         call(sample, "What is the capital of France?", "--ckpt", capitals / "sft", "--method", method, "--n", 4, "--verifier", tmp_path / "orm", "--plan", tmp_path / "plan.json",
              "--min-thinking", 6, "--json", tmp_path / "one.json")
         one = json.loads((tmp_path / "one.json").read_text())
-        assert one["method"] == method and one["tokens"] > 0 and f"Answer: {one['answer']}" in capsys.readouterr().out
+        assert one["method"] == method and one["tokens"] > 0
+        if method != "budget":  # whose "Wait", forced on a model that never thinks, may end in no answer
+            assert one["answer"]
+        assert ("No answer: " if one["answer"] is None else f"Answer: {one['answer']}") in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
