@@ -75,9 +75,11 @@ def alternate(calls, repeats):
 
 def roofline(config, machine):
     """What the machine can do at best: FLOP/s of square matrix products by dtype, and bytes/s of copies (read and written)."""
-    n = 8192 if machine.device.type == "cuda" else 2048
     out = {}
     for dtype in (torch.float32, torch.bfloat16):
+        n = 8192 if machine.device.type == "cuda" else 2048
+        if dtype == torch.bfloat16 and not choose_bf16("auto", machine):
+            n = 256  # emulated: the large product takes half a minute
         a, b = (torch.randn(n, n, device=machine.device).to(dtype) for _ in range(2))
         out[str(dtype).removeprefix("torch.")] = 2 * n**3 / seconds(lambda: a @ b, machine.device, config.repeats)
     x = torch.empty(2**28 if machine.device.type == "cuda" else 2**26, device=machine.device).normal_()
