@@ -22,6 +22,8 @@ from contextlib import contextmanager
 
 import torch
 
+from nanoreason.common import UserError
+
 STEPS = 5
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c of Jordan et al.: steep at zero
 
@@ -95,12 +97,12 @@ class Optimizer:
         return dict(steps=self.steps, **self.state)
 
     def load_state_dict(self, saved):
-        """Take over what `state_dict` gave. Raises ValueError where it fits other parameters."""
+        """Take over what `state_dict` gave. Raises UserError where it fits other parameters."""
         saved = dict(saved)
         steps = saved.pop("steps", None)
         wanted = {name: [x.shape for x in tensors] for name, tensors in self.state.items()}
         if steps is None or wanted != {k: [x.shape for x in v] for k, v in saved.items()}:
-            raise ValueError("the optimizer state fits other parameters or another optimizer")
+            raise UserError("the optimizer state in the checkpoint is of other parameters, or of an earlier version")
         self.steps = steps
         for name, tensors in saved.items():
             for mine, theirs in zip(self.state[name], tensors, strict=True):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_tiny
 
-from nanoreason.common import generator
+from nanoreason.common import UserError, generator
 from nanoreason.optim import AdamW, Muon, orthogonalize
 
 SHAPES = [(6, 6), (24, 8), (8, 24)]
@@ -117,9 +117,9 @@ def test_a_resumed_optimizer_goes_on_bit_by_bit_and_a_foreign_state_is_refused(m
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     steps(second, resumed, range(3, 6))
     assert all(torch.equal(p, q) for p, q in zip(whole, second))
-    with pytest.raises(ValueError, match="other parameters"):
+    with pytest.raises(UserError, match="other parameters"):
         make(whole[:2]).load_state_dict(optimizer.state_dict())
-    with pytest.raises(ValueError, match="other parameters"):
+    with pytest.raises(UserError, match="other parameters"):
         make(whole).load_state_dict(torch.optim.SGD(whole, 0.1).state_dict())
 
 
