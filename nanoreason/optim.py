@@ -63,8 +63,10 @@ def full_float32():
     """Matrix products without TF32, which start_machine allows on a GPU."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
-    yield
-    torch.set_float32_matmul_precision(before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class Optimizer:
@@ -102,7 +104,7 @@ class Optimizer:
         steps = saved.pop("steps", None)
         wanted = {name: [x.shape for x in tensors] for name, tensors in self.state.items()}
         if steps is None or wanted != {k: [x.shape for x in v] for k, v in saved.items()}:
-            raise UserError("the optimizer state in the checkpoint is of other parameters, or of an earlier version")
+            raise UserError("the optimizer state is of other parameters or of an earlier version")
         self.steps = steps
         for name, tensors in saved.items():
             for mine, theirs in zip(self.state[name], tensors, strict=True):
