@@ -23,10 +23,9 @@ import torch
 from nanoreason import checkpoint, plots
 from nanoreason.common import (Interrupt, Metrics, StepBar, UserError, autocast, choose_bf16, flag, parse_config, prepare_out, read_metrics, run_script, say,
                                start_machine, write_json)
-from nanoreason.evaluate import greedy_accuracy
-from nanoreason.experience import sample_groups, sequence_kl, token_logprobs
-from nanoreason.generate import MAX_ROWS, sampler
-from nanoreason.model import memory_line, rl_memory, training_memory
+from nanoreason.evaluate import greedy_accuracy, sampled_accuracy
+from nanoreason.experience import announce, sample_groups, sequence_kl, token_logprobs
+from nanoreason.generate import sampler
 from nanoreason.optim import AdamW
 from nanoreason.questions import Questions, advise
 from nanoreason.rewards import LENGTH_FORMS, PROCESS_FORMS, REWARDS
@@ -43,6 +42,7 @@ class Config:
     level: str = flag("1,2", "levels of the training questions, separated by commas, or auto: as hard as keeps 20 to 60% of the responses right")
     steps: int = flag(50, "rollouts, each followed by its updates", low=1)
     token_budget: int = flag(0, "end once this many response tokens have been sampled; 0: no limit", low=0)
+    goal: float = flag(0.0, "end once the lower bound of sampled accuracy on 1,000 validation problems reaches this share; 0: no goal", low=0, high=1)
     batch_size: int = flag(512, "responses a step, over all ranks: questions times --num-samples-per-prompt", low=2)
     num_samples_per_prompt: int = flag(8, "responses to each question: the group", low=2)
     temperature: float = flag(1.0, "sampling temperature of the rollouts, and of the update's log-probabilities", low=0.01)
@@ -243,15 +243,6 @@ def check_config(config, machine):
         raise UserError(f"--overlong-buffer {config.overlong_buffer} is longer than --max-reasoning-tokens {config.max_reasoning_tokens}")
 
 
-def announce(model, reference, config, machine, bf16):
-    """What the run is and what it will keep in memory, before it starts."""
-    say(f"grpo: {model.num_params / 1e6:.2f}M parameters, {config.prompts} questions x {config.num_samples_per_prompt} responses a step, {config.loss}, "
-        f"KL {config.kl}, reward {config.reward}, {'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
-    parts = training_memory(model.config, config.micro_tokens, config.row_tokens, bf16, config.checkpoint_activations, dense=bf16 and machine.device.type == "cpu")
-    parts |= rl_memory(model.config, min(MAX_ROWS, config.batch_size // machine.world), config.max_reasoning_tokens + 64, bf16, reference is not None)
-    say(memory_line(parts, machine), machine)
-
-
 def train(config, machine):
     """The whole run; returns the report that is also written to --out."""
     check_config(config, machine)
@@ -268,10 +259,10 @@ def train(config, machine):
     reference = None if config.kl == "none" else copy.deepcopy(model).requires_grad_(False)
     net = torch.compile(model, dynamic=True) if config.compile and machine.device.type != "cpu" else model
     optimizer = AdamW(model.parameters(), config.learning_rate, betas=(0.9, 0.99))
-    run = dict(step=0, sampled_tokens=0, silent=0, checks={})  # silent: steps in a row without signal; checks: {steps done: greedy validation accuracy}
+    run = dict(step=0, sampled_tokens=0, silent=0, reached=False, checks={})  # silent: steps in a row without signal; checks: {steps done: greedy validation accuracy}
     if config.resume:
         optimizer.load_state_dict(state["optimizer"])
-        run, questions.difficulty = state["run"], state["difficulty"]
+        run, questions.difficulty = run | state["run"], state["difficulty"]
         if reference:
             reference.load_state_dict(state["reference"])
     bf16 = choose_bf16(config.precision, machine, state.get("bf16") if config.resume else None)
@@ -292,12 +283,13 @@ def train(config, machine):
         return now["acc"]
 
     validation = questions.held_out(config.eval_problems) if config.eval_every else []
+    goal = questions.held_out(1000 // len(questions.families)) if config.goal else []
     steps = min(config.steps, config.max_steps or config.steps)
     metrics = Metrics(out / "metrics.jsonl", run["step"], machine.main)
     interrupt, bar = Interrupt(), StepBar(steps, "grpo", machine, run["step"])
     if validation and run["step"] == 0:
         validate()
-    while run["step"] < steps and not (config.token_budget and run["sampled_tokens"] >= config.token_budget):
+    while run["step"] < steps and not (run["reached"] or config.token_budget and run["sampled_tokens"] >= config.token_budget):
         step, begun = run["step"], time.time()
         optimizer.lr = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
         experience, row = sample_groups(policy, config, questions, step, machine, verifier)
@@ -313,6 +305,9 @@ def train(config, machine):
             reference.load_state_dict(model.state_dict())
         if validation and run["step"] % config.eval_every == 0:
             row["val_greedy"] = validate()
+        if config.goal and row["solve_rate"] >= config.goal:  # the training questions say when it is time to look
+            row["val_sampled"] = sampled_accuracy(policy, goal, config.max_reasoning_tokens, seed=run["step"])
+            run["reached"] = row["val_sampled"]["ci"][0] >= config.goal
         run["silent"] = run["silent"] + 1 if row["no_signal"] == 1 else 0
         advise(row, run["silent"], machine)
         metrics.log(step=step, **row)
@@ -332,7 +327,7 @@ def finish(model, config, machine, run, seconds):
     """Report and figures of a run that has ended."""
     checks, out = run["checks"], Path(config.out)
     best = max(checks, key=lambda step: (checks[step]["acc"], step), default=run["step"])
-    report = dict(stage="grpo", params=model.num_params, steps=run["step"], sampled_tokens=run["sampled_tokens"], seconds=seconds, selected_step=best, val_greedy=checks)
+    report = dict(stage="grpo", params=model.num_params, steps=run["step"], sampled_tokens=run["sampled_tokens"], seconds=seconds, reached=run["reached"], selected_step=best, val_greedy=checks)
     if machine.main:
         write_json(out / "report.json", report)
         plots.rl_figures({out.name: read_metrics(out / "metrics.jsonl")}, out)

@@ -30,13 +30,13 @@ from nanoreason import checkpoint, plots
 from nanoreason.common import (Interrupt, Metrics, StepBar, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out, progress, run_script,
                                say, start_machine, write_json)
 from nanoreason.corpus import Example
-from nanoreason.data import batches
 from nanoreason.evaluate import auc, brier, reliability
 from nanoreason.generate import MAX_ROWS, generate, noise, sampler
 from nanoreason.model import GPTConfig
 from nanoreason.optim import AdamW
 from nanoreason.pool import ROWS, processes, read_arrays, sample_some, write_arrays
 from nanoreason.questions import Questions, own_share
+from nanoreason.replicas import Replicas, replica_count
 from nanoreason.rewards import outcome_reward, step_rewards
 from nanoreason.tokenizer import parse_response, render_prompt
 from nanoreason.verifier import KINDS, Verifier, reading_batches, reading_places, save_verifier
@@ -226,22 +226,27 @@ def verifier_loss(logits, labels, weight):
     return (weight * F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")).sum()
 
 
-def train_step(verifier, optimizer, examples, places, labels, index, responses, machine, bf16):
-    """One step on this rank's share `index` of `responses` responses, each of which counts the same, however many its places. Returns the loss."""
-    device, loss = machine.device, 0.0
-    mine = [places[i] for i in index]
+def add_gradients(verifier, examples, places, labels, index, responses, device, bf16):
+    """Backward passes over the responses in `index`, each of which counts 1 / responses, however many its places. Returns their part of the loss."""
+    mine, loss = [places[i] for i in index], 0.0
     flat = lambda owner, values: torch.tensor([values[i][k] for i, k in enumerated(owner)], device=device)
-    for tokens, doc_start, select, owner in reading_batches([examples[i] for i in index], mine, device):
+    for inputs, owner in reading_batches([examples[i] for i in index], mine, device):
         weight = torch.tensor([1.0 / (len(mine[i]) * responses) for i in owner], device=device)
         with autocast(device, bf16):
-            logits = verifier(tokens, doc_start, select)
+            logits = verifier(**inputs)
         part = verifier_loss(logits, flat(owner, [labels[i] for i in index]), weight)
         part.backward()
         loss += part.item()
+    return loss
+
+
+def train_step(replicas, index, machine):
+    """One step on this rank's responses `index`; returns the loss over all ranks. The work of the replicas is `add_gradients`."""
+    verifier, responses = replicas.model, machine.total(len(index))
+    loss = sum(replicas.gradients([(share, responses) for share in np.array_split(index, replicas.count)]))
     machine.sum_gradients(verifier)
     torch.nn.utils.clip_grad_norm_([p for p in verifier.parameters() if p.grad is not None], 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
+    replicas.step()
     return machine.total(loss)
 
 
@@ -258,9 +263,9 @@ def enumerated(owner):
 def read_logits(verifier, examples, places, machine, bf16):
     """Logits at the places of each example: a list of lists."""
     found = [[] for _ in examples]
-    for tokens, doc_start, select, owner in reading_batches(examples, places, machine.device):
+    for inputs, owner in reading_batches(examples, places, machine.device):
         with autocast(machine.device, bf16):
-            logits = verifier(tokens, doc_start, select).float().tolist()
+            logits = verifier(**inputs).float().tolist()
         for i, logit in zip(owner, logits):
             found[i].append(logit)
     return found
@@ -335,6 +340,24 @@ def label_quality(data):
                 wrong=sum(not truth for truth, _ in steps), wrong_but_called_right=sum(called and not truth for truth, called in steps))
 
 
+def question_batches(kept, examples, size, epochs, seed, rank=0, world=1):
+    """Yield this rank's part of every batch: `size` indices from `kept` over all ranks.
+
+    Every epoch shuffles the questions and keeps the responses to each side by side, so that a step
+    reads most prompts once. Those left over at the end of an epoch open the next one.
+    """
+    by_prompt = {}
+    for i in kept:
+        by_prompt.setdefault(tuple(examples[i].ids[: examples[i].prompt_len]), []).append(i)
+    questions = list(by_prompt.values())
+    order = []
+    for epoch in range(epochs):
+        for q in np.random.default_rng((seed, epoch)).permutation(len(questions)):
+            order += questions[q]
+    for at in range(0, len(order) - size + 1, size):
+        yield np.array_split(np.array(order[at : at + size]), world)[rank]
+
+
 def rate_at(step, steps, warmup):
     """Factor on the peak rate: climbs over `warmup` steps, then falls linearly to zero."""
     return min((step + 1) / max(1, warmup), (steps - step) / max(1, steps - warmup))
@@ -355,7 +378,7 @@ def train(config, machine):
     data = label_responses(config, machine, sampler(policy, bf16), out)
     places, labels = targets(data["train"], config)
     kept, examples = balance(labels, config.seed), data["train"].examples
-    plan = list(batches(len(kept), max(machine.world, config.batch_size), config.epochs, config.seed, machine.rank, machine.world)) if len(kept) else []
+    plan = list(question_batches(kept, examples, max(machine.world, config.batch_size), config.epochs, config.seed, machine.rank, machine.world))
     if not plan:
         raise UserError(f"{len(examples)} different responses, {len(kept)} of them balanced, do not fill a step of {config.batch_size}: ask more --questions, or easier or harder ones")
     run = dict(step=0, best=None, stale=0)  # best: lowest validation loss and its step; stale: looks since
@@ -369,6 +392,8 @@ def train(config, machine):
     optimizer = AdamW(verifier.parameters(), config.learning_rate, config.weight_decay, betas=(0.9, 0.95))
     if began:
         optimizer.load_state_dict(state["optimizer"])
+    work = lambda verifier, share: add_gradients(verifier, examples, places, labels, *share, machine.device, bf16)
+    replicas = Replicas(verifier, [optimizer], work, replica_count(verifier.gpt, machine, config.batch_size))
     rows = [row for split in data.values() for row in split.right]
     say(f"{config.kind}: {verifier.gpt.num_params / 1e6:.2f}M parameters, {len(examples)} different responses to {config.questions} questions, {len(kept)} balanced, "
         f"{np.mean(rows):.0%} of all right, at most {len(plan)} steps, {'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
@@ -381,8 +406,7 @@ def train(config, machine):
     while run["step"] < steps and run["stale"] < config.patience:
         begun, step = time.time(), run["step"]
         optimizer.lr = config.learning_rate * rate_at(step, len(plan), config.warmup_steps)
-        share = kept[plan[step]]
-        loss = train_step(verifier, optimizer, examples, places, labels, share, machine.total(len(share)), machine, bf16)
+        loss = train_step(replicas, plan[step], machine)
         run["step"], row = step + 1, dict(loss=loss, step_seconds=time.time() - begun)
         if run["step"] % config.eval_every == 0 or run["step"] == len(plan):
             row["val_loss"] = now = mean_loss(read_logits(verifier, data["val"].examples, val_places, machine, bf16), val_labels)
@@ -398,7 +422,7 @@ def train(config, machine):
             save()
         if stop:
             interrupt.leave(run["step"], machine)
-    bar.close(), interrupt.close()
+    bar.close(), interrupt.close(), replicas.close()
     save()
     return finish(verifier, data, kept, config, machine, bf16, run, bar.seconds)
 

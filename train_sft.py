@@ -24,6 +24,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -34,6 +35,7 @@ from nanoreason.common import (Interrupt, Metrics, StepBar, UserError, autocast,
 from nanoreason.data import IGNORE, batches, join, open_rows, pack
 from nanoreason.model import GPT, PRESETS as MODELS, memory_line, training_flops, training_memory
 from nanoreason.optim import AdamW, Muon
+from nanoreason.replicas import Replicas, replica_count
 from nanoreason.tasks import REASONING
 
 
@@ -150,10 +152,10 @@ def base_rows(config, families):
     return rows, val
 
 
-def account(shape, config, bf16, machine):
+def account(shape, config, bf16, machine, replicas):
     """What the run will cost, said before it starts: arithmetic a step, and whether it fits into memory."""
     flops = training_flops(shape, config.batch_tokens, config.row_tokens, config.checkpoint_activations)
-    micro = min(config.micro_tokens, config.batch_tokens // machine.world)
+    micro = min(config.micro_tokens * replicas, config.batch_tokens // machine.world)
     parts = training_memory(shape, micro, config.row_tokens, bf16, config.checkpoint_activations, muon=True, dense=bf16 and machine.device.type == "cpu")
     return f"{flops:.2g} FLOP a step of {config.batch_tokens} tokens; {memory_line(parts, machine)}"
 
@@ -171,15 +173,15 @@ def validation_loss(model, rows, config, machine, bf16):
     return loss / count if count else None
 
 
-def train_step(model, optimizers, rows, index, config, machine, bf16):
-    """One optimizer step on the rows in `index` (this rank's share). Returns the loss in nats a token over all ranks.
+def add_gradients(model, rows, index, count, config, machine, bf16):
+    """Backward passes of the rows in `index`, micro-batch by micro-batch; returns their summed loss.
 
-    Every micro-batch is divided by the one token count of the whole batch, all ranks together, so that neither the number
-    of micro-batches nor the number of ranks changes the gradient. DDP averages over ranks; `world` undoes that.
+    Every micro-batch is divided by `count`, the targets in the whole batch, all ranks together, so
+    that neither the number of micro-batches nor that of ranks or replicas changes the gradient.
+    DDP averages over ranks; `world` undoes that.
     """
+    total = 0.0
     at_once = max(1, config.micro_tokens // config.row_tokens)
-    count = machine.total((rows.targets[index] != IGNORE).sum())
-    total = torch.zeros((), device=machine.device)
     pieces = [index[at : at + at_once] for at in range(0, len(index), at_once)]
     for i, piece in enumerate(pieces):
         tokens, targets, doc_start = rows.batch(piece, machine.device)
@@ -188,11 +190,17 @@ def train_step(model, optimizers, rows, index, config, machine, bf16):
         with autocast(machine.device, bf16):
             loss = sft_loss(model, tokens, targets, doc_start)
         (loss * machine.world / count).backward()
-        total += loss.detach()
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=machine.world == 1)  # DDP keeps gradients inside its buckets
-    return machine.total(total) / count
+        total += loss.item()
+    return total
+
+
+def train_step(replicas, rows, index, machine):
+    """One optimizer step on the rows in `index` (this rank's share); returns the loss in nats per
+    token over all ranks. The work of the replicas is `add_gradients`."""
+    count = machine.total((rows.targets[index] != IGNORE).sum())
+    losses = replicas.gradients([(share, count) for share in np.array_split(index, replicas.count)])
+    replicas.step()
+    return machine.total(sum(losses)) / count
 
 
 def train(config, machine):
@@ -204,9 +212,10 @@ def train(config, machine):
     else:
         model = GPT(MODELS[config.model]).init_weights(generator(config.seed, "weights")).to(machine.device)
     bf16 = choose_bf16(config.precision, machine, state.get("bf16") if config.resume else None)
-    say(account(model.config, config, bf16, machine), machine)
-    rows, val = load_rows(config, machine, model.config.max_len)
     batch_rows = max(machine.world, config.batch_tokens // config.row_tokens)
+    copies = 1 if config.compile else replica_count(model, machine, batch_rows)
+    say(account(model.config, config, bf16, machine, copies), machine)
+    rows, val = load_rows(config, machine, model.config.max_len)
     epochs = -(-config.total_steps * batch_rows // max(1, len(rows))) or config.epochs
     plan = list(batches(len(rows), batch_rows, epochs, config.seed, machine.rank, machine.world))[: config.total_steps or None]
     if not plan:
@@ -220,6 +229,7 @@ def train(config, machine):
     model.checkpoint_activations = config.checkpoint_activations
     net = DistributedDataParallel(model, gradient_as_bucket_view=True) if machine.world > 1 else model
     net = torch.compile(net) if config.compile else net
+    replicas = Replicas(net, optimizers, lambda net, share: add_gradients(net, rows, *share, config, machine, bf16), copies)
     say(f"{config.stage}: {model.num_params / 1e6:.2f}M parameters, {len(rows)} rows of {config.row_tokens} tokens ({rows.real_share:.1%} real, "
         f"{rows.skipped} documents too long), {steps} steps, {'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
 
@@ -231,7 +241,7 @@ def train(config, machine):
         for optimizer, peak in zip(optimizers, (config.muon_lr, config.adamw_lr)):
             optimizer.lr = peak * rate
         begun = time.time()
-        loss = train_step(net, optimizers, rows, plan[step], config, machine, bf16)
+        loss = train_step(replicas, rows, plan[step], machine)
         bar.show(step, f"loss {loss:.3f}")
         if step % config.log_every == 0 or step == steps - 1:
             metrics.log(step=step, loss=loss, rate=rate, tokens=(step + 1) * batch_rows * config.row_tokens, step_seconds=time.time() - begun)
@@ -242,6 +252,7 @@ def train(config, machine):
             interrupt.leave(step + 1, machine)
     bar.close()
     interrupt.close()
+    replicas.close()
     seconds = bar.seconds
     save(steps)
     report = dict(stage=config.stage, params=model.num_params, steps=steps, train_loss=loss, val_loss=validation_loss(model, val, config, machine, bf16),

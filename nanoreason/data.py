@@ -152,26 +152,40 @@ def shared_batches(prompts, responses, values, micro_tokens, at_least=1):
 
 def _shared_batch(batch, prompts, responses, values):
     """One micro-batch of `shared_batches`; batch: [(prompt, row)], by prompt."""
-    tokens, positions, select, spans = [], [], [], []  # spans: (first, length, start of the prompt, its length) per response
-    last = None
-    for p, row in batch:
-        if p != last:
-            start, last = len(tokens), p
-            tokens += prompts[p]
-            positions += range(len(prompts[p]))
-        ids, before = responses[row][1], len(prompts[p])
-        first = len(tokens)
-        select += [start + before - 1, *range(first, first + len(ids) - 1)]
-        spans.append((first, len(ids), start, before))
-        tokens += ids
-        positions += range(before, before + len(ids))
-    first, length, start, before = torch.tensor(spans).T
+    ids = [responses[row][1] for _, row in batch]
+    inputs, first, before = share_prompts([(prompts[p], mine) for (p, _), mine in zip(batch, ids)])
+    select = [at for start, last, mine in zip(first, before, ids) for at in (last, *range(start, start + len(mine) - 1))]
+    length = torch.tensor([len(mine) for mine in ids])
     rows = torch.tensor([row for _, row in batch])
     response = torch.repeat_interleave(torch.arange(len(rows)), length)  # (M,)
-    offset = torch.cat([torch.arange(n) for n in length.tolist()])
-    targets = torch.tensor([i for _, row in batch for i in responses[row][1]])
-    return dict(tokens=torch.tensor([tokens]), positions=torch.tensor([positions]), doc_start=Documents(first, length, len(tokens), (start, before)),
-                select=torch.tensor(select), targets=targets, response=response, **{name: value[rows[response], offset] for name, value in values.items()})
+    offset = torch.cat([torch.arange(len(mine)) for mine in ids])
+    return dict(inputs, select=torch.tensor(select), targets=torch.tensor([i for mine in ids for i in mine]), response=response,
+                **{name: value[rows[response], offset] for name, value in values.items()})
+
+
+def share_prompts(pairs):
+    """Lay responses side by side in one row of tokens, a prompt in front of those that follow it.
+
+    pairs: list of (prompt, response), lists of ids; those of equal prompts stand together.
+    Returns what a model reads, {"tokens": (1, T), "positions": (1, T), "doc_start": Documents},
+    and per response the index of its first token and that of its prompt's last, two lists.
+    """
+    tokens, positions, spans, first, before = [], [], [], [], []
+    last = None
+    for prompt, ids in pairs:
+        if prompt != last:
+            start, last = len(tokens), prompt
+            tokens += prompt
+            positions += range(len(prompt))
+        first.append(len(tokens))
+        before.append(start + len(prompt) - 1)
+        spans.append((len(tokens), len(ids), start, len(prompt)))
+        tokens += ids
+        positions += range(len(prompt), len(prompt) + len(ids))
+    own, length, start, shared = torch.tensor(spans).T
+    documents = Documents(own, length, len(tokens), (start, shared))
+    inputs = dict(tokens=torch.tensor([tokens]), positions=torch.tensor([positions]), doc_start=documents)
+    return inputs, first, before
 
 
 ARRAYS = ("tokens", "targets", "doc_start")  # of a corpus file: int16, row after row

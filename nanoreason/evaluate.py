@@ -118,6 +118,12 @@ def greedy_accuracy(model, problems, max_new_tokens):
     return accuracy(sum(samples[0].correct for samples in judged), len(judged))
 
 
+def sampled_accuracy(model, problems, max_new_tokens, seed):
+    """The same of one response to each problem, sampled at temperature 1."""
+    judged = collect(model, problems, 1, 1.0, max_new_tokens, seed)
+    return accuracy(sum(samples[0].correct for samples in judged), len(judged))
+
+
 def greedy_figures(model, problems, max_new_tokens):
     """What a model's greedy responses are worth: accuracy in all, by family and by level; of the right ones, the share that holds a step which the exact
     judge does not accept, or none from which the answer follows ("unsound"; families to reason about); tokens a response; and FLOPs of a whole answer."""

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from nanoreason.common import autocast, generator
+from nanoreason.common import autocast, generator, say
 from nanoreason.corpus import Example
 from nanoreason.data import response_batches, shared_batches
 from nanoreason.evaluate import behaviours
-from nanoreason.generate import Rollout, generate, join_rollouts, noise
+from nanoreason.generate import MAX_ROWS, Rollout, generate, join_rollouts, noise
+from nanoreason.model import memory_line, rl_memory, training_memory
 from nanoreason.questions import own_share
 from nanoreason.rewards import Scheme, group_rewards, step_rewards
 from nanoreason.tokenizer import parse_response, render_prompt
@@ -105,6 +106,15 @@ def rollout_metrics(experience, machine):
                 format=mean(rewards["format"], N), length=mean(lengths, N), length_right=mean(lengths[right], n_right),
                 length_wrong=mean(lengths[~right], N - n_right), truncated=mean((~rollout.ended).float(), N), sampled_tokens=int(machine.total(lengths.sum())),
                 **shares, **parts)
+
+
+def announce(model, reference, config, machine, bf16):
+    """What the run is and what it will keep in memory, before it starts."""
+    say(f"grpo: {model.num_params / 1e6:.2f}M parameters, {config.prompts} questions x {config.num_samples_per_prompt} responses a step, {config.loss}, "
+        f"KL {config.kl}, reward {config.reward}, {'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
+    parts = training_memory(model.config, config.micro_tokens, config.row_tokens, bf16, config.checkpoint_activations, dense=bf16 and machine.device.type == "cpu")
+    parts |= rl_memory(model.config, min(MAX_ROWS, config.batch_size // machine.world), config.max_reasoning_tokens + 64, bf16, reference is not None)
+    say(memory_line(parts, machine), machine)
 
 
 def sample_groups(policy, config, questions, step, machine, verifier=None):

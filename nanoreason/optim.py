@@ -19,6 +19,7 @@ as long as float32 on a CPU without bfloat16 arithmetic. Tests hold both against
 """
 
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -82,6 +83,11 @@ class Optimizer:
         self.state = {}
         self.steps = 0
 
+    def step(self):
+        """One update of every parameter."""
+        for part in self.parts():
+            part()
+
     def zeros(self):
         """A tensor of zeros per parameter."""
         return [torch.zeros_like(p) for p in self.params]
@@ -118,27 +124,30 @@ class Muon(Optimizer):
         super().__init__(params, lr, weight_decay)
         self.momentum = momentum
         self.state = dict(momentum=self.zeros())
-        self.groups = {}  # {shape: indices of the parameters that have it}
-        for i, p in enumerate(self.params):
+        self.groups = {}  # {shape: indices of the parameters that have it}, the largest first
+        for i, p in sorted(enumerate(self.params), key=lambda item: -item[1].numel()):
             self.groups.setdefault(tuple(p.shape), []).append(i)
 
-    @torch.no_grad()
-    def step(self):
-        """One update of every parameter; all need a gradient."""
+    def parts(self):
+        """One update as a list of functions, one per shape, which may run side by side."""
         self.steps += 1
-        for (rows, columns), group in self.groups.items():
-            updates = []
-            for i in group:
-                momentum = self.state["momentum"][i]
-                grad = self.params[i].grad
-                momentum.lerp_(grad, 1 - self.momentum)
-                updates.append(grad.lerp(momentum, self.momentum))
-            with full_float32():
-                directions = orthogonalize(torch.stack(updates))
-            rate = self.lr * 0.2 * max(rows, columns) ** 0.5
-            for i, direction in zip(group, directions):
-                self.params[i].mul_(1 - self.lr * self.weight_decay)
-                self.params[i].add_(direction, alpha=-rate)
+        return [partial(self._update, *shape, group) for shape, group in self.groups.items()]
+
+    @torch.no_grad()
+    def _update(self, rows, columns, group):
+        """Update the parameters in `group`, all of shape (rows, columns); all need a gradient."""
+        updates = []
+        for i in group:
+            momentum = self.state["momentum"][i]
+            grad = self.params[i].grad
+            momentum.lerp_(grad, 1 - self.momentum)
+            updates.append(grad.lerp(momentum, self.momentum))
+        with full_float32():
+            directions = orthogonalize(torch.stack(updates))
+        rate = self.lr * 0.2 * max(rows, columns) ** 0.5
+        for i, direction in zip(group, directions):
+            self.params[i].mul_(1 - self.lr * self.weight_decay)
+            self.params[i].add_(direction, alpha=-rate)
 
 
 class AdamW(Optimizer):
@@ -154,12 +163,16 @@ class AdamW(Optimizer):
         self.eps = eps
         self.state = dict(mean=self.zeros(), square=self.zeros())
 
-    @torch.no_grad()
-    def step(self):
-        """One update; a parameter without a gradient is left as it is."""
+    def parts(self):
+        """One update as a list of functions that may run side by side: a single one here."""
         if all(p.grad is None for p in self.params):
-            return  # a step without signal is no step
+            return []  # a step without signal is no step
         self.steps += 1
+        return [self._update]
+
+    @torch.no_grad()
+    def _update(self):
+        """One update; a parameter without a gradient is left as it is."""
         b1, b2 = self.betas
         for p, mean, square in zip(self.params, self.state["mean"], self.state["square"]):
             if p.grad is None:

@@ -2,6 +2,7 @@
 report of what each stage bought.
 
     python -m nanoreason.speedrun --out runs/speedrun
+    python -m nanoreason.speedrun --race                   how fast can a model learn to reason here?
 
 Every stage is one of the scripts, called as a user would call it; its command is printed and kept in the report. On CPUs, stages that do not need one another
 share the cores. Killed at any moment, the same command picks up where it stopped. Leaves report.json, report.md and figures in --out.
@@ -17,18 +18,19 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from nanoreason import plots
-from nanoreason.common import UserError, flag, parse_config, read_metrics, run_script, say, write_json
+from nanoreason.common import UserError, flag, generator, parse_config, read_metrics, run_script, say, write_json
 from nanoreason.evaluate import wilson
+from nanoreason.model import GPT, PRESETS
 from nanoreason.pool import log_fit
 from nanoreason.tasks import CONTROLS, GENERAL, SAFETY, demo_problems, verify
-from nanoreason.workers import at_once, resumes
+from nanoreason.workers import at_once, cores, resumes
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("base", "zero", "cold", "rl", "final")
@@ -42,6 +44,7 @@ class Config:
     out: str = flag("runs/speedrun", "folder for everything that the run leaves")
     seed: int = flag(0, "seed of data, weights and samples", low=0)
     quick: bool = flag(False, "a rehearsal of about a minute: the same stages, far too short to learn much")
+    race: bool = flag(False, "instead: minutes from random weights until R1-Zero solves 80% of 1,000 validation problems, over three seeds, in --out/race")
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,6 @@ def run_stage(config, stage, position, threads, log):
     words = command(stage, stage.script != "sample.py" and resumes(stage.script, stage.flags["out"]))
     say(f"\n[{position}] {stage.name}: {stage.note}\n    python {shlex.join(words)}")
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))), **({"OMP_NUM_THREADS": str(threads)} if threads else {}))
-    # Threads wait for one another at every operator, and OpenMP's spin: with another busy process on the cores for whole time slices, eight times the
-    # time. Spinning for a shorter while costs nothing alone, and then 2.7 times (a base step: 125, 340 and without this 1,000 ms).
-    environment.setdefault("GOMP_SPINCOUNT", "5000")
     start = time.time()
     process = subprocess.Popen([sys.executable, str(ROOT / words[0]), *words[1:]], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in process.stdout:
@@ -135,6 +135,11 @@ def inputs(config, stage, others):
     """Names of the other stages whose folders a stage reads."""
     read = [Path(part) for name, value in stage.flags.items() if name not in ("out", "json", "cache") for part in (str(value).split(",") if name == "verifier" else [str(value)])]
     return [other.name for other in others if any(Path(config.out, other.name) in (path, path.parent) for path in read)]
+
+
+def finished(config, stage, log):
+    """Whether a stage has ended, in this run or before."""
+    return (Path(config.out) / stage.done).exists() and stage.name in log
 
 
 def run_stages(config, stages, log):
@@ -155,12 +160,47 @@ def run_stages(config, stages, log):
     with ThreadPoolExecutor(workers) as pool:  # stages stand in an order in which each waits for earlier ones only: never all workers wait
         try:
             for number, stage in enumerate(stages, 1):
-                if not ((Path(config.out) / stage.done).exists() and stage.name in log):
+                if not finished(config, stage, log):
                     futures[stage.name] = pool.submit(work, number, stage, [name for name in inputs(config, stage, stages) if name in futures])
             for future in futures.values():
                 future.result()
         finally:
             stopped.set()
+
+
+# Seconds of a stage on two cores of an Intel Xeon (Sapphire Rapids) told to use AVX2 alone: base with
+# both, the others with one each. STEP: of `training_step_seconds` there, with one thread.
+STEP = 0.21
+SECONDS = dict(base=290, zero=134, cold=45, rl=124, orm=120, rejection=50, final=118, prm=80,
+               student=57, test=20, general=3, best_of_n=20, demo=3)
+
+
+def training_step_seconds():
+    """How long this machine takes for the forward and backward pass of a step of the base stage, on
+    one thread: the fastest of five."""
+    model = GPT(PRESETS["micro"]).init_weights(generator(0, "weights"))
+    tokens = torch.arange(6 * 256).view(6, 256) % 500
+    doc_start = (torch.arange(256) // 64 * 64).expand(6, 256)  # documents of 64 tokens
+    threads, times = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    for _ in range(5):
+        begun = time.time()
+        model(tokens, doc_start).float().logsumexp(-1).mean().backward()
+        times.append(time.time() - begun)
+    torch.set_num_threads(threads)
+    return min(times)
+
+
+def estimate(stages):
+    """Minutes that these stages should take here, from those of another machine. On a GPU it is too
+    high: stages do not share one, and what it saves differs from stage to stage."""
+    slower = training_step_seconds() / STEP
+    kind = lambda stage: stage.name.split(": ")[-1].split(" ")[0]
+    alone = sum(SECONDS[kind(s)] for s in stages if s.alone) * 2 / min(cores(), 6)  # 6 rows a step
+    beside = sum(SECONDS[kind(s)] for s in stages if not s.alone)
+    # the longest chain that cannot share: R1, its samples, the final model, its tests
+    chain = sum(SECONDS[name] for name in ("cold", "rl", "rejection", "final", "test", "demo"))
+    return slower * (alone + max(beside / at_once(), min(beside, chain))) / 60
 
 
 def wall(log):
@@ -176,7 +216,17 @@ def hardware():
     """What the run ran on, in words."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}"
+    return f"{cpu_name()}, {cores()} cores, {torch.backends.cpu.get_cpu_capability()}, {platform.system()}"
+
+
+def cpu_name():
+    """The CPU's own name, where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def read(path):
@@ -303,8 +353,62 @@ def markdown(report):
     return "\n".join([*lines, "## Seconds and commands", "", *(f"- {report['stage_seconds'][name]:.0f} s: `{text}`" for name, text in report["commands"].items()), ""])
 
 
+GOAL = 0.8  # of sampled accuracy, by the lower end of its 95% interval
+RACE_SEEDS = (0, 1, 2)
+
+
+def race_plan(out, seed, quick):
+    """R1-Zero on the shortest way that we know: a small base, then GRPO until the goal is reached.
+
+    The rules: random weights, the base's mix of text as it is in the speedrun, families and levels
+    of R1's training; everything else is free. Problems of the goal are of the validation split.
+    """
+    base, zero = out / "base", out / "zero"
+    families = ",".join(RL_FAMILIES)
+    learn = dict(steps=200, batch_size=512, learning_rate=3e-4, eval_every=0, goal=GOAL)
+    if quick:
+        learn |= dict(steps=2, batch_size=64)
+    return [
+        Stage("base", "train_sft.py", dict(stage="base", families=families, tokens=30_000 if quick else 1_400_000, out=base, seed=seed),
+              "base/report.json", "a base model from random weights", alone=True),
+        Stage("zero", "train_grpo.py", dict(init=base, families=families, **learn, out=zero, seed=seed), "zero/report.json", "GRPO until the goal", alone=True),
+        Stage("zero: test", "sample.py", dict(eval=True, ckpt=zero, json=out / "test.json", families=families, level="1,2", problems=8 if quick else 200, ns="1", seed=seed),
+              "test.json", "the same accuracy on test problems; the clock has stopped", alone=True),
+    ]
+
+
+def commit():
+    """Short hash of the commit that runs, with a + where files differ from it; unknown elsewhere."""
+    ask = lambda *words: subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+    try:
+        found, changed = ask("rev-parse", "--short", "HEAD"), ask("status", "--porcelain", "-uno")
+    except OSError:
+        return "unknown"
+    return found.stdout.strip() + ("+" if changed.stdout.strip() else "") if found.returncode == 0 else "unknown"
+
+
+def race(config):
+    """Time to reason: run the race once per seed, print a row for each, and keep them in race.json."""
+    rows, folder = [], Path(config.out, "race")
+    for seed in RACE_SEEDS[: 1 if config.quick else None]:
+        out, log = folder / str(seed), {}
+        if out.exists():
+            raise UserError(f"{out} holds a race; a clock cannot be resumed: choose another --out")
+        out.mkdir(parents=True)
+        stages = race_plan(out, seed, config.quick)
+        for number, stage in enumerate(stages, 1):
+            run_stage(replace(config, out=str(out)), stage, f"seed {seed}, {number}/{len(stages)}", 0, log)
+        report, test = read(out / "zero" / "report.json"), read(out / "test.json")["sampled"]
+        rows.append(dict(seed=seed, minutes=round((log["zero"]["ended"] - log["base"]["began"]) / 60, 2), base_seconds=log["base"]["seconds"],
+                         rl_seconds=log["zero"]["seconds"], rl_steps=report["steps"], reached=report["reached"], test=test))
+        write_json(folder / "race.json", dict(hardware=hardware(), commit=commit(), torch=torch.__version__, goal=GOAL, rows=rows))
+    return rows
+
+
 def main():
     config = parse_config(Config, doc=__doc__)
+    if config.race:
+        return race(config)
     out = Path(config.out)
     if "," in config.out:
         raise UserError(f"--out {out}: sample.py takes verifiers separated by commas; choose a folder without one")
@@ -320,6 +424,9 @@ def main():
     stages = plan(config)
     if other := [stage.name for stage in stages if stage.name in log and log[stage.name].get("command") != command(stage, False)]:
         raise UserError(f"--out {out} holds a run of another version, whose stage {other[0]} was made otherwise; choose another folder")
+    todo = [stage for stage in stages if not finished(config, stage, log)]
+    if not config.quick and todo:
+        say(f"{len(todo)} of {len(stages)} stages to run: about {estimate(todo):.0f} minutes here")
     run_stages(config, stages, log)
     report = build_report(config, log)
     write_json(out / "report.json", report)

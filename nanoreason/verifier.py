@@ -14,14 +14,14 @@ from torch import nn
 from nanoreason import checkpoint
 from nanoreason.common import UserError, autocast
 from nanoreason.corpus import Example
-from nanoreason.data import pack
+from nanoreason.data import pack, share_prompts
 from nanoreason.model import GPT, GPTConfig
 from nanoreason.tokenizer import step_ends
 
 KINDS = ("orm", "prm")
 AGGREGATES = {"last": lambda chances: chances[-1], "min": min, "prod": math.prod}  # Snell et al. 2408.03314; Math-Shepherd 2312.08935; Lightman et al.
 PASS_TOKENS = 16_384  # tokens scored at once
-SHORT = 128  # tokens: what is longer is packed apart, in rows of its own length, for on a CPU attention pays for the square of a row's
+SHORT = 128  # tokens: what is longer is packed apart, in rows of its own length
 
 
 class Verifier(nn.Module):
@@ -33,9 +33,9 @@ class Verifier(nn.Module):
             raise ValueError(f"a verifier is one of {', '.join(KINDS)}, not {kind!r}")
         self.config, self.kind, self.gpt, self.score = config, kind, GPT(config), nn.Linear(config.n_embd, 1)
 
-    def forward(self, tokens, doc_start, select):
+    def forward(self, tokens, doc_start, select, positions=None):
         """Logits (M,) at the places `select` (M,) of the flattened tokens (B, T): sigmoid of one is the chance of being right so far."""
-        return self.score(self.gpt.trunk(tokens, doc_start).flatten(0, 1)[select]).squeeze(1)
+        return self.score(self.gpt.trunk(tokens, doc_start, positions=positions).flatten(0, 1)[select]).squeeze(1)
 
     def describe(self):
         """Shape of the trunk, for checkpoints."""
@@ -68,11 +68,40 @@ def aggregate(rated, how):
 
 
 def reading_batches(examples, places, device):
-    """Pack Examples into rows and cut these into forward passes of PASS_TOKENS. places: for each example, indices into its response to read at.
+    """Cut Examples into forward passes of about PASS_TOKENS. places: for each example, indices into
+    its response to read at.
 
-    Yields tokens and doc_start (B, T); select (M,), the places of B * T to read at; and owner, the example of each: a list of M, each example's in the
-    order of its `places`.
+    Yields what `Verifier.forward` takes, a dict of M places to read at and the tokens around them,
+    and owner, the example of each: a list of M, each example's in the order of its `places`. On a
+    CPU a prompt is read once for all its responses, elsewhere documents are packed into rows.
     """
+    if torch.device(device).type != "cpu":
+        yield from _packed_batches(examples, places, device)
+        return
+    by_prompt = {}
+    for i, e in enumerate(examples):
+        by_prompt.setdefault(tuple(e.ids[: e.prompt_len]), []).append(i)
+    batch, size = [], 0
+    for same in by_prompt.values():
+        batch += same
+        size += sum(len(examples[i].ids) for i in same)
+        if size >= PASS_TOKENS:
+            yield _shared_batch(batch, examples, places)
+            batch, size = [], 0
+    if batch:
+        yield _shared_batch(batch, examples, places)
+
+
+def _shared_batch(batch, examples, places):
+    """One pass over the examples in `batch`, those of a prompt side by side."""
+    pairs = [(e.ids[: e.prompt_len], e.ids[e.prompt_len :]) for e in (examples[i] for i in batch)]
+    inputs, first, _ = share_prompts(pairs)
+    select = torch.tensor([at + place for at, i in zip(first, batch) for place in places[i]])
+    return dict(inputs, select=select), [i for i in batch for _ in places[i]]
+
+
+def _packed_batches(examples, places, device):
+    """The same in rows of tokens (B, T), for the attention kernel of a GPU."""
     longest = max((len(e.ids) for e in examples), default=0)
     for short, T in ((True, min(SHORT, longest)), (False, longest)):
         some = [i for i, e in enumerate(examples) if (len(e.ids) <= SHORT) == short]
@@ -84,7 +113,7 @@ def reading_batches(examples, places, device):
             owner, start = rows.owner[cut], rows.doc_start[cut]
             first = [(some[owner[b, t]], b * T + t) for b, t in zip(*((owner >= 0) & (start == range(T))).nonzero())]  # each document's first token
             select = [place + examples[i].prompt_len + end for i, place in first for end in places[i]]
-            yield tokens, doc_start, torch.tensor(select, device=device), [i for i, _ in first for _ in places[i]]
+            yield dict(tokens=tokens, doc_start=doc_start, select=torch.tensor(select, device=device)), [i for i, _ in first for _ in places[i]]
 
 
 @torch.no_grad()
@@ -103,9 +132,9 @@ def scores(verifier, prompts, responses, bf16=False):
     if (longest := max(len(e.ids) for e in examples)) > verifier.config.max_len:
         raise UserError(f"the verifier's context of {verifier.config.max_len} tokens is too short for a question and its response of {longest}")
     ends, found = [reading_places(verifier.kind, response) for _, response in numbers], [[] for _ in examples]
-    for tokens, doc_start, select, owner in reading_batches(examples, ends, device):
+    for inputs, owner in reading_batches(examples, ends, device):
         with autocast(device, bf16):
-            chances = verifier(tokens, doc_start, select).float().sigmoid().tolist()
+            chances = verifier(**inputs).float().sigmoid().tolist()
         for i, chance in zip(owner, chances):
             found[i].append((ends[i][len(found[i])], chance))
     return [found[i] for i in mine]

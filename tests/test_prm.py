@@ -18,8 +18,9 @@ from nanoreason.corpus import Example
 from nanoreason.generate import Rollout
 from nanoreason.tasks import make_problem
 from nanoreason.tokenizer import END, END_THINK, THINK, encode, render_prompt, render_response
-from nanoreason.verifier import load_verifier, reading_batches, reading_places, scores
-from train_prm import Config, balance, calibrate, collect, enumerated, label_quality, labelled, mean_loss, platt, quality, rate_at, read_logits, targets, train_step, verifier_loss
+from nanoreason.replicas import Replicas
+from nanoreason.verifier import _packed_batches, load_verifier, reading_batches, reading_places, scores
+from train_prm import Config, add_gradients, balance, calibrate, collect, enumerated, label_quality, labelled, mean_loss, platt, quality, question_batches, rate_at, read_logits, targets, train_step, verifier_loss
 
 MACHINE = Machine(torch.device("cpu"))
 SUM = make_problem("chain", 1, (8, ("+", 5), ("*", 3)), None, "What is (8 + 5) * 3?")
@@ -114,9 +115,33 @@ def test_logits_are_read_at_the_places_of_each_response_however_they_are_packed(
     expected = [[c for _, c in rated] for rated in scores(model, PROMPTS, RESPONSES)]
     assert torch.tensor(sum(read_logits(model, examples, places, MACHINE, False), [])).sigmoid().tolist() == pytest.approx(sum(expected, []), abs=1e-5)
     monkeypatch.setattr("nanoreason.verifier.SHORT", 30)  # two groups of rows
-    order = [i for *_, owner in reading_batches(examples, places, "cpu") for i in owner]
+    monkeypatch.setattr("nanoreason.verifier.PASS_TOKENS", 200)  # several passes
+    packed = list(_packed_batches(examples, places, "cpu"))  # as a GPU reads them
+    order = [i for _, owner in packed for i in owner]
+    found = {}
+    for inputs, owner in packed:
+        for i, logit in zip(owner, model(**inputs).tolist()):
+            found.setdefault(i, []).append(logit)
+    assert torch.tensor(sum((found[i] for i in range(len(examples))), [])).sigmoid().tolist() == pytest.approx(sum(expected, []), abs=1e-5)
+    assert len(list(reading_batches(examples, places, "cpu"))) > 1
     assert sorted(order) == sorted(i for i, p in enumerate(places) for _ in p) and order != sorted(order)
     assert torch.tensor(sum(read_logits(model, examples, places, MACHINE, False), [])).sigmoid().tolist() == pytest.approx(sum(expected, []), abs=1e-5)
+
+
+def test_batches_keep_the_responses_to_a_question_together_and_ranks_share_them():
+    examples = [Example([q, q + 1, 100 + i], 2) for i in range(60) for q in [7 * (i // 6)]]  # ten questions
+    kept = [i for i in range(60) if i % 6 < 4]
+    whole = list(question_batches(kept, examples, 12, 3, 0))
+    assert [len(batch) for batch in whole] == [12] * 10
+    order = [int(i) for batch in whole for i in batch]
+    for epoch in range(3):
+        mine = order[epoch * 40 : (epoch + 1) * 40]
+        assert sorted(mine) == kept
+        asked = [i // 6 for i in mine]
+        assert len([1 for a, b in zip(asked, asked[1:]) if a != b]) == 9 and asked != sorted(asked)
+    parts = [list(question_batches(kept, examples, 12, 3, 0, rank, 2)) for rank in (0, 1)]
+    assert all(np.array_equal(np.concatenate(both), batch) for *both, batch in zip(*parts, whole, strict=True))
+    assert not list(question_batches([], [], 12, 3, 0)) and not list(question_batches(kept[:2], examples, 12, 3, 0))
 
 
 class Look:
@@ -128,7 +153,7 @@ class Look:
     def step(self):
         self.grads = torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None]).clone()
 
-    def zero_grad(self):
+    def zero_grad(self, set_to_none=True):
         self.model.zero_grad()
 
 
@@ -139,11 +164,16 @@ def test_a_step_gives_every_response_the_same_weight_and_ranks_together_give_the
     for p in places:
         labels.append(torch.rand(len(p), generator=noise).tolist())
     model = make_verifier("prm").train()
-    look, index = Look(model), list(range(10))
-    whole = train_step(model, look, examples, places, labels, index, 10, MACHINE, False)
+    work = lambda net, share: add_gradients(net, examples, places, labels, *share, MACHINE.device, False)
+    replicas, index = Replicas(model, [look := Look(model)], work), np.arange(10)
+    whole = train_step(replicas, index, MACHINE)
     together = look.grads
     assert whole == pytest.approx(mean_loss(read_logits(model, examples, places, MACHINE, False), labels), abs=1e-5)
-    parts = [(train_step(model, look, examples, places, labels, index[rank::2], 10, MACHINE, False), look.grads) for rank in (0, 1)]
+    parts = []
+    for rank in (0, 1):
+        (loss,) = replicas.gradients([(index[rank::2], 10)])
+        replicas.step()
+        parts.append((loss, look.grads))
     assert sum(loss for loss, _ in parts) == pytest.approx(whole, abs=1e-6) and together.abs().max() > 1e-3
     torch.testing.assert_close(sum(grads for _, grads in parts), together, rtol=1e-4, atol=1e-6)
 

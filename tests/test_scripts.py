@@ -25,6 +25,7 @@ from nanoreason.data import pack
 from nanoreason.experience import judge
 from nanoreason.generate import generate
 from nanoreason.model import GPT, GPTConfig
+from nanoreason.replicas import Replicas
 from nanoreason.questions import own_share
 from nanoreason.rewards import Scheme
 from nanoreason.search import METHODS, Spend, greedy
@@ -414,7 +415,8 @@ def _gradients(rank, world, folder):
     net = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
     rows, keep = pack(demonstrations(40, 0), 256), Keep(model)
     config = train_sft.Config(micro_tokens=512)
-    result["loss"] = train_sft.train_step(net, [keep], rows, torch.arange(8).numpy()[rank::world], config, machine, False)
+    replicas = Replicas(net, [keep], lambda net, share: train_sft.add_gradients(net, rows, *share, config, machine, False))
+    result["loss"] = train_sft.train_step(replicas, rows, torch.arange(8).numpy()[rank::world], machine)
     result["sft"] = keep.grads
 
     # three updates on responses of uneven length; in the first, rank 1 of 2 has no signal at all

@@ -56,16 +56,23 @@ def alone(model, prompt, response, end):
 
 @pytest.mark.parametrize("at_once", [16_384, 300, 1])
 @pytest.mark.parametrize("kind", ["orm", "prm"])
-def test_scores_of_a_packed_batch_are_those_of_each_response_alone(kind, at_once, monkeypatch):
+def test_scores_of_a_batch_are_those_of_each_response_alone(kind, at_once, monkeypatch):
+    """Three questions have two responses: a prompt is read once, in whatever order they come."""
     monkeypatch.setattr(verifier, "PASS_TOKENS", at_once)
     model = make_verifier(kind)
+    prompts, responses, all_ends = PROMPTS + PROMPTS[:3], RESPONSES + RESPONSES[3:6], ENDS + ENDS[3:6]
     passes, forward = [], Verifier.forward
-    monkeypatch.setattr(Verifier, "forward", lambda self, tokens, *rest: passes.append(len(tokens)) or forward(self, tokens, *rest))
-    found = scores(model, PROMPTS, RESPONSES)
-    rows = sum(passes)
-    assert rows < len(RESPONSES) and passes == {16_384: [rows], 300: [2] * (rows // 2) + [1] * (rows % 2), 1: [1] * rows}[at_once]
+
+    def counted(self, tokens, **rest):
+        passes.append(tokens.numel())
+        return forward(self, tokens, **rest)
+
+    monkeypatch.setattr(Verifier, "forward", counted)
+    found = scores(model, prompts, responses)
+    assert sum(passes) == sum(map(len, PROMPTS)) + sum(map(len, responses))
+    assert len(passes) == {16_384: 1, 300: 2, 1: len(PROMPTS)}[at_once]
     spread = []
-    for prompt, response, ends, judged in zip(PROMPTS, RESPONSES, ENDS, found, strict=True):
+    for prompt, response, ends, judged in zip(prompts, responses, all_ends, found, strict=True):
         assert [end for end, _ in judged] == (ends if kind == "prm" else []) + [len(response) - 1]
         assert [chance for _, chance in judged] == pytest.approx([alone(model, prompt, response, end) for end, _ in judged], abs=1e-5)
         spread += [chance for _, chance in judged]
