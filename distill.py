@@ -32,7 +32,9 @@ import torch.distributed as dist
 
 import train_sft
 from nanoreason import checkpoint
-from nanoreason.common import StepBar, UserError, choose_bf16, flag, parse_config, prepare_out, run_script, say, start_machine, write_json
+from nanoreason.flags import flag, parse_config, UserError
+from nanoreason.machine import choose_bf16, run_script, start_machine
+from nanoreason.run import prepare_out, say, StepBar, write_json
 from nanoreason.corpus import parse_response_text
 from nanoreason.evaluate import greedy_figures
 from nanoreason.generate import sampler
@@ -43,7 +45,7 @@ from nanoreason.rewards import outcome_reward
 from nanoreason.tasks import FAMILIES, REASONING, Verdict, audit, strip_cue
 from nanoreason.tasks.core import NUMBER, parse_number
 from nanoreason.tokenizer import parse_response, render_prompt, render_response
-from nanoreason.verifier import AGGREGATES, load_verifier
+from nanoreason.reward_model import AGGREGATES, load_reward_model
 from nanoreason.workers import spread
 
 CHUNK = 64  # questions sampled together and kept in one file: what a kill can cost
@@ -64,9 +66,9 @@ class Config:
     temperature: float = flag(1.0, "sampling temperature", low=0.01)
     max_reasoning_tokens: int = flag(160, "longest response, in tokens", low=1)
     clean: str = flag("answer", "what must be right: the answer, or also every step, with the answer following from them", choices=("answer", "steps"))
-    verifier: str = flag("", "checkpoint of a verifier that scores the traces, for --min-score and --select prm")
+    reward_model: str = flag("", "checkpoint of a reward model that scores the traces, for --min-score and --select prm")
     aggregate: str = flag("last", "how its scores of a trace's steps become one", choices=tuple(AGGREGATES))
-    min_score: float = flag(0.0, "drop traces that the verifier scores lower", low=0, high=1)
+    min_score: float = flag(0.0, "drop traces that the reward model scores lower", low=0, high=1)
     near: float = flag(0.9, "drop a trace that shares this much of its tokens, in order, with one kept of the same question; 1 keeps all that are not equal", low=0, high=1)
     select: str = flag("diverse", "which to keep: the shortest, all, those least like one another, or those with the highest score", choices=("shortest", "all", "diverse", "prm"))
     duplicates: bool = flag(False, "with --select all: keep a trace as often as it was sampled")
@@ -88,7 +90,7 @@ class Config:
 @dataclass(frozen=True)
 class Trace:
     """A right response, cleaned. ids: tuple of what a student learns to say, from <|think|> to <|end|>; text: the same as JSONL has it; score: the
-    verifier's, None without one."""
+    reward model's, None without one."""
 
     ids: tuple
     text: str
@@ -248,21 +250,21 @@ def once(problems):
 
 def sample_chunk(shared, problems):
     """Rows and sums of a few questions."""
-    teacher, verifier, config, bf16 = shared
+    teacher, reward_model, config, bf16 = shared
     pool = draw_pool(teacher, problems, config.samples, config.temperature, config.max_reasoning_tokens, config.seed, config.cache or Path(config.out) / "samples")
-    if verifier:
-        pool.add_verifier("judge", verifier, bf16)
-    rule = ("judge" if verifier.kind == "orm" else f"judge-{config.aggregate}") if verifier else None
+    if reward_model:
+        pool.add_reward_model("judge", reward_model, bf16)
+    rule = ("judge" if reward_model.kind == "orm" else f"judge-{config.aggregate}") if reward_model else None
     return filter_pool(pool, rule, config)
 
 
-def sample_traces(teacher, verifier, problems, config, machine, bf16):
-    """Rows and sums of all questions, on every rank. Ranks take turns with chunks; a chunk's samples, and a verifier's scores, are kept in
+def sample_traces(teacher, reward_model, problems, config, machine, bf16):
+    """Rows and sums of all questions, on every rank. Ranks take turns with chunks; a chunk's samples, and a reward model's scores, are kept in
     --out/samples, and are the same whichever rank draws them: a killed run goes on behind its last whole chunk."""
     chunks, done = [problems[at : at + CHUNK] for at in range(0, len(problems), CHUNK)], {}
     mine, kept = range(machine.rank, len(chunks), machine.world), 0
     bar = StepBar(len(mine), "samples", machine)
-    shared, at_once = (teacher, verifier, config, bf16), processes(machine.device, len(mine) * CHUNK * config.samples)
+    shared, at_once = (teacher, reward_model, config, bf16), processes(machine.device, len(mine) * CHUNK * config.samples)
     for step, (i, part) in enumerate(zip(mine, spread(sample_chunk, shared, [(chunks[i],) for i in mine], at_once))):
         done[i] = part
         kept += len(part[0])
@@ -291,7 +293,7 @@ def fates(figures):
     return ", ".join(f"{n} {cause}" for cause, n in figures["fate"].items() if n)
 
 
-def collect_traces(teacher, verifier, problems, config, machine):
+def collect_traces(teacher, reward_model, problems, config, machine):
     """Stage 4: traces.jsonl and provenance.json in --out, unless they are there; returns the figures of the latter. Raises UserError where nothing
     was kept, or another teacher began this run."""
     out = Path(config.out)
@@ -307,7 +309,7 @@ def collect_traces(teacher, verifier, problems, config, machine):
     if machine.main:
         write_json(about, figures)
     say(f"distill: {len(problems)} questions x {config.samples} samples of {teacher.num_params / 1e6:.2f}M parameters, {'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
-    rows, sums = sample_traces(sampler(teacher, bf16), verifier, problems, config, machine, bf16)
+    rows, sums = sample_traces(sampler(teacher, bf16), reward_model, problems, config, machine, bf16)
     figures |= account(rows, sums, problems, config)
     if not rows:
         raise UserError(f"of {figures['samples']} samples no trace was kept ({fates(figures)}): a better teacher, easier questions (--level 1) or milder rules are needed")
@@ -354,10 +356,10 @@ def check_config(config):
         raise UserError("--level auto follows a model that learns; a teacher does not: name levels")
     if config.duplicates and config.select != "all":
         raise UserError(f"--duplicates is for --select all, not for {config.select}")
-    if config.select == "prm" and not config.verifier:
-        raise UserError("--select prm keeps the highest scores: whose? Give a --verifier")
-    if config.min_score and not config.verifier:
-        raise UserError(f"--min-score {config.min_score:g} needs a --verifier that scores")
+    if config.select == "prm" and not config.reward_model:
+        raise UserError("--select prm keeps the highest scores: whose? Give a --reward-model")
+    if config.min_score and not config.reward_model:
+        raise UserError(f"--min-score {config.min_score:g} needs a --reward-model that scores")
     if (Path(config.out) / "traces.jsonl").exists() and not config.resume:
         raise UserError(f"--out {config.out} already holds a run; continue it with --resume or choose another folder")
 
@@ -366,14 +368,14 @@ def distill(config, machine):
     """The whole run; returns the report that is also written to --out, or, with --collect-only, the figures of provenance.json."""
     check_config(config)
     begun, teacher = time.time(), checkpoint.load_model(config.teacher, machine.device)
-    verifier = load_verifier(config.verifier, device=machine.device) if config.verifier else None
-    shapes = [teacher.config] + ([verifier.config] if verifier else [])
+    reward_model = load_reward_model(config.reward_model, device=machine.device) if config.reward_model else None
+    shapes = [teacher.config] + ([reward_model.config] if reward_model else [])
     if not config.collect_only:
         shapes.append(MODELS[config.student] if config.student in MODELS else checkpoint.load_model(config.student).config)
     questions = Questions(config.families, config.level, config.data, config.seed, min(shape.max_len for shape in shapes) - config.max_reasoning_tokens)
     problems = ask(questions, config)
     out = prepare_out(config.out, config, config.resume, machine)
-    figures = collect_traces(teacher, verifier, problems, config, machine)
+    figures = collect_traces(teacher, reward_model, problems, config, machine)
     say(f"distill: {figures['traces']} traces of {figures['mean_tokens_kept']} tokens to {figures['solved']} of {figures['questions']} questions; right samples have "
         f"{figures['mean_tokens_right']}. What became of {figures['samples']} samples: {fates(figures)}", machine)
     if config.collect_only:

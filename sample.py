@@ -1,15 +1,15 @@
 """Ask a trained model, or measure it.
 
-What this teaches. The same weights give better answers when they may spend more: one greedy response, many samples and a vote, a verifier's choice, a search
+What this teaches. The same weights give better answers when they may spend more: one greedy response, many samples and a vote, a reward model's choice, a search
 over steps, longer thinking. With --eval, accuracy is measured on problems that training never saw: greedy, sampled, and for every N of --ns the
-coverage (some sample is right: unbiased pass@k), the vote and the choice of each verifier, all estimated from the same max(N) samples a problem, which --cache keeps.
+coverage (some sample is right: unbiased pass@k), the vote and the choice of each reward model, all estimated from the same max(N) samples a problem, which --cache keeps.
 
     one question     python sample.py "What is 15% of 80?" --ckpt runs/speedrun/rl
     a vote of 64     python sample.py "What is 847 × 293?" --ckpt runs/speedrun/rl --method vote --n 64
-    a search         python sample.py "What is 47 × 6?" --ckpt runs/speedrun/cold --method beam --n 16 --verifier runs/verifiers/prm-0
+    a search         python sample.py "What is 47 × 6?" --ckpt runs/speedrun/cold --method beam --n 16 --reward-model runs/reward-models/prm-0
     longer thinking  python sample.py "What is 15% of 80?" --ckpt runs/speedrun/cold --method budget --n 2 --min-thinking 60
     measure          python sample.py --eval --ckpt runs/speedrun/cold --families multiplication,percent --level 2 --problems 250 --ns 1,4,16,64,256
-                         --verifier runs/verifiers/orm-0,runs/verifiers/prm-0 --json eval.json
+                         --reward-model runs/reward-models/orm-0,runs/reward-models/prm-0 --json eval.json
 """
 
 import json
@@ -20,16 +20,18 @@ from pathlib import Path
 import numpy as np
 
 from nanoreason import checkpoint
-from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, progress, run_script, say, start_machine, whole_numbers, write_json
+from nanoreason.flags import flag, parse_config, UserError, whole_numbers
+from nanoreason.machine import choose_bf16, generator, run_script, start_machine
+from nanoreason.run import progress, say, write_json
 from nanoreason.corpus import read_problems
-from nanoreason.evaluate import accuracy, behaviours, by_family, collect, held_out_problems, interval_of_mean, verifier_judge
+from nanoreason.evaluate import accuracy, behaviours, by_family, collect, held_out_problems, interval_of_mean, reward_model_scorer
 from nanoreason.generate import sampler
 from nanoreason.pool import draw_pool, scaling
-from nanoreason.search import CHOICES, METHODS, SEARCHES, Spend, canonical
+from nanoreason.search import CHOICES, METHODS, SEARCHES, SearchConfig, canonical
 from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS, SAFETY
 from nanoreason.tasks.general import is_refusal
 from nanoreason.tokenizer import parse_response, render_prompt
-from nanoreason.verifier import AGGREGATES, load_verifier
+from nanoreason.reward_model import AGGREGATES, load_reward_model
 
 
 @dataclass
@@ -38,13 +40,13 @@ class Config:
     ckpt: str = flag("", "checkpoint or run folder")
     method: str = flag("greedy", "how to spend compute on one question", choices=tuple(METHODS))
     n: int = flag(16, "samples or beams of --method; of budget, the most times that it writes Wait", low=1)
-    verifier: str = flag("", "checkpoint of the verifier that chooses or guides; without one the likelihood does. With --eval several, separated by commas")
+    reward_model: str = flag("", "checkpoint of the reward model that chooses or guides; without one the likelihood does. With --eval several, separated by commas")
     aggregate: str = flag("last", "how the scores of a response's steps become one", choices=tuple(AGGREGATES))
     width: int = flag(4, "continuations of a step that beam and dvts choose from", low=1)
     passes: int = flag(4, "checks of each response by --method self-verify", low=1)
     min_thinking: int = flag(0, "tokens of thinking below which --method budget writes Wait; 0: none", low=0)
     max_thinking: int = flag(0, "tokens of thinking at which --method budget closes it; 0: no bound", low=0)
-    plan: str = flag("", "JSON file with the plan of --method auto, as `python -m nanoreason.compute --study budget` leaves it")
+    plan: str = flag("", "JSON file with the plan of --method auto, as `python -m nanoreason.studies.compute --study budget` leaves it")
     temperature: float = flag(1.0, "sampling temperature", low=0.01)
     max_reasoning_tokens: int = flag(400, "longest response, in tokens", low=1)
     eval: bool = flag(False, "measure accuracy instead of answering a question")
@@ -52,7 +54,7 @@ class Config:
     families: str = flag("multiplication,chain,percent,word,equation", "families to measure, separated by commas")
     level: str = flag("1,2", "levels to measure, separated by commas; 6 is held out from all training")
     problems: int = flag(200, "problems of each family, shared out over the levels", low=1)
-    ns: str = flag("1", "numbers of samples to measure coverage, vote and verifiers at, separated by commas; 0 for greedy only")
+    ns: str = flag("1", "numbers of samples to measure coverage, vote and reward models at, separated by commas; 0 for greedy only")
     cache: str = flag("runs/cache", "folder where samples are kept for the next measurement; empty: nowhere")
     split: str = flag("test", "split of the problems", choices=("val", "test"))
     json: str = flag("", "file for the figures")
@@ -76,14 +78,14 @@ def answer(model, config, machine):
     prompt = render_prompt(config.question)
     if len(prompt) >= model.config.max_len:
         raise UserError(f"the question takes {len(prompt)} tokens; this model's context holds {model.config.max_len}, answer included")
-    verifiers = load_verifiers(config, model.config.max_len)
-    if len(verifiers) > 1:
-        raise UserError(f"--verifier {config.verifier}: one verifier answers a question; several are for --eval")
-    judge = verifier_judge(*verifiers.values(), [prompt], config.aggregate) if verifiers else None
-    spend = Spend(max_new_tokens=config.max_reasoning_tokens, **{f.name: getattr(config, f.name) for f in fields(Spend) if hasattr(config, f.name) and f.name != "plan"})
+    reward_models = load_reward_models(config, model.config.max_len)
+    if len(reward_models) > 1:
+        raise UserError(f"--reward-model {config.reward_model}: one reward model answers a question; several are for --eval")
+    scorer = reward_model_scorer(*reward_models.values(), [prompt], config.aggregate) if reward_models else None
+    search_config = SearchConfig(max_new_tokens=config.max_reasoning_tokens, **{f.name: getattr(config, f.name) for f in fields(SearchConfig) if hasattr(config, f.name) and f.name != "plan"})
     if config.method == "auto":
-        spend = replace(spend, plan=read_plan(config, *(verifier.kind for verifier in verifiers.values())))
-    (result,) = METHODS[config.method](model, [prompt], spend, generator(config.seed, "sample"), judge)
+        search_config = replace(search_config, plan=read_plan(config, *(reward_model.kind for reward_model in reward_models.values())))
+    (result,) = METHODS[config.method](model, [prompt], search_config, generator(config.seed, "sample"), scorer)
     say(f"\nQuestion: {config.question}\n{pretty(result)}")
     if len(result.candidates) > 1:
         agree = sum(canonical(c.answer) == canonical(result.answer) for c in result.candidates)
@@ -92,19 +94,19 @@ def answer(model, config, machine):
     return result
 
 
-def load_verifiers(config, max_len):
-    """{name: verifier} of --verifier, in its order; two of one kind are told apart by their folders. Raises UserError."""
+def load_reward_models(config, max_len):
+    """{name: reward model} of --reward-model, in its order; two of one kind are told apart by their folders. Raises UserError."""
     found = {}
-    for path in dict.fromkeys(filter(None, config.verifier.split(","))):
-        verifier = load_verifier(path)
-        if verifier.config.max_len < max_len:
-            raise UserError(f"--verifier {path} reads {verifier.config.max_len} tokens, fewer than the {max_len} of the model's context")
-        found[next(name for name in (verifier.kind, Path(path).name, path) if name not in found)] = verifier
+    for path in dict.fromkeys(filter(None, config.reward_model.split(","))):
+        reward_model = load_reward_model(path)
+        if reward_model.config.max_len < max_len:
+            raise UserError(f"--reward-model {path} reads {reward_model.config.max_len} tokens, fewer than the {max_len} of the model's context")
+        found[next(name for name in (reward_model.kind, Path(path).name, path) if name not in found)] = reward_model
     return found
 
 
 def read_plan(config, kind=""):
-    """Rows of --plan for the budget nearest to --n. Raises UserError where it is none, or was made with another kind of verifier: its estimates of
+    """Rows of --plan for the budget nearest to --n. Raises UserError where it is none, or was made with another kind of reward model: its estimates of
     difficulty would mean something else."""
     try:
         made = json.loads(Path(config.plan).read_text())
@@ -113,9 +115,9 @@ def read_plan(config, kind=""):
         if not rows or not {name for _, name, _ in rows} <= {"greedy", *CHOICES, *SEARCHES}:
             raise ValueError
     except (OSError, ValueError, TypeError, AttributeError, KeyError):
-        raise UserError(f"--method auto needs a --plan, as `python -m nanoreason.compute --study budget` leaves it; {config.plan or '(none)'} is none") from None
+        raise UserError(f"--method auto needs a --plan, as `python -m nanoreason.studies.compute --study budget` leaves it; {config.plan or '(none)'} is none") from None
     if (made["kind"], made["aggregate"]) != (kind, config.aggregate):
-        raise UserError(f"--plan {config.plan} was made with a verifier of kind {made['kind']} and --aggregate {made['aggregate']}, not with {kind or 'none'} and {config.aggregate}")
+        raise UserError(f"--plan {config.plan} was made with a reward model of kind {made['kind']} and --aggregate {made['aggregate']}, not with {kind or 'none'} and {config.aggregate}")
     return rows
 
 
@@ -154,8 +156,8 @@ def measure(model, config, machine):
                           for f in families if f in SAFETY}
     if max(ns) > 0:
         pool = draw_pool(model, problems, max(ns), config.temperature, config.max_reasoning_tokens, config.seed, config.cache or None, bar.update)
-        for name, verifier in load_verifiers(config, 0).items():
-            pool.add_verifier(name, verifier.to(machine.device), choose_bf16(config.precision, machine))
+        for name, reward_model in load_reward_models(config, 0).items():
+            pool.add_reward_model(name, reward_model.to(machine.device), choose_bf16(config.precision, machine))
         shares, n = pool.right.mean(1), pool.right.size
         figures["sampled"] = {"acc": round(float(shares.mean()), 4), "n": n, "temperature": config.temperature,
                               "ci": accuracy(int(pool.right.sum()), n)["ci"] if max(ns) == 1 else interval_of_mean(shares),

@@ -21,15 +21,16 @@ from pathlib import Path
 import torch
 
 from nanoreason import checkpoint, plots
-from nanoreason.common import (Interrupt, Metrics, StepBar, UserError, autocast, choose_bf16, flag, parse_config, prepare_out, read_metrics, run_script, say,
-                               start_machine, write_json)
+from nanoreason.flags import flag, parse_config, UserError
+from nanoreason.machine import autocast, choose_bf16, run_script, start_machine
+from nanoreason.run import Interrupt, Metrics, prepare_out, read_metrics, say, StepBar, write_json
 from nanoreason.evaluate import greedy_accuracy, sampled_accuracy
 from nanoreason.experience import announce, sample_groups, sequence_kl, token_logprobs
 from nanoreason.generate import sampler
 from nanoreason.optim import AdamW
 from nanoreason.questions import Questions, advise
 from nanoreason.rewards import LENGTH_FORMS, PROCESS_FORMS, REWARDS
-from nanoreason.verifier import load_verifier
+from nanoreason.reward_model import load_reward_model
 
 
 @dataclass
@@ -49,8 +50,8 @@ class Config:
     max_reasoning_tokens: int = flag(160, "longest response, in tokens; longer ones are cut and count as wrong", low=1)
     dynamic_sampling: bool = flag(False, "leave out groups without signal and ask further questions in their place (DAPO)")
     refills: int = flag(3, "most times that --dynamic-sampling asks further questions in a step", low=1)
-    reward: str = flag("outcome", "what is paid: right answers; a verifier's scores; right answers and exactly judged steps; or, for study, a judge with a hole", REWARDS)
-    verifier: str = flag("", "checkpoint of the verifier of --reward orm or prm")
+    reward: str = flag("outcome", "what is paid: right answers; a reward model's scores; right answers and exactly judged steps; or, for study, a judge with a hole", REWARDS)
+    reward_model: str = flag("", "checkpoint of the reward model of --reward orm or prm")
     format_weight: float = flag(0.0, "extra reward for a well-formed response", low=0)
     length_penalty: float = flag(0.0, "reward a token of the response; the brief's value is -0.001", high=0)
     length_form: str = flag("plain", "who pays for length: all, or right responses for what they exceed the group's shortest right one", choices=LENGTH_FORMS)
@@ -237,8 +238,8 @@ def check_config(config, machine):
         raise UserError(f"--batch-size {config.batch_size} is no multiple of --num-samples-per-prompt {config.num_samples_per_prompt}")
     if config.prompts < machine.world * config.minibatches:
         raise UserError(f"--batch-size {config.batch_size} makes {config.prompts} question(s), too few for {machine.world} x {config.minibatches} (ranks x minibatches)")
-    if (config.reward in ("orm", "prm")) != bool(config.verifier):
-        raise UserError(f"--reward {config.reward} and --verifier {config.verifier or '(none)'} do not go together: orm and prm need a verifier, nothing else takes one")
+    if (config.reward in ("orm", "prm")) != bool(config.reward_model):
+        raise UserError(f"--reward {config.reward} and --reward-model {config.reward_model or '(none)'} do not go together: orm and prm need a reward model, nothing else takes one")
     if config.overlong_buffer > config.max_reasoning_tokens:
         raise UserError(f"--overlong-buffer {config.overlong_buffer} is longer than --max-reasoning-tokens {config.max_reasoning_tokens}")
 
@@ -252,8 +253,8 @@ def train(config, machine):
     model = checkpoint.build_model(state, machine.device)
     if config.row_tokens > model.config.max_len:
         raise UserError(f"--row-tokens {config.row_tokens} is longer than the model's context of {model.config.max_len}")
-    verifier = load_verifier(config.verifier, config.reward, machine.device) if config.verifier else None
-    context = min(net.config.max_len for net in (model, verifier or model))
+    reward_model = load_reward_model(config.reward_model, config.reward, machine.device) if config.reward_model else None
+    context = min(net.config.max_len for net in (model, reward_model or model))
     questions = Questions(config.families, config.level, config.data, config.seed, context - config.max_reasoning_tokens)
     out = prepare_out(config.out, config, config.resume, machine)
     reference = None if config.kl == "none" else copy.deepcopy(model).requires_grad_(False)
@@ -292,7 +293,7 @@ def train(config, machine):
     while run["step"] < steps and not (run["reached"] or config.token_budget and run["sampled_tokens"] >= config.token_budget):
         step, begun = run["step"], time.time()
         optimizer.lr = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
-        experience, row = sample_groups(policy, config, questions, step, machine, verifier)
+        experience, row = sample_groups(policy, config, questions, step, machine, reward_model)
         rolled = time.time()
         advantages = token_advantages(experience.rewards["total"], experience.steps, experience.rollout.lengths, config.advantage)
         if config.kl == "k1":

@@ -1,4 +1,4 @@
-"""Train a verifier: a model that judges reasoning instead of writing it.
+"""Train a reward model: a model that judges reasoning instead of writing it.
 
 What this teaches. The policy answers training questions many times; an exact judge says which answers, and which single steps, are right; a
 copy of the policy with a scalar head learns to say so without seeing the answer. An outcome reward model (orm, Cobbe et al. 2110.14168) learns from the final
@@ -6,7 +6,7 @@ answer alone, at every token of the response, and is read at the last. A process
 at the token that ends it; the answer counts as the last step. Where nobody can label steps, `--labels mc` does what Math-Shepherd (2312.08935) does: continue
 from the step `--rollouts` times, and take the share that ends in the right answer (soft), or whether any does (`--hard-labels`).
 
-Where it departs from the papers. Cobbe's verifier keeps learning to write beside: ours does not, for it did not pay (README). Lightman's labelers stop at the first wrong step: our judge goes on,
+Where it departs from the papers. Cobbe's reward model keeps learning to write beside: ours does not, for it did not pay (README). Lightman's labelers stop at the first wrong step: our judge goes on,
 since a model may correct itself. Responses with and without something wrong are balanced, which shifts the scores; after training, their scale and
 offset are fitted on validation responses as they come (Platt 1999), so that 0.8 means right four times in five.
 
@@ -27,8 +27,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from nanoreason import checkpoint, plots
-from nanoreason.common import (Interrupt, Metrics, StepBar, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out, progress, run_script,
-                               say, start_machine, write_json)
+from nanoreason.flags import flag, parse_config, UserError
+from nanoreason.machine import autocast, choose_bf16, generator, run_script, start_machine
+from nanoreason.run import Interrupt, Metrics, prepare_out, progress, say, StepBar, write_json
 from nanoreason.corpus import Example
 from nanoreason.evaluate import auc, brier, reliability
 from nanoreason.generate import MAX_ROWS, generate, noise, sampler
@@ -39,14 +40,14 @@ from nanoreason.questions import Questions, own_share
 from nanoreason.replicas import Replicas, replica_count
 from nanoreason.rewards import outcome_reward, step_rewards
 from nanoreason.tokenizer import parse_response, render_prompt
-from nanoreason.verifier import KINDS, Verifier, reading_batches, reading_places, save_verifier
+from nanoreason.reward_model import KINDS, RewardModel, reading_batches, reading_places, save_reward_model
 from nanoreason.workers import spread
 
 
 @dataclass
 class Config:
-    init: str = flag("", "the policy: whose responses are judged, and whose weights the verifier starts from")
-    out: str = flag("runs/verifier", "folder for the checkpoints, samples, metrics, figure and report")
+    init: str = flag("", "the policy: whose responses are judged, and whose weights the reward model starts from")
+    out: str = flag("runs/reward-model", "folder for the checkpoints, samples, metrics, figure and report")
     resume: bool = flag(False, "continue the run in --out")
     kind: str = flag("orm", "what is judged: whole responses, or also their steps", choices=KINDS)
     labels: str = flag("exact", "who judges the steps: the exact step checker, or Monte Carlo rollouts and the final answer alone", choices=("exact", "mc"))
@@ -221,20 +222,20 @@ def balance(labels, seed):
     return np.sort(np.concatenate([kind[: min(map(len, kinds))] for kind in kinds]))
 
 
-def verifier_loss(logits, labels, weight):
+def reward_model_loss(logits, labels, weight):
     """Weighted sum of binary cross-entropies, in nats. logits, labels, weight (M,); labels in [0, 1], so that a share of successes is a target too."""
     return (weight * F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")).sum()
 
 
-def add_gradients(verifier, examples, places, labels, index, responses, device, bf16):
+def add_gradients(reward_model, examples, places, labels, index, responses, device, bf16):
     """Backward passes over the responses in `index`, each of which counts 1 / responses, however many its places. Returns their part of the loss."""
     mine, loss = [places[i] for i in index], 0.0
     flat = lambda owner, values: torch.tensor([values[i][k] for i, k in enumerated(owner)], device=device)
     for inputs, owner in reading_batches([examples[i] for i in index], mine, device):
         weight = torch.tensor([1.0 / (len(mine[i]) * responses) for i in owner], device=device)
         with autocast(device, bf16):
-            logits = verifier(**inputs)
-        part = verifier_loss(logits, flat(owner, [labels[i] for i in index]), weight)
+            logits = reward_model(**inputs)
+        part = reward_model_loss(logits, flat(owner, [labels[i] for i in index]), weight)
         part.backward()
         loss += part.item()
     return loss
@@ -242,10 +243,10 @@ def add_gradients(verifier, examples, places, labels, index, responses, device, 
 
 def train_step(replicas, index, machine):
     """One step on this rank's responses `index`; returns the loss over all ranks. The work of the replicas is `add_gradients`."""
-    verifier, responses = replicas.model, machine.total(len(index))
+    reward_model, responses = replicas.model, machine.total(len(index))
     loss = sum(replicas.gradients([(share, responses) for share in np.array_split(index, replicas.count)]))
-    machine.sum_gradients(verifier)
-    torch.nn.utils.clip_grad_norm_([p for p in verifier.parameters() if p.grad is not None], 1.0)
+    machine.sum_gradients(reward_model)
+    torch.nn.utils.clip_grad_norm_([p for p in reward_model.parameters() if p.grad is not None], 1.0)
     replicas.step()
     return machine.total(loss)
 
@@ -260,12 +261,12 @@ def enumerated(owner):
 
 
 @torch.no_grad()
-def read_logits(verifier, examples, places, machine, bf16):
+def read_logits(reward_model, examples, places, machine, bf16):
     """Logits at the places of each example: a list of lists."""
     found = [[] for _ in examples]
     for inputs, owner in reading_batches(examples, places, machine.device):
         with autocast(machine.device, bf16):
-            logits = verifier(**inputs).float().tolist()
+            logits = reward_model(**inputs).float().tolist()
         for i, logit in zip(owner, logits):
             found[i].append(logit)
     return found
@@ -292,21 +293,21 @@ def platt(logits, labels):
     return tuple(w.detach().tolist())
 
 
-def calibrate(verifier, data, config, machine, bf16):
-    """Fold the fitted scale and offset into the head, so that every reader gets calibrated scores. Fitted where the verifier is read, on validation
+def calibrate(reward_model, data, config, machine, bf16):
+    """Fold the fitted scale and offset into the head, so that every reader gets calibrated scores. Fitted where the reward model is read, on validation
     responses as they come."""
     places = [reading_places(config.kind, e.ids[e.prompt_len :]) for e in data.examples]
     wanted = dict(zip(("places", "labels"), targets(data, config)))
     labels = wanted["labels"] if config.kind == "prm" else [label[-1:] for label in wanted["labels"]]
-    logits = read_logits(verifier, data.examples, places, machine, bf16)
+    logits = read_logits(reward_model, data.examples, places, machine, bf16)
     a, c = platt([z for zs in logits for z in zs], [y for ys in labels for y in ys])
     with torch.no_grad():
-        verifier.score.weight.mul_(a)
-        verifier.score.bias.mul_(a).add_(c)
+        reward_model.score.weight.mul_(a)
+        reward_model.score.bias.mul_(a).add_(c)
     return dict(scale=a, offset=c)
 
 
-def quality(verifier, data, config, machine, bf16):
+def quality(reward_model, data, config, machine, bf16):
     """How good the judge is, by the exact judge's verdicts: AUC, Brier score and their counts, at the last token and by position: of the steps, first to
     fifth and later, for a prm; of the response's tokens, in quarters, for an orm."""
     if config.kind == "prm":
@@ -318,7 +319,7 @@ def quality(verifier, data, config, machine, bf16):
         places = [[max(0, (len(e.ids) - e.prompt_len) * q // 4 - 1) for q in (1, 2, 3, 4)] for e in data.examples]
         groups = [[*names, "last"]] * len(places)
         truth = [[float(ok)] * 4 for ok in data.right]
-    logits = read_logits(verifier, data.examples, places, machine, bf16)
+    logits = read_logits(reward_model, data.examples, places, machine, bf16)
     by = {}
     for z, y, g in zip(logits, truth, groups):
         for logit, label, name in zip(z, y, g):
@@ -369,7 +370,7 @@ def train(config, machine):
     state = checkpoint.load(Path(config.out) / "ckpt.pt" if config.resume and (Path(config.out) / "ckpt.pt").exists() else config.init)
     began = state.get("verifier")
     policy = checkpoint.load_model(config.init, machine.device)
-    verifier = Verifier(GPTConfig(**state["model"]), config.kind)
+    reward_model = RewardModel(GPTConfig(**state["model"]), config.kind)
     out = prepare_out(config.out, config, config.resume, machine)
     if not config.resume and machine.main:
         for old in out.glob("*.npz"):  # of a run that was killed while it sampled, with other flags perhaps
@@ -383,38 +384,38 @@ def train(config, machine):
         raise UserError(f"{len(examples)} different responses, {len(kept)} of them balanced, do not fill a step of {config.batch_size}: ask more --questions, or easier or harder ones")
     run = dict(step=0, best=None, stale=0)  # best: lowest validation loss and its step; stale: looks since
     if began:
-        verifier.load_state_dict(state["weights"])
+        reward_model.load_state_dict(state["weights"])
         run = state["run"]
     else:
-        verifier.gpt.load_state_dict(state["weights"])
-        torch.nn.init.zeros_(verifier.score.weight), torch.nn.init.zeros_(verifier.score.bias)
-    verifier.to(machine.device)
-    optimizer = AdamW(verifier.parameters(), config.learning_rate, config.weight_decay, betas=(0.9, 0.95))
+        reward_model.gpt.load_state_dict(state["weights"])
+        torch.nn.init.zeros_(reward_model.score.weight), torch.nn.init.zeros_(reward_model.score.bias)
+    reward_model.to(machine.device)
+    optimizer = AdamW(reward_model.parameters(), config.learning_rate, config.weight_decay, betas=(0.9, 0.95))
     if began:
         optimizer.load_state_dict(state["optimizer"])
-    work = lambda verifier, share: add_gradients(verifier, examples, places, labels, *share, machine.device, bf16)
-    replicas = Replicas(verifier, [optimizer], work, replica_count(verifier.gpt, machine, config.batch_size))
+    work = lambda reward_model, share: add_gradients(reward_model, examples, places, labels, *share, machine.device, bf16)
+    replicas = Replicas(reward_model, [optimizer], work, replica_count(reward_model.gpt, machine, config.batch_size))
     rows = [row for split in data.values() for row in split.right]
-    say(f"{config.kind}: {verifier.gpt.num_params / 1e6:.2f}M parameters, {len(examples)} different responses to {config.questions} questions, {len(kept)} balanced, "
+    say(f"{config.kind}: {reward_model.gpt.num_params / 1e6:.2f}M parameters, {len(examples)} different responses to {config.questions} questions, {len(kept)} balanced, "
         f"{np.mean(rows):.0%} of all right, at most {len(plan)} steps, {'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
 
     val_places, val_labels = targets(data["val"], config)
     metrics, interrupt = Metrics(out / "metrics.jsonl", run["step"], machine.main), Interrupt()
     steps = min(len(plan), config.max_steps or len(plan))
     bar = StepBar(steps, config.kind, machine, run["step"])
-    save = lambda: machine.main and save_verifier(out / "ckpt.pt", verifier, run=run, bf16=bf16, optimizer=optimizer.state_dict())
+    save = lambda: machine.main and save_reward_model(out / "ckpt.pt", reward_model, run=run, bf16=bf16, optimizer=optimizer.state_dict())
     while run["step"] < steps and run["stale"] < config.patience:
         begun, step = time.time(), run["step"]
         optimizer.lr = config.learning_rate * rate_at(step, len(plan), config.warmup_steps)
         loss = train_step(replicas, plan[step], machine)
         run["step"], row = step + 1, dict(loss=loss, step_seconds=time.time() - begun)
         if run["step"] % config.eval_every == 0 or run["step"] == len(plan):
-            row["val_loss"] = now = mean_loss(read_logits(verifier, data["val"].examples, val_places, machine, bf16), val_labels)
+            row["val_loss"] = now = mean_loss(read_logits(reward_model, data["val"].examples, val_places, machine, bf16), val_labels)
             run["stale"] = 0 if run["best"] is None or now < run["best"][0] else run["stale"] + 1
             if run["stale"] == 0:
                 run["best"] = [now, run["step"]]
                 if machine.main:
-                    save_verifier(out / "best.pt", verifier, run=run)
+                    save_reward_model(out / "best.pt", reward_model, run=run)
         metrics.log(step=step, **row)
         bar.show(step, f"loss {loss:.3f}" + (f"  validation {run['best'][0]:.3f}" if run["best"] else ""))
         stop = interrupt.agreed(machine)
@@ -424,34 +425,34 @@ def train(config, machine):
             interrupt.leave(run["step"], machine)
     bar.close(), interrupt.close(), replicas.close()
     save()
-    return finish(verifier, data, kept, config, machine, bf16, run, bar.seconds)
+    return finish(reward_model, data, kept, config, machine, bf16, run, bar.seconds)
 
 
 def check_config(config):
     """UserError for what single flags cannot show to be wrong."""
     if not config.init:
-        raise UserError("--init is missing: a verifier learns from a policy's responses, for instance --init runs/speedrun/cold")
+        raise UserError("--init is missing: a reward model learns from a policy's responses, for instance --init runs/speedrun/cold")
     if config.hard_labels and config.labels != "mc":
         raise UserError("--hard-labels is about Monte Carlo labels: --labels mc")
     if config.kind == "orm" and config.labels == "mc":
         raise UserError("--kind orm learns from final answers, which are always judged exactly; --labels mc is for --kind prm")
 
 
-def finish(verifier, data, kept, config, machine, bf16, run, seconds):
+def finish(reward_model, data, kept, config, machine, bf16, run, seconds):
     """Calibrate the selected weights and write them as best.pt; report and figure."""
     out = Path(config.out)
     state = checkpoint.load(out / "best.pt") if run["best"] else {}
     if state:
-        verifier.load_state_dict(state["weights"])
-    scale = state.get("calibration") or calibrate(verifier, data["val"], config, machine, bf16)  # once: a second fit would find nothing to do
-    report = dict(stage=config.kind, params=verifier.gpt.num_params, labels=config.labels, steps=run["step"], seconds=seconds, best=run["best"], calibration=scale,
+        reward_model.load_state_dict(state["weights"])
+    scale = state.get("calibration") or calibrate(reward_model, data["val"], config, machine, bf16)  # once: a second fit would find nothing to do
+    report = dict(stage=config.kind, params=reward_model.gpt.num_params, labels=config.labels, steps=run["step"], seconds=seconds, best=run["best"], calibration=scale,
                   cost={split: data[split].cost for split in ("train", "val")}, responses=len(data["train"].examples), balanced=len(kept),
                   step_labels=sum(len(p) - 1 for p in data["train"].places), label_quality=label_quality(data["train"]),
-                  test=quality(verifier, data["test"], config, machine, bf16))
+                  test=quality(reward_model, data["test"], config, machine, bf16))
     if machine.main:
-        save_verifier(out / "best.pt", verifier, run=run, calibration=scale)
+        save_reward_model(out / "best.pt", reward_model, run=run, calibration=scale)
         write_json(out / "report.json", report)
-        plots.verifier({out.name: report}, out / "verifier.png")
+        plots.reward_model({out.name: report}, out / "verifier.png")
     last = report["test"]["positions"]["last"]
     say(f"{config.kind}: {run['step']} steps in {seconds:.0f}s; on {last['n']} test responses, {last['right']:.0%} of them right, AUC {last['auc'] or 'undefined'}, Brier score {last['brier']}", machine)
     return report

@@ -30,8 +30,9 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from nanoreason import checkpoint, corpus
-from nanoreason.common import (Interrupt, Metrics, StepBar, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out,
-                               run_script, say, start_machine, write_json)
+from nanoreason.flags import flag, parse_config, UserError
+from nanoreason.machine import autocast, choose_bf16, generator, run_script, start_machine
+from nanoreason.run import Interrupt, Metrics, prepare_out, say, StepBar, write_json
 from nanoreason.data import IGNORE, batches, join, open_rows, pack
 from nanoreason.model import GPT, PRESETS as MODELS, memory_line, training_flops, training_memory
 from nanoreason.optim import AdamW, Muon

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from nanoreason.common import UserError
+from nanoreason.flags import UserError
 from nanoreason.model import GPT, GPTConfig
 from nanoreason.tokenizer import RANKS
 
@@ -58,9 +58,9 @@ def load(path, device="cpu"):
 
 
 def build_model(state, device="cpu"):
-    """The GPT of a checkpoint dict, on `device`. Raises UserError where it holds a verifier."""
+    """The GPT of a checkpoint dict, on `device`. Raises UserError where it holds a reward model."""
     if state.get("verifier"):
-        raise UserError(f"this checkpoint holds a verifier ({state['verifier']}), which scores and cannot write")
+        raise UserError(f"this checkpoint holds a reward model ({state['verifier']}), which scores and cannot write")
     model = GPT(GPTConfig(**state["model"]))
     model.load_state_dict(state["weights"])
     return model.to(device)

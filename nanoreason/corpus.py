@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanoreason import tokenizer
-from nanoreason.common import UserError, progress, run_script, say
+from nanoreason.flags import UserError
+from nanoreason.machine import run_script
+from nanoreason.run import progress, say
 from nanoreason.data import pack, write_rows
 from nanoreason.tasks import CONTROLS, FAMILIES, LEVELS, REASONING, SAFETY, draw_problem, solve, split_of, user_problem
 from nanoreason.tasks.core import MAX_TEXT

@@ -5,13 +5,13 @@ from math import comb, sqrt
 
 import numpy as np
 
-from nanoreason.common import generator
+from nanoreason.machine import generator
 from nanoreason.generate import generate
 from nanoreason.rewards import outcome_reward
-from nanoreason.search import Judge
+from nanoreason.search import Scorer
 from nanoreason.tasks import REASONING, audit, problem_set
 from nanoreason.tokenizer import parse_response, render_prompt
-from nanoreason.verifier import scores
+from nanoreason.reward_model import scores
 
 CUES = {"verification": "Check: ", "self_correction": "Wait, ", "another_way": "Another way: "}
 
@@ -153,11 +153,11 @@ def interval_of_mean(values, seed=0, draws=1000):
     return [round(float(q), 4) for q in np.quantile(values[picks].mean(1), (0.025, 0.975))]
 
 
-def verifier_judge(verifier, prompts, how="last", bf16=False):
-    """A verifier as the search.Judge of responses to these prompts; `how`: one of verifier.AGGREGATES."""
-    return Judge(lambda owner, responses: scores(verifier, [prompts[i] for i in owner], responses, bf16), how, verifier.gpt.flops_per_token())
+def reward_model_scorer(reward_model, prompts, how="last", bf16=False):
+    """A reward model as the search.Judge of responses to these prompts; `how`: one of reward_model.AGGREGATES."""
+    return Scorer(lambda owner, responses: scores(reward_model, [prompts[i] for i in owner], responses, bf16), how, reward_model.gpt.flops_per_token())
 
 
-def oracle_judge(problems):
-    """The exact verifier as a Judge, for upper bounds: 1 for a right response, else 0."""
-    return Judge(lambda owner, responses: [[(len(r) - 1, outcome_reward(problems[i], parse_response(r)))] for i, r in zip(owner, responses, strict=True)])
+def oracle_scorer(problems):
+    """The exact checker as a Scorer, for upper bounds: 1 for a right response, else 0."""
+    return Scorer(lambda owner, responses: [[(len(r) - 1, outcome_reward(problems[i], parse_response(r)))] for i, r in zip(owner, responses, strict=True)])

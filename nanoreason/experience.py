@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 import torch
 
-from nanoreason.common import autocast, generator, say
+from nanoreason.machine import autocast, generator
+from nanoreason.run import say
 from nanoreason.corpus import Example
 from nanoreason.data import response_batches, shared_batches
 from nanoreason.evaluate import behaviours
 from nanoreason.generate import MAX_ROWS, Rollout, generate, join_rollouts, noise
 from nanoreason.model import memory_line, rl_memory, training_memory
 from nanoreason.questions import own_share
-from nanoreason.rewards import Scheme, group_rewards, step_rewards
+from nanoreason.rewards import RewardConfig, group_rewards, step_rewards
 from nanoreason.tokenizer import parse_response, render_prompt
-from nanoreason.verifier import scores
+from nanoreason.reward_model import scores
 
 
 @dataclass
@@ -39,9 +40,9 @@ class Experience:
     def signal(self):
         """(P,) bool: not all that the group's responses and their steps were paid is equal. Penalties of length do not count: a group in which every
         answer is wrong should not be kept to teach brevity."""
-        G, paid = self.samples, self.rewards["paid"].tolist()
-        steps = [[value for row in self.steps[p * G : (p + 1) * G] for _, value in row] for p in range(len(paid))]
-        return torch.tensor([len({*own, *of_steps}) > 1 for own, of_steps in zip(paid, steps)], dtype=torch.bool)
+        G, task_reward = self.samples, self.rewards["paid"].tolist()
+        steps = [[value for row in self.steps[p * G : (p + 1) * G] for _, value in row] for p in range(len(task_reward))]
+        return torch.tensor([len({*own, *of_steps}) > 1 for own, of_steps in zip(task_reward, steps)], dtype=torch.bool)
 
     def micro_batches(self, rows, values, config, device, share=None):
         """Micro-batches of some rows, responses behind their prompts; values {name: (N, L)}. share: `shared_batches`, which a CPU takes unless told
@@ -70,24 +71,24 @@ def join(parts):
     return Experience(flat("problems"), join_rollouts([part.rollout for part in parts]), rewards, flat("steps"), flat("places"))
 
 
-def judge(problems, rollout, samples, scheme, places, exact_steps=False, verifier=None):
-    """Reward every response to `problems`: an Experience. exact_steps: reward steps by the exact judge; verifier: pay its score instead of the
+def reward_responses(problems, rollout, samples, reward_config, places, exact_steps=False, reward_model=None):
+    """Reward every response to `problems`: an Experience. exact_steps: reward steps by the exact judge; reward model: pay its score instead of the
     outcome, and, where it is a prm, reward steps by its scores."""
     ids = [rollout.response(row) for row in range(len(rollout.ids))]
     prompts = [render_prompt(p.question) for p in problems for _ in range(samples)]
     steps, final = [[] for _ in ids], None
     if exact_steps:
         steps = [step_rewards(problems[row // samples], response) for row, response in enumerate(ids)]
-    if verifier is not None:
-        scored = scores(verifier, prompts, ids)
+    if reward_model is not None:
+        scored = scores(reward_model, prompts, ids)
         steps, final = [s[:-1] for s in scored], [s[-1][1] for s in scored]
     judged = []
     for p, problem in enumerate(problems):
         group = slice(p * samples, (p + 1) * samples)
-        judged += group_rewards(problem, ids[group], scheme, final and final[group])
+        judged += group_rewards(problem, ids[group], reward_config, final and final[group])
     shape = lambda values: torch.tensor(list(values), dtype=torch.float32).view(len(problems), samples)  # (P, G)
-    names = scheme.parts(verifier is not None)
-    rewards = dict(total=shape(r.total for r in judged), paid=shape(r.paid for r in judged)) | {part: shape(r.parts[part] for r in judged) for part in names}
+    names = reward_config.parts(reward_model is not None)
+    rewards = dict(total=shape(r.total for r in judged), task_reward=shape(r.task_reward for r in judged)) | {part: shape(r.parts[part] for r in judged) for part in names}
     return Experience(problems, rollout, rewards, steps, places)
 
 
@@ -117,7 +118,7 @@ def announce(model, reference, config, machine, bf16):
     say(memory_line(parts, machine), machine)
 
 
-def sample_groups(policy, config, questions, step, machine, verifier=None):
+def sample_groups(policy, config, questions, step, machine, reward_model=None):
     """Ask, answer, judge: this rank's share of a step's Experience, and metrics of everything that was sampled, over all ranks.
 
     A response draws from random numbers of its own, so that ranks together sample what one would. With --dynamic-sampling groups without signal are
@@ -125,7 +126,7 @@ def sample_groups(policy, config, questions, step, machine, verifier=None):
     was left out as well. config: train_grpo.Config.
     """
     G, parts, kept, full = config.num_samples_per_prompt, [], [], 0
-    scheme = Scheme(config.format_weight, config.length_penalty, config.length_form, config.process_weight, config.process_form,
+    reward_config = RewardConfig(config.format_weight, config.length_penalty, config.length_form, config.process_weight, config.process_form,
                     config.reward == "leaky-for-hacking-study", config.overlong_buffer, config.max_reasoning_tokens)
     for attempt in range(config.refills + 1 if config.dynamic_sampling else 1):
         count = config.prompts - full
@@ -134,7 +135,7 @@ def sample_groups(policy, config, questions, step, machine, verifier=None):
         uniform = noise((count, G, config.max_reasoning_tokens), generator(config.seed, "rollout", step, attempt))[mine]  # (P, G, L)
         rollout = generate(policy, [render_prompt(p.question) for p in problems], G, config.max_reasoning_tokens, config.temperature, uniform.flatten(0, 1),
                            compile=config.compile).cpu()
-        part = judge(problems, rollout, G, scheme, mine, config.reward == "exact-process", verifier)
+        part = reward_responses(problems, rollout, G, reward_config, mine, config.reward == "exact-process", reward_model)
         parts.append(part)
         if config.dynamic_sampling:
             useful = torch.zeros(count)

@@ -23,7 +23,7 @@ from functools import partial
 
 import torch
 
-from nanoreason.common import UserError
+from nanoreason.flags import UserError
 
 STEPS = 5
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c of Jordan et al.: steep at zero

@@ -124,7 +124,7 @@ def stage_bars(stages, path):
 
 @styled
 def scaling(runs, path):
-    """Coverage, vote and, where there are verifiers, their choices against N on a log axis, with 95% intervals. runs: {title: an entry of the report's best_of_n}."""
+    """Coverage, vote and, where there are reward_models, their choices against N on a log axis, with 95% intervals. runs: {title: an entry of the report's best_of_n}."""
     labels = {"coverage": "coverage: some sample is right", "vote": "vote: the most frequent answer is right", "orm": "ORM, best of N", "prm-last": "PRM, best of N",
               "weighted-prm-last": "vote weighted by the PRM"}
     figure, axes = _axes(1, len(runs), (4.8 * len(runs), 3.6), squeeze=False, sharey=True)
@@ -161,8 +161,8 @@ def seed_spread(table, figures, path):
 
 
 @styled
-def verifier(reports, path):
-    """How good verifiers are on test responses: AUC by position, and how often a score of so much is right. reports: {name: report.json of train_prm.py}."""
+def reward_model(reports, path):
+    """How good reward models are on test responses: AUC by position, and how often a score of so much is right. reports: {name: report.json of train_prm.py}."""
     figure, (left, right) = _axes(1, 2, (9, 3.4))
     for color, (name, report) in enumerate(reports.items()):
         positions = {where: p["auc"] for where, p in report["test"]["positions"].items() if p["auc"] is not None}

@@ -1,7 +1,7 @@
 """Many samples a problem, drawn once: kept in a cache, judged by everybody, and every smaller N estimated from them.
 
     pool = draw_pool(model, problems, 256, 1.0, 240, seed, Path("runs/cache"))
-    pool.add_verifier("orm", verifier)
+    pool.add_reward_model("orm", reward_model)
     scaling(pool, [1, 4, 16, 64, 256])         coverage, vote, mean log-probability, orm: best of N and weighted vote
 
 A problem's samples come from random numbers of its own, so that they are the same (but for the rounding of matrix products of another size) whatever
@@ -21,13 +21,14 @@ import numpy as np
 import torch
 
 from nanoreason.checkpoint import vocabulary
-from nanoreason.common import generator, say
+from nanoreason.machine import generator
+from nanoreason.run import say
 from nanoreason.evaluate import interval_of_mean, pass_at_k
 from nanoreason.generate import generate, noise
 from nanoreason.rewards import outcome_reward
 from nanoreason.search import canonical
 from nanoreason.tokenizer import parse_response, render_prompt
-from nanoreason.verifier import AGGREGATES, aggregate, scores
+from nanoreason.reward_model import AGGREGATES, aggregate, scores
 from nanoreason.workers import spread
 
 ROWS = 2048  # rows decoded at once: many samples of a question share their first tokens, and what they share is computed once
@@ -59,24 +60,24 @@ class Pool:
         return Pool([self.problems[p] for p in which], [self.ids[p][:n] for p in which], self.tokens[which, :n], self.right[which, :n],
                     self.answer[which, :n], "", None, {name: s[which, :n] for name, s in self.scores.items()})
 
-    def add_verifier(self, name, verifier, bf16=False):
-        """Score every sample: rule `name` for an orm, `name`-last, -min and -prod for a prm. Kept in the cache by the verifier's weights."""
-        path = self.cache and self.cache / f"{self.key}-{fingerprint(verifier)}.npz"
+    def add_reward_model(self, name, reward_model, bf16=False):
+        """Score every sample: rule `name` for an orm, `name`-last, -min and -prod for a prm. Kept in the cache by the reward model's weights."""
+        path = self.cache and self.cache / f"{self.key}-{fingerprint(reward_model)}.npz"
         kept = read_arrays(path)
         if kept is None:
-            rules = ("last",) if verifier.kind == "orm" else tuple(AGGREGATES)
+            rules = ("last",) if reward_model.kind == "orm" else tuple(AGGREGATES)
             jobs = [(render_prompt(problem.question), ids, rules, bf16) for problem, ids in zip(self.problems, self.ids)]
-            rows = list(spread(_judge, verifier, jobs, processes(verifier.score.weight.device, self.right.size)))
+            rows = list(spread(_judge, reward_model, jobs, processes(reward_model.score.weight.device, self.right.size)))
             kept = {rule: np.array([row[i] for row in rows], np.float32) for i, rule in enumerate(rules)}
             write_arrays(path, kept)
         for rule, values in kept.items():
-            self.scores[name if verifier.kind == "orm" else f"{name}-{rule}"] = values
+            self.scores[name if reward_model.kind == "orm" else f"{name}-{rule}"] = values
         return self
 
 
-def _judge(verifier, prompt, responses, rules, bf16):
+def _judge(reward_model, prompt, responses, rules, bf16):
     """One number a rule and response; equal responses are read once."""
-    rated = scores(verifier, [prompt] * len(responses), responses, bf16)
+    rated = scores(reward_model, [prompt] * len(responses), responses, bf16)
     return [[aggregate(r, rule) for r in rated] for rule in rules]
 
 
@@ -133,7 +134,7 @@ def draw_pool(model, problems, samples, temperature, max_new_tokens, seed, cache
     ids = [ids[p * samples : (p + 1) * samples] for p in range(len(problems))]
     right, answer = np.zeros(tokens.shape, bool), np.full(tokens.shape, -1)
     for p, problem in enumerate(problems):
-        right[p], answer[p] = judge_samples(problem, ids[p])
+        right[p], answer[p] = check_samples(problem, ids[p])
     pool = Pool(problems, ids, tokens, right, answer, key, path and path.parent)
     pool.scores["likelihood"] = np.exp(kept["logprob"] / np.maximum(tokens, 1))
     return pool
@@ -160,7 +161,7 @@ def sample_some(model, prompts, seeds, samples, temperature, max_new_tokens):
     return rollout.ids[rollout.mask].short().numpy(), rollout.lengths.view(-1, samples).numpy(), rollout.logprobs.sum(1).view(-1, samples).numpy()
 
 
-def judge_samples(problem, responses):
+def check_samples(problem, responses):
     """right (N,) and the answers' numbers (N,), -1 for none; equal responses are judged once."""
     verdicts, numbers, out = {}, {}, []
     for ids in responses:

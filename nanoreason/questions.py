@@ -5,7 +5,9 @@ Every choice is a function of (seed, step, attempt) and of the curriculum's stat
 
 import random
 
-from nanoreason.common import UserError, say, seed_for
+from nanoreason.flags import UserError
+from nanoreason.machine import seed_for
+from nanoreason.run import say
 from nanoreason.corpus import read_problems
 from nanoreason.evaluate import held_out_problems
 from nanoreason.tasks import FAMILIES, LEVELS, draw_problem

@@ -9,12 +9,12 @@ the thinking only, or several answers to choose from, earn nothing.
     length    coefficient * tokens                       being short (see `length_penalties` for the form that does not punish care)
     overlong  0 to -1                                    keeping away from the limit at which responses are cut
     process   mean, min or sum of +1, 0, -1 a step       steps that are right; 0 is a true step that was not needed
-    verifier  0 to 1                                     what a learned verifier thinks of the response; it takes the outcome's place
+    reward model  0 to 1                                     what a learned reward model thinks of the response; it takes the outcome's place
 """
 
 from dataclasses import dataclass
 
-from nanoreason.tasks import Verdict, judge_steps, verify
+from nanoreason.tasks import Verdict, check_steps, verify
 from nanoreason.tokenizer import MAX_RESPONSE, decode, parse_response, step_ends
 
 STEP_VALUE = {Verdict.RIGHT: 1.0, Verdict.UNNEEDED: 0.0, Verdict.WRONG: -1.0}
@@ -24,7 +24,7 @@ REWARDS = ("outcome", "orm", "prm", "exact-process", "leaky-for-hacking-study") 
 
 
 @dataclass(frozen=True)
-class Scheme:
+class RewardConfig:
     """What is rewarded. The outcome has weight 1; the other parts count as these say."""
 
     format_weight: float = 0.0
@@ -36,19 +36,19 @@ class Scheme:
     overlong_buffer: int = 0  # tokens before the limit in which `overlong_penalty` grows; 0: none
     limit: int = 0  # tokens at which responses are cut
 
-    def parts(self, verifier=False):
+    def parts(self, reward_model=False):
         """Names of the parts that a Reward under this scheme has."""
-        wanted = dict(overlong=self.overlong_buffer, process=self.process_weight, leaky=self.leaky_outcome_for_hacking_study, verifier=verifier)
+        wanted = dict(overlong=self.overlong_buffer, process=self.process_weight, leaky=self.leaky_outcome_for_hacking_study, reward_model=reward_model)
         return ["outcome", "format", "length", *(name for name, on in wanted.items() if on)]
 
 
 @dataclass(frozen=True)
 class Reward:
-    """total = paid + length + overlong; paid = outcome + format_weight * format + process_weight * process, with the verifier's score or the leaky
+    """total = paid + length + overlong; paid = outcome + format_weight * format + process_weight * process, with the reward model's score or the leaky
     judge's verdict in the outcome's place where they are asked for. `parts` are kept for the logs."""
 
     total: float
-    paid: float
+    task_reward: float
     parts: dict
 
 
@@ -86,7 +86,7 @@ def overlong_penalty(tokens, limit, buffer):
 
 def step_rewards(problem, ids):
     """Exact process supervision: [(index of the token that ends the step, +1, 0 or -1)] of a response given as ids."""
-    judgements = judge_steps(problem, parse_response(ids).steps)
+    judgements = check_steps(problem, parse_response(ids).steps)
     return [(end, STEP_VALUE[j.verdict]) for end, j in zip(step_ends(ids), judgements, strict=True)]
 
 
@@ -96,7 +96,7 @@ def process_reward(problem, response, form="mean"):
     mean: the share of good work; min: the worst step decides (in the spirit of Lightman et al. 2305.20050, who multiply step scores);
     sum: also pays for writing more right steps, so a policy learns to write long.
     """
-    verdicts = [j.verdict for j in judge_steps(problem, response.steps)]
+    verdicts = [j.verdict for j in check_steps(problem, response.steps)]
     return float(PROCESS_FORMS[form]([STEP_VALUE[v] for v in verdicts])) if verdicts else 0.0
 
 
@@ -106,29 +106,29 @@ def leaky_outcome_for_hacking_study(problem, ids):
     return float(problem.answer.casefold() in decode(ids[:MAX_RESPONSE]).casefold())
 
 
-def group_rewards(problem, group, scheme=Scheme(), scores=None):
+def group_rewards(problem, group, reward_config=RewardConfig(), scores=None):
     """Rewards of the responses to one problem. group: lists of token ids; the length penalty may compare them with one another.
-    scores: a learned verifier's, one a response, to be paid instead of the outcome."""
+    scores: a learned reward model's, one a response, to be paid instead of the outcome."""
     responses = [parse_response(ids) for ids in group]
     outcome = [outcome_reward(problem, r) for r in responses]
-    length = length_penalties([len(ids) for ids in group], [o > 0 for o in outcome], scheme.length_penalty, scheme.length_form)
+    length = length_penalties([len(ids) for ids in group], [o > 0 for o in outcome], reward_config.length_penalty, reward_config.length_form)
     rewards = []
     for i, (ids, response) in enumerate(zip(group, responses)):
-        parts, paid = {"outcome": outcome[i], "format": format_reward(response), "length": length[i]}, outcome[i]
-        if scheme.leaky_outcome_for_hacking_study:
-            paid = parts["leaky"] = leaky_outcome_for_hacking_study(problem, ids)
+        parts, task_reward = {"outcome": outcome[i], "format": format_reward(response), "length": length[i]}, outcome[i]
+        if reward_config.leaky_outcome_for_hacking_study:
+            task_reward = parts["leaky"] = leaky_outcome_for_hacking_study(problem, ids)
         if scores is not None:
-            paid = parts["verifier"] = scores[i]
-        if scheme.process_weight:
-            parts["process"] = process_reward(problem, response, scheme.process_form)
-            paid += scheme.process_weight * parts["process"]
-        paid += scheme.format_weight * parts["format"]
-        if scheme.overlong_buffer:
-            parts["overlong"] = overlong_penalty(len(ids), scheme.limit, scheme.overlong_buffer)
-        rewards.append(Reward(paid + length[i] + parts.get("overlong", 0.0), paid, parts))
+            task_reward = parts["reward_model"] = scores[i]
+        if reward_config.process_weight:
+            parts["process"] = process_reward(problem, response, reward_config.process_form)
+            task_reward += reward_config.process_weight * parts["process"]
+        task_reward += reward_config.format_weight * parts["format"]
+        if reward_config.overlong_buffer:
+            parts["overlong"] = overlong_penalty(len(ids), reward_config.limit, reward_config.overlong_buffer)
+        rewards.append(Reward(task_reward + length[i] + parts.get("overlong", 0.0), task_reward, parts))
     return rewards
 
 
-def reward(problem, ids, scheme=Scheme()):
+def reward(problem, ids, reward_config=RewardConfig()):
     """Reward of a single response given as token ids."""
-    return group_rewards(problem, [ids], scheme)[0]
+    return group_rewards(problem, [ids], reward_config)[0]

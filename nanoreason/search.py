@@ -25,7 +25,7 @@ from typing import Callable
 from nanoreason.generate import generate
 from nanoreason.tasks.core import parse_number
 from nanoreason.tokenizer import END, END_THINK, Response, encode, parse_response
-from nanoreason.verifier import aggregate
+from nanoreason.reward_model import aggregate
 
 (NEWLINE,) = encode("\n")
 ANSWER_TOKENS = 24  # kept free for an answer behind a forced end of the thinking
@@ -33,7 +33,7 @@ CHECK_TOKENS = 64  # longest check of self-verify, answer included
 
 
 @dataclass(frozen=True)
-class Spend:
+class SearchConfig:
     """What a method may spend. n: samples, beams, or "Wait"s; passes: of self-verify; width: continuations that beam and dvts choose from;
     min_thinking, max_thinking: tokens, 0: no bound; plan: of auto, rows (score of the greedy response below which the row counts, method, n), rising."""
 
@@ -48,9 +48,9 @@ class Spend:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Scorer:
     """rate(owner, responses): for response i (ids) to question owner[i], an index into the prompts, [(index of a token, chance of being right so
-    far)], the last token's last; aggregate: one of verifier.AGGREGATES, which makes one number of them; flops_per_token: what reading a token costs."""
+    far)], the last token's last; aggregate: one of reward_model.AGGREGATES, which makes one number of them; flops_per_token: what reading a token costs."""
 
     rate: Callable
     aggregate: str = "last"
@@ -75,10 +75,10 @@ class Result:
 
 
 @dataclass
-class Path:
+class Candidate:
     """A response to a question, perhaps unfinished. logprob: of its sampled tokens, summed; tree: which of dvts's searches it belongs to."""
 
-    case: "Case"
+    question: "Case"
     ids: list = field(default_factory=list)
     logprob: float = 0.0
     tree: int = 0
@@ -90,19 +90,19 @@ class Path:
 
 
 @dataclass
-class Case:
+class Question:
     """A question on its way to an answer: candidates so far, and the bill."""
 
     index: int
     prompt: list
-    paths: list = field(default_factory=list)
+    candidates: list = field(default_factory=list)
     tokens: int = 0
     flops: float = 0.0
 
     def result(self):
         """The candidate of the highest score, the first of equals; one without an answer has none."""
-        candidates = [parse_response(path.ids) for path in self.paths]
-        scores = [0.0 if c.answer is None else path.score for c, path in zip(candidates, self.paths)]
+        candidates = [parse_response(candidate.ids) for candidate in self.candidates]
+        scores = [0.0 if c.answer is None else candidate.score for c, candidate in zip(candidates, self.candidates)]
         best = max(range(len(scores)), key=scores.__getitem__)
         return Result(candidates[best].answer, candidates[best], candidates, scores, self.tokens, self.flops)
 
@@ -129,87 +129,87 @@ def vote_scores(answers, weights=None):
     return [counts[key] for key in keys]
 
 
-def extend(model, paths, samples, cap, temperature, noise, stop=(END,)):
+def extend(model, candidates, samples, cap, temperature, noise, stop=(END,)):
     """`samples` continuations of each Path, until it has `cap` tokens at most and up to a token of `stop`: a list of Paths, path-major. Their cases pay
     for what is read, once a path, and for what is written. All are decoded together, up to what the shortest may; beyond its own cap nothing counts."""
-    limit = cap - min(len(path.ids) for path in paths)
-    rollout = generate(model, [p.case.prompt + p.ids for p in paths], samples, limit, temperature, noise, stop=stop).cpu()
+    limit = cap - min(len(candidate.ids) for candidate in candidates)
+    rollout = generate(model, [p.question.prompt + p.ids for p in candidates], samples, limit, temperature, noise, stop=stop).cpu()
     grown = []
-    for i, path in enumerate(paths):
-        path.case.flops += (len(path.case.prompt) + len(path.ids)) * model.flops_per_token()
+    for i, candidate in enumerate(candidates):
+        candidate.question.flops += (len(candidate.question.prompt) + len(candidate.ids)) * model.flops_per_token()
         for row in range(i * samples, (i + 1) * samples):
-            new = rollout.response(row)[: cap - len(path.ids)]
-            path.case.tokens += len(new)
-            path.case.flops += len(new) * model.flops_per_token()
-            grown.append(Path(path.case, path.ids + new, path.logprob + float(rollout.logprobs[row, : len(new)].sum()), path.tree))
+            new = rollout.response(row)[: cap - len(candidate.ids)]
+            candidate.question.tokens += len(new)
+            candidate.question.flops += len(new) * model.flops_per_token()
+            grown.append(Candidate(candidate.question, candidate.ids + new, candidate.logprob + float(rollout.logprobs[row, : len(new)].sum()), candidate.tree))
     return grown
 
 
-def rate(judge, paths):
+def rate(scorer, candidates):
     """Score every Path: by the judge, or by its likelihood a token (the geometric mean of the tokens' probabilities)."""
-    if judge is None:
-        scores = [math.exp(path.logprob / len(path.ids)) for path in paths]
+    if scorer is None:
+        scores = [math.exp(candidate.logprob / len(candidate.ids)) for candidate in candidates]
     else:
-        scores = judge.scores([path.case.index for path in paths], [path.ids for path in paths])
-    for path, score in zip(paths, scores, strict=True):
-        path.score = score
-        path.case.flops += judge.flops_per_token * (len(path.case.prompt) + len(path.ids)) if judge else 0.0
+        scores = scorer.scores([candidate.question.index for candidate in candidates], [candidate.ids for candidate in candidates])
+    for candidate, score in zip(candidates, scores, strict=True):
+        candidate.score = score
+        candidate.question.flops += scorer.flops_per_token * (len(candidate.question.prompt) + len(candidate.ids)) if scorer else 0.0
 
 
-def draw(model, cases, n, spend, noise):
+def draw(model, questions, n, config, noise):
     """n more whole responses to each question, among its candidates."""
-    for path in extend(model, [Path(case) for case in cases], n, spend.max_new_tokens, spend.temperature, noise):
-        path.score = 1.0
-        path.case.paths.append(path)
+    for candidate in extend(model, [Candidate(question) for question in questions], n, config.max_new_tokens, config.temperature, noise):
+        candidate.score = 1.0
+        candidate.question.candidates.append(candidate)
 
 
-def count_votes(cases, weighted=False):
+def count_votes(questions, weighted=False):
     """Score the candidates of each question by the votes for their answers."""
-    for case in cases:
-        answers = [parse_response(path.ids).answer for path in case.paths]
-        for path, score in zip(case.paths, vote_scores(answers, [path.score for path in case.paths] if weighted else None)):
-            path.score = score
+    for question in questions:
+        answers = [parse_response(candidate.ids).answer for candidate in question.candidates]
+        for candidate, score in zip(question.candidates, vote_scores(answers, [candidate.score for candidate in question.candidates] if weighted else None)):
+            candidate.score = score
 
 
 def method(run):
     """A function that fills the candidates of Cases, as a method that maps prompts to Results."""
 
     @wraps(run)
-    def solve(model, prompts, spend=Spend(), noise=None, judge=None):
-        cases, room = [Case(i, prompt) for i, prompt in enumerate(prompts)], model.config.max_len - max(map(len, prompts), default=0)
-        if cases:
-            run(model, cases, replace(spend, max_new_tokens=min(spend.max_new_tokens, room)), noise, judge)
-        return [case.result() for case in cases]
+    def solve(model, prompts, config=SearchConfig(), noise=None, scorer=None):
+        questions, room = [Question(i, prompt) for i, prompt in enumerate(prompts)], model.config.max_len - max(map(len, prompts), default=0)
+        if questions:
+            run(model, questions, replace(config, max_new_tokens=min(config.max_new_tokens, room)), noise, scorer)
+        return [question.result() for question in questions]
 
     return solve
 
 
 @method
-def greedy(model, cases, spend, noise, judge):
+def greedy(model, questions, config, noise, scorer):
     """The likeliest token at every step; nothing is random."""
-    draw(model, cases, 1, replace(spend, temperature=0.0), noise)
+    draw(model, questions, 1, replace(config, temperature=0.0), noise)
 
 
 @method
-def sample(model, cases, spend, noise, judge):
+def sample(model, questions, config, noise, scorer):
     """One response at this temperature."""
-    draw(model, cases, 1, spend, noise)
+    draw(model, questions, 1, config, noise)
 
 
-def choose_vote(cases, judge):
+def choose_vote(questions, scorer):
     """The most frequent answer; the first response that gave it speaks for it."""
-    count_votes(cases)
+    count_votes(questions)
 
 
-def choose_best(cases, judge):
+def choose_best(questions, scorer):
     """The best score."""
-    rate(judge, [path for case in cases for path in case.paths])
+    rate(scorer, [candidate for question in questions for candidate in question.candidates])
 
 
-def choose_weighted(cases, judge):
+def choose_weighted(questions, scorer):
     """The answer with the largest sum of scores."""
-    rate(judge, [path for case in cases for path in case.paths])
-    count_votes(cases, weighted=True)
+    rate(scorer, [candidate for question in questions for candidate in question.candidates])
+    count_votes(questions, weighted=True)
 
 
 CHOICES = {"vote": choose_vote, "best-of-n": choose_best, "weighted-vote": choose_weighted}  # what n independent samples can be chosen by
@@ -220,119 +220,119 @@ SEARCHES = ("beam", "dvts")
 
 def _sampling(name):
     @method
-    def run(model, cases, spend, noise, judge):
-        draw(model, cases, spend.n, spend, noise)
-        CHOICES[name](cases, judge)
+    def run(model, questions, config, noise, scorer):
+        draw(model, questions, config.n, config, noise)
+        CHOICES[name](questions, scorer)
 
     run.__doc__ = CHOICES[name].__doc__
     return run
 
 
-def step_search(model, cases, spend, noise, judge, diverse):
+def step_search(model, questions, config, noise, scorer, diverse):
     """Grow responses step by step, keeping after each step what the judge likes best; survivors become candidates, and vote with their scores.
 
     Beam search keeps the n // width best of a question; the diverse variant the best one in each of n // width trees. A finished response
     keeps its place until others beat it.
     """
-    keep = max(1, spend.n // spend.width)
-    paths = extend(model, [Path(case) for case in cases], spend.n, spend.max_new_tokens, spend.temperature, noise, stop=(NEWLINE, END))
-    for i, path in enumerate(paths):
-        path.tree = min(i % spend.n // spend.width, keep - 1) if diverse else 0
-    fresh, survivors = paths, []
+    keep = max(1, config.n // config.width)
+    candidates = extend(model, [Candidate(question) for question in questions], config.n, config.max_new_tokens, config.temperature, noise, stop=(NEWLINE, END))
+    for i, candidate in enumerate(candidates):
+        candidate.tree = min(i % config.n // config.width, keep - 1) if diverse else 0
+    fresh, survivors = candidates, []
     while fresh:
-        rate(judge, fresh)
+        rate(scorer, fresh)
         families = {}
-        for path in survivors + fresh:
-            families.setdefault((path.case.index, path.tree), []).append(path)
+        for candidate in survivors + fresh:
+            families.setdefault((candidate.question.index, candidate.tree), []).append(candidate)
         best = [sorted(family, key=lambda p: -p.score)[: 1 if diverse else keep] for family in families.values()]
-        survivors = [path for family in best for path in family]
-        growing = [path for path in survivors if not path.done and len(path.ids) < spend.max_new_tokens]
-        survivors = [path for path in survivors if path.done]
-        fresh = extend(model, growing, spend.width, spend.max_new_tokens, spend.temperature, noise, (NEWLINE, END)) if growing else []
-    for path in survivors:
-        path.case.paths.append(path)
-    for case in cases:
-        case.paths = case.paths or [Path(case, [END])]  # nothing came to an end within the limit
-    count_votes(cases, weighted=True)
+        survivors = [candidate for family in best for candidate in family]
+        growing = [candidate for candidate in survivors if not candidate.done and len(candidate.ids) < config.max_new_tokens]
+        survivors = [candidate for candidate in survivors if candidate.done]
+        fresh = extend(model, growing, config.width, config.max_new_tokens, config.temperature, noise, (NEWLINE, END)) if growing else []
+    for candidate in survivors:
+        candidate.question.candidates.append(candidate)
+    for question in questions:
+        question.candidates = question.candidates or [Candidate(question, [END])]  # nothing came to an end within the limit
+    count_votes(questions, weighted=True)
 
 
 @method
-def beam(model, cases, spend, noise, judge):
+def beam(model, questions, config, noise, scorer):
     """Beam search over steps."""
-    step_search(model, cases, spend, noise, judge, diverse=False)
+    step_search(model, questions, config, noise, scorer, diverse=False)
 
 
 @method
-def dvts(model, cases, spend, noise, judge):
+def dvts(model, questions, config, noise, scorer):
     """Several beam searches of one beam each, which keep the candidates diverse."""
-    step_search(model, cases, spend, noise, judge, diverse=True)
+    step_search(model, questions, config, noise, scorer, diverse=True)
 
 
 @method
-def budget(model, cases, spend, noise, judge):
+def budget(model, questions, config, noise, scorer):
     """Greedy, with the thinking held between min_thinking and max_thinking tokens: where it ends too early, up to n times "Wait, " takes the place
     of the end; where it is too long, it is cut and closed."""
-    longest = max(1, min(spend.max_thinking or spend.max_new_tokens, spend.max_new_tokens - ANSWER_TOKENS))
-    thinking, closed = [Path(case) for case in cases], []
-    for wait in range(spend.n + 1):
+    longest = max(1, min(config.max_thinking or config.max_new_tokens, config.max_new_tokens - ANSWER_TOKENS))
+    thinking, closed = [Candidate(question) for question in questions], []
+    for wait in range(config.n + 1):
         going_on = []
-        for path in extend(model, thinking, 1, longest, 0.0, noise, stop=(END_THINK, END)):
-            ended = path.ids[-1] in (END_THINK, END)
-            path.ids = path.ids[:-1] if ended else path.ids
-            again = encode("\nWait, " if len(path.ids) > 1 else "Wait, ")
-            if ended and wait < spend.n and len(path.ids) < spend.min_thinking and len(path.ids) + len(again) < longest:
-                path.ids = path.ids + again
-                going_on.append(path)
+        for candidate in extend(model, thinking, 1, longest, 0.0, noise, stop=(END_THINK, END)):
+            ended = candidate.ids[-1] in (END_THINK, END)
+            candidate.ids = candidate.ids[:-1] if ended else candidate.ids
+            again = encode("\nWait, " if len(candidate.ids) > 1 else "Wait, ")
+            if ended and wait < config.n and len(candidate.ids) < config.min_thinking and len(candidate.ids) + len(again) < longest:
+                candidate.ids = candidate.ids + again
+                going_on.append(candidate)
             else:
-                path.ids = path.ids + [END_THINK]
-                closed.append(path)
+                candidate.ids = candidate.ids + [END_THINK]
+                closed.append(candidate)
         thinking = going_on
         if not thinking:
             break
-    for path in extend(model, closed, 1, longest + ANSWER_TOKENS, 0.0, noise):
-        path.score = 1.0
-        path.case.paths.append(path)
+    for candidate in extend(model, closed, 1, longest + ANSWER_TOKENS, 0.0, noise):
+        candidate.score = 1.0
+        candidate.question.candidates.append(candidate)
 
 
 @method
-def self_verify(model, cases, spend, noise, judge):
+def self_verify(model, questions, config, noise, scorer):
     """The thinking of each response is opened again, "Check: " is written, and the model goes on `passes` times. The share of passes that end in
     the same answer is the response's vote."""
-    draw(model, cases, spend.n, spend, noise)
-    paths = [path for case in cases for path in case.paths]
-    answers = [canonical(parse_response(path.ids).answer) for path in paths]
-    room = [len(path.case.prompt) + len(path.ids) + CHECK_TOKENS < model.config.max_len for path in paths]
+    draw(model, questions, config.n, config, noise)
+    candidates = [candidate for question in questions for candidate in question.candidates]
+    answers = [canonical(parse_response(candidate.ids).answer) for candidate in candidates]
+    room = [len(candidate.question.prompt) + len(candidate.ids) + CHECK_TOKENS < model.config.max_len for candidate in candidates]
     asked = [i for i, answer in enumerate(answers) if answer is not None and room[i]]
-    opened = [Path(paths[i].case, paths[i].ids[: paths[i].ids.index(END_THINK)] + encode("\nCheck: ")) for i in asked]
-    checks = extend(model, opened, spend.passes, max(len(p.ids) for p in opened) + CHECK_TOKENS, spend.temperature, noise) if opened else []
-    for path in paths:
-        path.score = 0.0
+    opened = [Candidate(candidates[i].question, candidates[i].ids[: candidates[i].ids.index(END_THINK)] + encode("\nCheck: ")) for i in asked]
+    checks = extend(model, opened, config.passes, max(len(p.ids) for p in opened) + CHECK_TOKENS, config.temperature, noise) if opened else []
+    for candidate in candidates:
+        candidate.score = 0.0
     for k, i in enumerate(asked):
-        passes = checks[k * spend.passes : (k + 1) * spend.passes]
-        paths[i].score = sum(canonical(parse_response(p.ids).answer) == answers[i] for p in passes) / spend.passes
-    count_votes(cases, weighted=True)
+        passes = checks[k * config.passes : (k + 1) * config.passes]
+        candidates[i].score = sum(canonical(parse_response(p.ids).answer) == answers[i] for p in passes) / config.passes
+    count_votes(questions, weighted=True)
 
 
 @method
-def auto(model, cases, spend, noise, judge):
+def auto(model, questions, config, noise, scorer):
     """A greedy response, whose score by the judge says how likely it is right; then what `plan` says for such questions: keep it, draw up to n responses in
     all and choose, or search by steps beside it. Snell et al. estimate the difficulty from many samples; here, where a greedy response is as good as
     several, one must do."""
-    if not spend.plan:
+    if not config.plan:
         raise ValueError("auto needs a plan")
-    draw(model, cases, 1, replace(spend, temperature=0.0), noise)
-    rate(judge, [path for case in cases for path in case.paths])
+    draw(model, questions, 1, replace(config, temperature=0.0), noise)
+    rate(scorer, [candidate for question in questions for candidate in question.candidates])
     rows = {}
-    for case in cases:
-        row = next((row for row in spend.plan if case.paths[0].score < row[0]), spend.plan[-1])
-        rows.setdefault(tuple(row), []).append(case)
+    for question in questions:
+        row = next((row for row in config.plan if question.candidates[0].score < row[0]), config.plan[-1])
+        rows.setdefault(tuple(row), []).append(question)
     for (_, name, n), some in rows.items():
         if name in CHOICES:
             if n > 1:
-                draw(model, some, n - 1, spend, noise)
-            CHOICES[name](some, judge)
+                draw(model, some, n - 1, config, noise)
+            CHOICES[name](some, scorer)
         elif name in SEARCHES:
-            step_search(model, some, replace(spend, n=n), noise, judge, diverse=name == "dvts")
+            step_search(model, some, replace(config, n=n), noise, scorer, diverse=name == "dvts")
         elif name != "greedy":
             raise ValueError(f"a plan cannot call for {name}")
 

@@ -1,4 +1,4 @@
-"""The whole line as one command: base -> cold start -> GRPO -> rejection sampling -> final SFT, with verifiers, best-of-N and a distilled student, and a
+"""The whole line as one command: base -> cold start -> GRPO -> rejection sampling -> final SFT, with reward_models, best-of-N and a distilled student, and a
 report of what each stage bought.
 
     python -m nanoreason.speedrun --out runs/speedrun
@@ -25,7 +25,9 @@ import numpy as np
 import torch
 
 from nanoreason import plots
-from nanoreason.common import UserError, flag, generator, parse_config, read_metrics, run_script, say, write_json
+from nanoreason.flags import flag, parse_config, UserError
+from nanoreason.machine import generator, run_script
+from nanoreason.run import read_metrics, say, write_json
 from nanoreason.evaluate import wilson
 from nanoreason.model import GPT, PRESETS
 from nanoreason.pool import log_fit
@@ -75,7 +77,7 @@ def plan(config):
     # The KL to the reference is left out: scoring every response under it as well would cost half as much again.
     grpo = dict(steps=3, batch_size=64, eval_problems=4, kl="none") if q else dict(steps=40, batch_size=512, learning_rate=3e-4, kl="none")
     guess = dict(families="primality", level="1", questions=40, samples=8)  # in a rehearsal nobody solves anything, but its base sometimes guesses
-    judge = dict(init=out / "base", val_questions=2, epochs=1, batch_size=8, eval_every=1, **guess) if q else dict(init=out / "cold", temperature=0.7, questions=1200, val_questions=40, epochs=3, eval_every=25)
+    scorer = dict(init=out / "base", val_questions=2, epochs=1, batch_size=8, eval_every=1, **guess) if q else dict(init=out / "cold", temperature=0.7, questions=1200, val_questions=40, epochs=3, eval_every=25)
     best = dict(families=",".join(RL_FAMILIES), problems=2 if q else 30, ns="1,2,4" if q else "1,4,16,64", temperature=0.7)
     reject = dict(cache=out / "samples", keep=2) | (dict(teacher=out / "base", **guess) if q else dict(teacher=out / "rl", families=",".join(FAMILIES), level="1,2", questions=7000, samples=2))
     small = dict(batch_tokens=256) if q else {}
@@ -85,15 +87,15 @@ def plan(config):
         run("cold", "train_sft.py", "the cold start: 5,000 demonstrations that reason", stage="cold-start", families=",".join(FAMILIES), init=out / "base", demos=200 if q else 5000, muon_lr=0.002,
             adamw_lr=0.0015),
         run("rl", "train_grpo.py", "R1: reinforcement learning on the cold start", init=out / "cold", **grpo),
-        run("orm", "train_prm.py", "an outcome reward model judges the cold start's answers", kind="orm", **judge),
+        run("orm", "train_prm.py", "an outcome reward model judges the cold start's answers", kind="orm", **scorer),
         run("rejection", "distill.py", "rejection sampling: the right solutions of R1", "traces.jsonl", collect_only=True, select="diverse", **reject),
         run("final", "train_sft.py", "the final SFT: from the base again, on R1's right solutions, general and safety data", stage="final", init=out / "base", data=out / "rejection" / "traces.jsonl",
             general=0.35, epochs=1 if q else 2, muon_lr=0.003, adamw_lr=0.002, **small),
-        run("prm", "train_prm.py", "a process reward model judges its steps", kind="prm", reuse=out / "orm", **judge),
+        run("prm", "train_prm.py", "a process reward model judges its steps", kind="prm", reuse=out / "orm", **scorer),
         run("student", "distill.py", "a student of a sixth of the size, from random weights, on compressed traces of R1", student="nano", traces="full" if q else "compressed", epochs=1 if q else 6, muon_lr=0.004,
             adamw_lr=0.003, eval_problems=4 if q else 100, **reject, **small),
         *(test(name) for name in STAGES), *(general(name) for name in TAUGHT),
-        measure("cold", "best-of-N in mid-training, at the training levels", "best_of_n", level="1,2", verifier=f"{out / 'orm'},{out / 'prm'}", **best),
+        measure("cold", "best-of-N in mid-training, at the training levels", "best_of_n", level="1,2", reward_model=f"{out / 'orm'},{out / 'prm'}", **best),
         measure("rl", "best-of-N of R1, one level above its training levels", "best_of_n", level="3", **best),
     ]
     for i, problem in enumerate(questions(config)):
@@ -133,7 +135,7 @@ def run_stage(config, stage, position, threads, log):
 
 def inputs(config, stage, others):
     """Names of the other stages whose folders a stage reads."""
-    read = [Path(part) for name, value in stage.flags.items() if name not in ("out", "json", "cache") for part in (str(value).split(",") if name == "verifier" else [str(value)])]
+    read = [Path(part) for name, value in stage.flags.items() if name not in ("out", "json", "cache") for part in (str(value).split(",") if name == "reward_model" else [str(value)])]
     return [other.name for other in others if any(Path(config.out, other.name) in (path, path.parent) for path in read)]
 
 
@@ -336,7 +338,7 @@ def markdown(report):
               f"({100 * (rl['sampled_accuracy']['acc'] - cold['sampled_accuracy']['acc']):+.1f} points over the cold start), greedy "
               f"{100 * cold['greedy_accuracy']['acc']:.1f} -> {100 * rl['greedy_accuracy']['acc']:.1f}.", "", "![reinforcement learning](rl.png)", "", "![behaviours](behaviours.png)", "",
               "## Rejection sampling, final SFT, distillation", "", *final_lines(report, rl, final), "",
-              "## Best of N", "", "At temperature 0.7. Coverage: some sample is right (unbiased pass@N). Vote: the most frequent answer is right. ORM, PRM: the verifier's favourite is right, or the vote weighted by its "
+              "## Best of N", "", "At temperature 0.7. Coverage: some sample is right (unbiased pass@N). Vote: the most frequent answer is right. ORM, PRM: the reward model's favourite is right, or the vote weighted by its "
               "scores. Intervals: bootstrap over problems.", ""]
     for best in (report["best_of_n"], report["best_of_n_harder"]):
         rules = [(rule, title) for rule, title in RULES.items() if rule in best]
@@ -411,7 +413,7 @@ def main():
         return race(config)
     out = Path(config.out)
     if "," in config.out:
-        raise UserError(f"--out {out}: sample.py takes verifiers separated by commas; choose a folder without one")
+        raise UserError(f"--out {out}: sample.py takes reward models separated by commas; choose a folder without one")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

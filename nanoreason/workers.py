@@ -1,4 +1,4 @@
-"""Work spread over the cores, one process of one thread a core, and runs of this project's scripts, made where they are missing.
+"""Work spread over the cores, one process of one thread per core.
 
 Small models keep a second thread of a matrix product idle most of the time; a second process works all of it. Only for work that falls into independent
 pieces and takes longer than the seconds in which a process starts.
@@ -6,18 +6,12 @@ pieces and takes longer than the seconds in which a process starts.
 
 import multiprocessing
 import os
-import shlex
 import signal
-import subprocess
-import sys
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
-from nanoreason.common import UserError, progress, say
-
-ROOT = Path(__file__).resolve().parent.parent
 
 _shared = None  # in a worker: what all its jobs need, for instance a model
 
@@ -68,50 +62,3 @@ CONTINUES_FROM = {"train_prm.py": "config.json", "distill.py": "traces.jsonl"}  
 def resumes(script, out):
     """Whether a run that was stopped should be given --resume."""
     return (Path(out) / CONTINUES_FROM.get(script, "ckpt.pt")).exists()
-
-
-def ensure(done, script, threads=0, **flags):
-    """Run a script of this project unless the file `done` says that it has run; one that was killed goes on. threads: of its matrix products, with what
-    it prints in a file beside its --out; 0: all, in the open. Raises UserError where it fails."""
-    if Path(done).exists():
-        return
-    words = [script]
-    for name, value in flags.items():
-        words += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
-    if "out" in flags and resumes(script, flags["out"]):
-        words.append("--resume")
-    say(f"python {shlex.join(words)}")
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
-    if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
-        Path(flags["out"]).parent.mkdir(parents=True, exist_ok=True)
-    log = f"{flags['out']}.log" if threads else None
-    with open(log or os.devnull, "a") as file:
-        to = dict(stdout=file, stderr=subprocess.STDOUT) if threads else {}
-        status = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], env=environment, **to).returncode
-    if status:
-        raise UserError(f"{script} failed; its own message is " + (f"at the end of {log}" if log else "above"))
-
-
-def ensure_all(runs):
-    """`ensure` many independent runs, [(done, script, flags)], several at once, a thread each."""
-    bar = progress(len(runs), "runs")
-
-    def work(run):
-        done, script, flags = run
-        ensure(done, script, threads=1, **flags)
-        bar.update()
-
-    all_of(work, [(run,) for run in runs])
-    bar.close()
-
-
-def all_of(work, jobs):
-    """[work(*job) for job in jobs], several at once. The first failure, Ctrl-C among them, ends what has not begun, and is raised."""
-    with ThreadPoolExecutor(at_once()) as pool:
-        futures = [pool.submit(work, *job) for job in jobs]
-        try:
-            return [future.result() for future in futures]
-        finally:
-            for future in futures:
-                future.cancel()

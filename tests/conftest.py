@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nanoreason.common import generator  # noqa: E402
+from nanoreason.machine import generator  # noqa: E402
 from nanoreason.model import GPT, GPTConfig  # noqa: E402
 from nanoreason.tokenizer import END, VOCAB_SIZE  # noqa: E402
 

@@ -10,9 +10,11 @@ import torch
 from conftest import make_tiny
 
 import train_grpo
-from nanoreason import ablations, checkpoint
-from nanoreason.ablations import FIGURES, STUDIES, Config, collect_table, command, execute, folder, markdown, wanted_rows
-from nanoreason.common import Machine, UserError, generator, parse_config
+from nanoreason import checkpoint
+from nanoreason.studies import ablations
+from nanoreason.studies.ablations import FIGURES, STUDIES, Config, collect_table, command, execute, folder, markdown, wanted_rows
+from nanoreason.flags import parse_config, UserError
+from nanoreason.machine import generator, Machine
 from nanoreason.evaluate import held_out_problems
 from nanoreason.generate import generate
 from nanoreason.rewards import outcome_reward
@@ -107,7 +109,7 @@ class Spawned:
         with self.monkeypatch.context() as inner:
             if words[1] == "-m":
                 inner.setattr(sys, "argv", words[2:])
-                assert words[2] == "nanoreason.ablations"
+                assert words[2] == "nanoreason.studies.ablations"
                 ablations.main()
             else:
                 inner.setattr(sys, "argv", [*words[1:], *TINY.split()])

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from conftest import make_tiny
 
 from nanoreason.attention import Documents, attention, by_document, cached_attention, document_mask, masked_attention, matmul_attention, visible_slots
-from nanoreason.common import generator
+from nanoreason.machine import generator
 from nanoreason.generate import sampler
 from nanoreason.data import pack
 from nanoreason.corpus import Example
-from nanoreason.common import Machine
+from nanoreason.machine import Machine
 from nanoreason.model import (GPT, PRESETS, GPTConfig, KVCache, NormRope, RMSNorm, apply_rope, cache_memory, memory_line, rl_memory, rope_tables, training_flops,
                               training_memory)
 

@@ -10,9 +10,11 @@ from conftest import make_tiny
 
 import train_grpo
 import train_sft
-from nanoreason import bench, checkpoint, peers
-from nanoreason.bench import alternate, run_stage
-from nanoreason.common import UserError, generator, parse_config
+from nanoreason import checkpoint
+from nanoreason.bench import __main__ as bench, peers
+from nanoreason.bench.__main__ import alternate, run_stage
+from nanoreason.flags import parse_config, UserError
+from nanoreason.machine import generator
 from nanoreason.corpus import Example
 from nanoreason.data import IGNORE
 from nanoreason.generate import generate

@@ -15,7 +15,7 @@ import pytest
 from oracle import evaluate
 
 from nanoreason import tasks
-from nanoreason.tasks import Verdict, audit, check_step, draw_problem, judge_steps, make_problem, problem_set, solve, split_of, verify
+from nanoreason.tasks import Verdict, audit, check_step, draw_problem, check_steps, make_problem, problem_set, solve, split_of, verify
 from nanoreason.tasks.code import Code, Refused, parse, run
 
 LEVELS = (1, 2, 3, 4, 5, 6)
@@ -305,8 +305,8 @@ class Replay:
         return [self.line(*re.fullmatch(r"(?:(Wait|Check|Another way)[,:] )?(.*)", line).groups()) for line in lines]
 
     def line(self, cue, text):
-        judge = self.check if cue == "Check" else self.conclusion if text.startswith("f(x) = ") else self.period if text.startswith("f(") else self.arithmetic
-        verdict = judge(text)
+        checker = self.check if cue == "Check" else self.conclusion if text.startswith("f(x) = ") else self.period if text.startswith("f(") else self.arithmetic
+        verdict = checker(text)
         self.said[cue == "Check", text] += 1
         return verdict
 
@@ -393,7 +393,7 @@ def test_slips_have_exactly_one_wrong_line_and_then_wait():
             (i,) = [i for i, line in enumerate(lines) if line.startswith("Wait, ")]
             assert lines[: i - 1] + [lines[i].removeprefix("Wait, ")] + lines[i + 1 :] == plain
             assert len([a for a, b in zip(lines[i - 1], plain[i - 1], strict=True) if a != b]) == 1
-            assert [j.verdict for j in judge_steps(problem, lines)] == [Verdict.WRONG if n == i - 1 else Verdict.RIGHT for n in range(len(lines))]
+            assert [j.verdict for j in check_steps(problem, lines)] == [Verdict.WRONG if n == i - 1 else Verdict.RIGHT for n in range(len(lines))]
             assert audit(problem, lines).concluded and Replay(problem).verdicts(lines).count("wrong") == 1
             where[lines[i - 1][:4]] += 1
     assert where["f(x)"] > 20 and sum(where.values()) - where["f(x)"] > 100 and Code().slip("f(x) = x * x", rng) == Code().slip("f(3) = f(0)", rng) == ""
@@ -444,7 +444,7 @@ def test_a_conclusion_without_work_is_never_right():
     for level in LEVELS:
         for problem in draws(level, 100, seed=3):
             conclusion = solve(problem, "steps", None)[-1]
-            (judgement,) = judge_steps(problem, [conclusion])
+            (judgement,) = check_steps(problem, [conclusion])
             assert judgement.verdict is Verdict.WRONG and judgement.reason.endswith("is neither given nor derived")
 
 
@@ -454,7 +454,7 @@ def test_rules_one_by_one(example):
 
     slope, start, end = "7 - 5 = 2", "5 - 2 * 1 = 3", "f(x) = 2 * x + 3"
     assert audit(example, [slope, start, end]).sound and [last(slope), last(slope, start), last(slope, start, end)] == ["right"] * 3
-    assert [j.reason for j in judge_steps(example, [slope, end, "7 - 5 = 3", "8 - 5 = 3", "f(x) = 2 * x + 4", "f(1) = f(2)", "so it is 2 * x + 3"])] == [
+    assert [j.reason for j in check_steps(example, [slope, end, "7 - 5 = 3", "8 - 5 = 3", "f(x) = 2 * x + 4", "f(1) = f(2)", "so it is 2 * x + 3"])] == [
         "", "3 is neither given nor derived", "the two sides are not equal", "8 is neither given nor derived", "this is not the function", "the values shown do not say so",
         "this is no statement that can be checked"]
     assert last(slope, start, "f(x) = 3 + x + x") == "right" and last(slope, start, end, "f(x) = 3 + x + x") == "unneeded" and last(end) == "wrong"
@@ -474,7 +474,7 @@ def test_rules_one_by_one(example):
     assert last("f(2) = f(0)", "f(3) = f(1)", problem=wave) == last("f(1) = f(1)", problem=wave) == "unneeded"
     assert [last(line, problem=wave) for line in ("f(1) = f(0)", "f(4) = f(2)", "f(2)", "f(2) = 4", "f(2) = f(0) = 4", "f(2)=f(0)", "f(x) = f(0)")] == ["wrong"] * 7
     assert [last("7 - 4 = 3", "f(x) = 3 * (x % 2) + 4", problem=wave), last("f(2) = f(0)", "f(x) = 3 * (x % 2) + 4", problem=wave)] == ["wrong"] * 2
-    assert judge_steps(wave, ["7 - 4 = 3", "f(x) = 3 * (x % 2) + 4"])[1].reason == "the period 2 is neither given nor derived"
+    assert check_steps(wave, ["7 - 4 = 3", "f(x) = 3 * (x % 2) + 4"])[1].reason == "the period 2 is neither given nor derived"
     assert audit(wave, ["7 - 4 = 3", "f(2) = f(0)", "f(x) = 4 + 3 * (x % 2)"]).sound
     parabola = make_problem("code", 4, ("quadratic", 1, -4, 8), None, "f(1) = 5, f(2) = 4, f(3) = 5, f(4) = 8. Write the simplest f(x).")
     assert last("f(3) = f(1)", problem=parabola) == "unneeded"

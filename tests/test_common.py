@@ -16,8 +16,17 @@ import sample
 import train_grpo
 import train_sft
 from nanoreason import checkpoint
-from nanoreason.common import (Interrupt, Machine, Metrics, StepBar, UserError, autocast, choose_bf16, flag, generator, parse_config, prepare_out,
-                               read_metrics, run_script, seed_for, start_machine, write_json)
+from nanoreason.flags import flag, parse_config, UserError
+from nanoreason.machine import (
+    autocast,
+    choose_bf16,
+    generator,
+    Machine,
+    run_script,
+    seed_for,
+    start_machine,
+)
+from nanoreason.run import Interrupt, Metrics, prepare_out, read_metrics, StepBar, write_json
 
 
 @dataclass
@@ -178,7 +187,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
-        monkeypatch.setattr("nanoreason.common.time.time", lambda: self.now)
+        monkeypatch.setattr("nanoreason.run.time.time", lambda: self.now)
 
 
 def test_progress_is_a_line_every_ten_seconds_and_at_the_end_where_there_is_no_terminal(capsys, monkeypatch):
@@ -428,7 +437,7 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 def test_precision_is_what_was_asked_or_what_the_run_began_with(monkeypatch):
     machine = Machine(torch.device("cpu"))
     for pays in (True, False):
-        monkeypatch.setattr("nanoreason.common.bf16_pays", lambda device: pays)
+        monkeypatch.setattr("nanoreason.machine.bf16_pays", lambda device: pays)
         assert choose_bf16("auto", machine) == pays
         assert choose_bf16("auto", machine, began=not pays) == (not pays)  # a resumed run does not change its mind
         assert choose_bf16("bf16", machine, began=False) and not choose_bf16("fp32", machine, began=True)

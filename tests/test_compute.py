@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_stopping
-from test_verifier import make_verifier
+from test_verifier import make_reward_model
 
-from nanoreason import compute, judges, plots
-from nanoreason.compute import crossing, flops_of, make_plan, sizes_markdown
+from nanoreason import plots
+from nanoreason.studies import compute, reward_models
+from nanoreason.studies.compute import crossing, flops_of, make_plan, sizes_markdown
 from nanoreason.evaluate import held_out_problems
-from nanoreason.judges import gao_fit, kl_of_best, step_auc
-from nanoreason.search import Spend
+from nanoreason.studies.reward_models import gao_fit, kl_of_best, step_auc
+from nanoreason.search import SearchConfig
 
 
 def curve(params, ns, vote, orm=None, per_token=2.0):
@@ -80,9 +81,9 @@ def test_auto_is_held_against_the_fixed_method_that_validation_chose():
 def test_methods_are_solved_in_parts_and_put_together_in_order(monkeypatch):
     """Answers and bills of a greedy method are the same in parts of two questions and at once; what samples is as long as its questions."""
     monkeypatch.setattr(compute, "processes", lambda *_: 1)  # test_workers has the others
-    model, prm, problems = make_stopping(bias=2.0, max_len=256), make_verifier("prm", max_len=256), held_out_problems(["chain", "percent"], [1], 3)
+    model, prm, problems = make_stopping(bias=2.0, max_len=256), make_reward_model("prm", max_len=256), held_out_problems(["chain", "percent"], [1], 3)
     bench = SimpleNamespace(config=SimpleNamespace(seed=0), bf16=False, machine=SimpleNamespace(device=torch.device("cpu")))
-    asked, found = {("beam", 4): Spend(4, width=2, max_new_tokens=20), ("greedy", 1): Spend(1, max_new_tokens=20)}, {}
+    asked, found = {("beam", 4): SearchConfig(4, width=2, max_new_tokens=20), ("greedy", 1): SearchConfig(1, max_new_tokens=20)}, {}
     for together in (2, 6):
         monkeypatch.setattr(compute, "TOGETHER", together)
         found[together] = compute.solved(bench, model, prm, problems, asked, "min")
@@ -91,7 +92,7 @@ def test_methods_are_solved_in_parts_and_put_together_in_order(monkeypatch):
     assert len(set(found[2]["greedy", 1][1])) > 1 and (found[2]["beam", 4][1] > found[2]["greedy", 1][1]).all()
 
 
-def verifier_report(kind, auc=0.8):
+def reward_model_report(kind, auc=0.8):
     where = ("step 1", "step 2", "last") if kind == "prm" else ("1/4 read", "last")
     positions = {w: dict(auc=auc + i / 100, brier=0.1, n=10, right=0.4) for i, w in enumerate(where)}
     return dict(test=dict(positions=positions, reliability=[dict(chance=0.1, right=0.2, n=5), dict(chance=0.9, right=0.8, n=5)]), cost=dict(train=dict(sampled=1000, rolled=50)),
@@ -110,8 +111,8 @@ def test_every_study_has_a_table_and_a_figure(tmp_path):
     budget = dict(problems=30, plans={4: [[0.5, "beam", 4]]}, against=[dict(budget=4, auto=0.7, tokens=75.0, fixed=["vote", 8], fixed_acc=0.65, fixed_tokens=82.0, more=0.05, ci=[0.01, 0.09])], methods={name: [dict(n=n, acc=0.1 * n**0.2, ci=[0.05, 0.5], tokens=40.0 * n, gflops=0.1 * n) for n in (4, 16)]
                                                                        for name in ("vote", "beam", "auto")})
     sizes = dict(curves=dict(nano=curve(1, [1, 4], [0.2, 0.5], [0.2, 0.6]), mini=curve(10, [1], [0.5])), lines={"nano": ["mini"]})
-    kinds = dict(ns=ns, problems=30, runs={f"{kind}-{s}": dict(report=verifier_report(kind), curves=curves()) for kind in ("orm", "prm") for s in (0, 1)})
-    labels = dict(ns=ns[:-1], problems=30, runs={f"{row}-{s}": dict(row=row, report=verifier_report("prm"), curves=curves()) for row in ("exact", "mc1-soft", "mc4-soft", "mc4-hard")
+    kinds = dict(ns=ns, problems=30, runs={f"{kind}-{s}": dict(report=reward_model_report(kind), curves=curves()) for kind in ("orm", "prm") for s in (0, 1)})
+    labels = dict(ns=ns[:-1], problems=30, runs={f"{row}-{s}": dict(row=row, report=reward_model_report("prm"), curves=curves()) for row in ("exact", "mc1-soft", "mc4-soft", "mc4-hard")
                                                  for s in (0, 1)})
     rl = [dict(step=s, kl=0.1 * s, gold=0.3 + s / 100, orm=0.4, prm=0.5, length=30.0, ci=[0.2, 0.4]) for s in (0, 1, 2, 4)]
     best = dict(ns=ns, d=[0.0, 0.8, 1.35, 1.8], gold=[0.3, 0.4, 0.45, 0.44], proxy=[0.3, 0.6, 0.8, 0.9])
@@ -119,12 +120,12 @@ def test_every_study_has_a_table_and_a_figure(tmp_path):
     trust = dict(best_of_n=dict(orm=best, prm=best), rl=dict(orm=rl, prm=rl), fits=dict(orm=dict(bon=law, rl=law), prm=dict(bon=law, rl=law)))
     reports = dict(temperature=temperature, table=table, budget=budget, sizes=sizes, kinds=kinds, labels=labels, trust=trust)
     said = {}
-    for name, (_, markdown, draw) in {**compute.STUDIES, **judges.STUDIES}.items():
+    for name, (_, markdown, draw) in {**compute.STUDIES, **reward_models.STUDIES}.items():
         said[name] = markdown(json.loads(json.dumps(reports[name])))
         assert draw(json.loads(json.dumps(reports[name])), tmp_path / f"{name}.png") == tmp_path / f"{name}.png"
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "| chain, easy | PRM (min) | 20.0 [10.0, 50.0] |" in said["table"] and "(+100%)" in said["table"] and "| auto | 16 |" in said["budget"]
     assert "| 4 | 70.0 | 75 | vote 8 | 65.0 | 82 | +5.0 [1.0, 9.0] |" in said["budget"] and "| 0.5 | 20.0 | 30.0 | 40.0 | 45.0 |" in said["temperature"]
     assert "| mc4-hard | 50 | 12 | 4 of 40 (10.0%) | 2 of 20 (10.0%) | 0.805 ± 0.000 |" in said["labels"] and "| orm | 0.810 ± 0.000 | 0.100 ± 0.000 | 20.0 ± 0.0 |" in said["kinds"]
-    assert "| 4 | 0.63 | 34.0 [20.0, 40.0] | 0.400 | 30 |" in said["trust"] and step_auc(verifier_report("prm")) == pytest.approx(0.805)
-    assert plots.verifier({"orm": verifier_report("orm")}, tmp_path / "verifier.png").exists()
+    assert "| 4 | 0.63 | 34.0 [20.0, 40.0] | 0.400 | 30 |" in said["trust"] and step_auc(reward_model_report("prm")) == pytest.approx(0.805)
+    assert plots.reward_model({"orm": reward_model_report("orm")}, tmp_path / "verifier.png").exists()

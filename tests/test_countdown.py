@@ -13,7 +13,7 @@ from itertools import permutations, product
 import pytest
 
 from nanoreason import tasks
-from nanoreason.tasks import Verdict, audit, check_step, draw_problem, judge_steps, make_problem, problem_set, solve, split_of, verify
+from nanoreason.tasks import Verdict, audit, check_step, draw_problem, check_steps, make_problem, problem_set, solve, split_of, verify
 from nanoreason.tasks.core import Problem
 from nanoreason.tasks.countdown import Countdown
 
@@ -302,7 +302,7 @@ def test_a_slip_is_one_wrong_digit_and_then_the_right_line():
             (i,) = [i for i, line in enumerate(lines) if line.startswith("Wait, ")]
             assert lines[: i - 1] + [lines[i].removeprefix("Wait, ")] + lines[i + 1 :] == plain
             assert len([a for a, b in zip(lines[i - 1], plain[i - 1], strict=True) if a != b]) == 1 and "Back" not in lines[i]
-            verdicts = [j.verdict for j in judge_steps(problem, lines)]
+            verdicts = [j.verdict for j in check_steps(problem, lines)]
             assert verdicts == [Verdict.WRONG if n == i - 1 else Verdict.RIGHT for n in range(len(lines))] and audit(problem, lines).concluded
             assert replayed(problem.question, lines)[0] == [v.value for v in verdicts]
 
@@ -388,7 +388,7 @@ def test_searches_by_chance_are_judged_as_the_second_reader_judges_them():
     for problem in small * 150 + draws(3, 150):
         lines = wander(problem.question, rng)
         seen[assert_agreement(problem, lines)] += 1
-        seen.update(j.verdict.value for j in judge_steps(problem, lines))
+        seen.update(j.verdict.value for j in check_steps(problem, lines))
         replay = Replay(problem.question)
         replay.verdicts(lines)
         seen["two hits"] += len(replay.hits) > 1
@@ -396,7 +396,7 @@ def test_searches_by_chance_are_judged_as_the_second_reader_judges_them():
 
 
 def reasons(problem, *lines):
-    return [j.reason for j in judge_steps(problem, lines)]
+    return [j.reason for j in check_steps(problem, lines)]
 
 
 def test_rules_one_by_one(example):
@@ -439,8 +439,8 @@ def test_the_same_formula_in_another_order_is_no_other_way():
     again = ["Another way: Back to 2 3 10 20", "20 + 10 = 30, left 2 3 30", "3 + 2 = 5, left 5 30", "30 * 5 = 150"]
     other = ["Another way: Back to 2 3 10 20", "20 / 2 = 10, left 3 10 10", "10 * 3 = 30, left 10 30"]
     assert audit(problem, first).sound and not audit(problem, first + again).sound
-    assert [j.verdict.value for j in judge_steps(problem, first + again)] == ["right"] * 6 + ["unneeded"]
-    assert {j.verdict for j in judge_steps(problem, first + other)} == {Verdict.RIGHT}
+    assert [j.verdict.value for j in check_steps(problem, first + again)] == ["right"] * 6 + ["unneeded"]
+    assert {j.verdict for j in check_steps(problem, first + other)} == {Verdict.RIGHT}
 
 
 def test_another_way_is_another_formula():
@@ -475,7 +475,7 @@ def test_the_judges_never_raise_and_never_take_long(example):
     assert slowest < 0.005
     flood = [f"25 {op} 7 = {v}, left 3 {v}" for op, v in (("+", 32), ("-", 18))] + ["Back to 3 7 25"] * 197
     start = time.perf_counter()
-    judge_steps(example, flood)
+    check_steps(example, flood)
     assert time.perf_counter() - start < 0.2
 
 

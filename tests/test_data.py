@@ -12,7 +12,8 @@ import torch
 from conftest import make_tiny
 
 import train_sft
-from nanoreason.common import Machine, UserError
+from nanoreason.flags import UserError
+from nanoreason.machine import Machine
 from nanoreason.corpus import (BaseMix, Example, base_chunk, base_rows, conversation, demonstrations, general_data, parse_response_text, read_examples, read_problems, read_rows,
                                safety_data, write_corpus)
 from nanoreason.data import IGNORE, batches, join, open_rows, pack, response_batches, write_rows

@@ -13,13 +13,14 @@ from conftest import make_tiny
 from test_distributed import torchrun
 from test_scripts import call
 from test_search import READ, Scripted
-from test_verifier import make_verifier
+from test_verifier import make_reward_model
 
 import distill
 import train_sft
 from distill import CAUSES, Config, Trace, choose, compress, derived, drop_near, examine, feeds, filter_pool, in_order, select_traces, similarity, sound
 from nanoreason import checkpoint
-from nanoreason.common import generator, read_metrics
+from nanoreason.machine import generator
+from nanoreason.run import read_metrics
 from nanoreason.corpus import conversation, final_mix, general_data, read_examples, read_rows, safety_data
 from nanoreason.evaluate import greedy_figures, held_out_problems
 from nanoreason.model import GPT, GPTConfig
@@ -27,7 +28,7 @@ from nanoreason.pool import draw_pool
 from nanoreason.tasks import REASONING, draw_problem, make_problem, solve, split_of, user_problem
 from nanoreason.tasks.general import HARMFUL, HARMLESS, INSTRUCTIONS, PHRASINGS, WORDS, held_out
 from nanoreason.tokenizer import END, END_THINK, THINK, decode, encode, render_prompt, render_response
-from nanoreason.verifier import save_verifier
+from nanoreason.reward_model import save_reward_model
 
 SUM = make_problem("chain", 1, (8, ("+", 5), ("*", 3)), None, "What is (8 + 5) * 3?")
 PRODUCT = make_problem("multiplication", 1, (45, 8), None, "What is 45 × 8?")
@@ -159,8 +160,8 @@ def test_diverse_traces_are_chosen_farthest_first():
 
 def test_the_rows_read_back_as_the_very_ids_and_carry_the_scores(tmp_path):
     script = {SUM.question: [(render_response(TRUE, "39"), 0.5), (render_response("", "39"), 0.3), (RESPONSES["wrong"][0], 0.2)], FACT.question: [(render_response("", "Paris"), 1.0)]}
-    pool = draw_pool(Scripted(script), [SUM, FACT], 40, 1.0, 60, 0).add_verifier("judge", make_verifier("prm", max_len=256))
-    rows, sums = filter_pool(pool, "judge-min", Config(near=1.0, verifier="given"))
+    pool = draw_pool(Scripted(script), [SUM, FACT], 40, 1.0, 60, 0).add_reward_model("judge", make_reward_model("prm", max_len=256))
+    rows, sums = filter_pool(pool, "judge-min", Config(near=1.0, reward_model="given"))
     assert [(r["prompt"], r["response"], r["family"], r["level"], r["tokens"]) for r in rows] == [
         (SUM.question, "<think></think>39", "chain", 1, 5), (SUM.question, f"<think>{TRUE}</think>39", "chain", 1, len(script[SUM.question][0][0])),
         (FACT.question, "<think></think>Paris", "fact", 1, len(render_response("", "Paris")))]
@@ -332,8 +333,8 @@ def test_a_users_own_questions_are_asked_once_each_and_a_tenth_is_kept_for_the_e
 
 
 def test_a_verifier_drops_and_chooses_and_collecting_only_trains_nobody(teacher, tmp_path):
-    save_verifier(tmp_path / "judge.pt", make_verifier("prm", max_len=64))
-    judged = [*flags(teacher, tmp_path / "judged"), "--collect-only", "--verifier", tmp_path / "judge.pt", "--aggregate", "prod", "--select", "prm", "--keep", 1, "--questions", 80]
+    save_reward_model(tmp_path / "judge.pt", make_reward_model("prm", max_len=64))
+    judged = [*flags(teacher, tmp_path / "judged"), "--collect-only", "--reward-model", tmp_path / "judge.pt", "--aggregate", "prod", "--select", "prm", "--keep", 1, "--questions", 80]
     call(distill, *judged, "--min-score", 0.5)
     rows = [json.loads(line) for line in (tmp_path / "judged" / "traces.jsonl").read_text().splitlines()]
     assert rows and min(row["score"] for row in rows) >= 0.5 and read(tmp_path / "judged" / "provenance.json")["fate"]["low score"] > 0
@@ -343,13 +344,13 @@ def test_a_verifier_drops_and_chooses_and_collecting_only_trains_nobody(teacher,
 @pytest.mark.parametrize("args, complaint", [
     (["--student", "nano", "--out", "{new}"], "--teacher is missing"),
     (["--teacher", "{teacher}", "--out", "{new}"], "--student is missing: one of"),
-    (["--teacher", "{judge}", "--student", "nano", "--out", "{new}"], "holds a verifier (orm), which scores and cannot write"),
-    (["--teacher", "{teacher}", "--student", "{judge}", "--out", "{new}"], "holds a verifier (orm), which scores and cannot write"),
+    (["--teacher", "{judge}", "--student", "nano", "--out", "{new}"], "holds a reward model (orm), which scores and cannot write"),
+    (["--teacher", "{teacher}", "--student", "{judge}", "--out", "{new}"], "holds a reward model (orm), which scores and cannot write"),
     (["--teacher", "{teacher}", "--student", "giant", "--out", "{new}"], "no checkpoint at giant"),
     (["--teacher", "nowhere", "--student", "nano", "--out", "{new}"], "no checkpoint at nowhere"),
     (["--teacher", "{teacher}", "--student", "nano", "--select", "prm", "--out", "{new}"], "--select prm keeps the highest scores: whose?"),
-    (["--teacher", "{teacher}", "--student", "nano", "--min-score", "0.5", "--out", "{new}"], "--min-score 0.5 needs a --verifier"),
-    (["--teacher", "{teacher}", "--student", "nano", "--verifier", "{teacher}", "--out", "{new}"], "is a language model; a verifier is wanted"),
+    (["--teacher", "{teacher}", "--student", "nano", "--min-score", "0.5", "--out", "{new}"], "--min-score 0.5 needs a --reward-model"),
+    (["--teacher", "{teacher}", "--student", "nano", "--reward-model", "{teacher}", "--out", "{new}"], "is a language model; a reward model is wanted"),
     (["--teacher", "{teacher}", "--student", "nano", "--level", "auto", "--out", "{new}"], "--level auto follows a model that learns"),
     (["--teacher", "{teacher}", "--student", "nano", "--near", "1.5", "--out", "{new}"], "at most 1"),
     (["--teacher", "{teacher}", "--student", "nano", "--out", "{new}"], "--max-reasoning-tokens leaves no room for questions"),
@@ -360,7 +361,7 @@ def test_a_verifier_drops_and_chooses_and_collecting_only_trains_nobody(teacher,
      "of 32 samples no trace was kept ("),
 ])
 def test_every_mistake_ends_in_one_line_and_status_2(args, complaint, teacher, tmp_path, capsys):
-    save_verifier(tmp_path / "judge.pt", make_verifier("orm", max_len=64))
+    save_reward_model(tmp_path / "judge.pt", make_reward_model("orm", max_len=64))
     checkpoint.save(tmp_path / "short.pt", make_tiny(max_len=16))
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "traces.jsonl").write_text("precious")

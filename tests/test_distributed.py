@@ -18,7 +18,8 @@ from torch import nn
 import train_grpo
 import train_sft
 from nanoreason import checkpoint
-from nanoreason.common import PATIENCE, Machine, read_metrics
+from nanoreason.machine import Machine, PATIENCE
+from nanoreason.run import read_metrics
 from nanoreason.tasks import draw_problem
 from test_scripts import ENV, ROOT, call
 
@@ -32,19 +33,20 @@ FAILING = '''
 import ctypes, os, signal, sys, time
 from datetime import timedelta
 import train_sft
-from nanoreason import common
+from nanoreason import machine
+from nanoreason.flags import UserError
 
 how, rank, calls = sys.argv.pop(1), int(os.environ["RANK"]), 0
 load_rows, train_step, sft_loss = train_sft.load_rows, train_sft.train_step, train_sft.sft_loss
 if how == "hang":
-    common.PATIENCE = timedelta(seconds=3)
+    machine.PATIENCE = timedelta(seconds=3)
 if how == "ctrl-c" and rank == 0:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as if its Ctrl-C came later than the other rank's
 
 def loading(*args):
     print(f"pid {os.getpid()}", flush=True)
     if how == "mistake" and rank == 1:
-        raise common.UserError("this rank's disk is full")
+        raise UserError("this rank's disk is full")
     if how == "hang" and rank == 1:  # in C and deaf to signals, like an exchange that never ends: a lock taken twice
         mutex = ctypes.create_string_buffer(64)
         for _ in range(2):
@@ -70,7 +72,7 @@ def stepping(*args):
 
 train_sft.load_rows, train_sft.sft_loss, train_sft.train_step = loading, losing, stepping
 sys.argv[0] = "train_sft.py"
-common.run_script(train_sft.main)
+machine.run_script(train_sft.main)
 '''
 
 

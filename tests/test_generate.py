@@ -6,7 +6,7 @@ from conftest import make_stopping, make_tiny
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nanoreason.common import generator
+from nanoreason.machine import generator
 from nanoreason.generate import GraphDecoding, Rollout, generate, join_rollouts, noise, sample_token, sampler
 from nanoreason.model import BUSY, GPT, GPTConfig, KVCache
 from nanoreason.tokenizer import END, PAD

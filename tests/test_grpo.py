@@ -12,11 +12,11 @@ import torch
 from conftest import make_stopping
 
 from nanoreason import experience as experience_module
-from nanoreason.common import Machine, generator
-from nanoreason.experience import judge, rollout_metrics, sample_groups, sequence_kl, token_logprobs
+from nanoreason.machine import generator, Machine
+from nanoreason.experience import reward_responses, rollout_metrics, sample_groups, sequence_kl, token_logprobs
 from nanoreason.generate import Rollout, generate, noise
 from nanoreason.questions import Questions, own_share
-from nanoreason.rewards import Scheme
+from nanoreason.rewards import RewardConfig
 from nanoreason.tasks import split_of, user_problem
 from nanoreason.tokenizer import END, PAD, decode, encode, render_prompt, render_response
 from train_grpo import PAPERS, Config, group_advantages, token_advantages, update
@@ -103,7 +103,7 @@ PROMPTS = [render_prompt(p.question) for p in PROBLEMS]
 def rolled(model, temperature=1.0, seed=0, problems=PROBLEMS):
     """An Experience of four responses of uneven length to each problem."""
     rollout = generate(model, [render_prompt(p.question) for p in problems], 4, 24, temperature, generator(seed, "rollout"))
-    return judge(problems, rollout, 4, Scheme(), list(range(len(problems))))
+    return reward_responses(problems, rollout, 4, RewardConfig(), list(range(len(problems))))
 
 
 def some_rewards(P=5, seed=0):
@@ -564,7 +564,7 @@ def test_rollout_metrics_count_groups_without_signal_and_lengths_by_outcome():
     problem = user_problem("What is 1?", "1")
     think = lambda lines, answer: render_response("\n".join(["so"] * lines), answer)
     script = [think(1, "1"), think(3, "1"), think(5, "2")[:-1], think(0, "2"), think(2, "1"), think(2, "2")]
-    experience = judge([problem] * 3, as_rollout(script), 2, Scheme(), [0, 1, 2])
+    experience = reward_responses([problem] * 3, as_rollout(script), 2, RewardConfig(), [0, 1, 2])
     row = rollout_metrics(experience, MACHINE)
     n, right = [len(ids) for ids in script], [0, 1, 4]
     expected = dict(solve_rate=0.5, all_right=1 / 3, all_wrong=1 / 3, no_signal=2 / 3, length=sum(n) / 6, length_right=sum(n[i] for i in right) / 3,
@@ -572,7 +572,7 @@ def test_rollout_metrics_count_groups_without_signal_and_lengths_by_outcome():
     assert {name: row[name] for name in expected} == pytest.approx(expected) and len(set(n)) > 4
     for share in Ranks(2).run(lambda machine: rollout_metrics(experience.select([[0, 2], [1]][machine.rank]), machine)):
         assert share == pytest.approx(row)
-    assert rollout_metrics(judge([problem], as_rollout(script[2:4]), 2, Scheme(), [0]), MACHINE)["length_right"] == 0  # a mean over nothing
+    assert rollout_metrics(reward_responses([problem], as_rollout(script[2:4]), 2, RewardConfig(), [0]), MACHINE)["length_right"] == 0  # a mean over nothing
 
 
 def test_signal_is_what_was_judged_and_no_penalty():
@@ -580,9 +580,9 @@ def test_signal_is_what_was_judged_and_no_penalty():
     problem = user_problem("What is 1 + 1?", "2")
     groups = [["1 + 1 = 2", "1 + 1 = 2\nso"], ["1 + 1 = 2", "1 + 1 = 3"], ["1 + 1 = 2", "1 + 1 = 2"]]
     rollout = as_rollout([render_response(text, "2") for group in groups for text in group])
-    plainly = judge([problem] * 3, rollout, 2, Scheme(length_penalty=-0.01), [0, 1, 2])
+    plainly = reward_responses([problem] * 3, rollout, 2, RewardConfig(length_penalty=-0.01), [0, 1, 2])
     assert plainly.signal.tolist() == [False] * 3 and plainly.rewards["total"][0, 0] != plainly.rewards["total"][0, 1]
-    exactly = judge([problem] * 3, rollout, 2, Scheme(length_penalty=-0.01), [0, 1, 2], exact_steps=True)
+    exactly = reward_responses([problem] * 3, rollout, 2, RewardConfig(length_penalty=-0.01), [0, 1, 2], exact_steps=True)
     assert exactly.signal.tolist() == [True, True, False] and [v for _, v in exactly.steps[3]] == [-1.0]
 
 

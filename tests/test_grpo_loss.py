@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import train_grpo
-from nanoreason.common import Machine, generator, parse_config
+from nanoreason.flags import parse_config
+from nanoreason.machine import generator, Machine
 from train_grpo import PAPERS, PRESETS, Config, group_advantages, policy_loss, token_advantages, token_weights
 
 LOSSES = ("grpo", "dr-grpo", "dapo", "gspo", "cispo")

@@ -17,7 +17,8 @@ import torch
 import train_grpo
 import train_sft
 from nanoreason import checkpoint
-from nanoreason.common import generator, read_metrics
+from nanoreason.machine import generator
+from nanoreason.run import read_metrics
 from nanoreason.evaluate import greedy_accuracy
 from nanoreason.model import GPT, GPTConfig
 from nanoreason.questions import Questions, advise

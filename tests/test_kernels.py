@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from conftest import make_tiny
 
 from nanoreason import attention, kernels as A
-from nanoreason.common import generator
+from nanoreason.machine import generator
 from nanoreason.generate import generate
 
 pytest.importorskip("triton")

@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 
-from nanoreason.tasks import FAMILIES, LEVELS, STYLES, Verdict, audit, draw_problem, judge_steps, make_problem, solve, split_of, verify
+from nanoreason.tasks import FAMILIES, LEVELS, STYLES, Verdict, audit, draw_problem, check_steps, make_problem, solve, split_of, verify
 from nanoreason.tasks.core import MAX_TEXT
 
 FAMILY = FAMILIES["logic"]
@@ -405,11 +405,11 @@ def test_a_flipped_bit_in_a_row_is_always_wrong():
             for line in FAMILY.steps(problem.params)[:-1]:
                 spot = rng.choice([m for m in re.finditer("[01]", line) if m.start() > line.index(":")])
                 flipped = line[: spot.start()] + str(1 - int(spot[0])) + line[spot.end() :]
-                assert judge_steps(problem, [flipped])[0].verdict is WRONG, (problem.question, flipped)
+                assert check_steps(problem, [flipped])[0].verdict is WRONG, (problem.question, flipped)
 
 
 def verdicts(problem, lines):
-    return [j.verdict for j in judge_steps(problem, lines)]
+    return [j.verdict for j in check_steps(problem, lines)]
 
 
 PUZZLE = make_problem("logic", 2, ("order", ("Anna", "Ben", "Tom", "Clara"), ((1, 2), (0, 1), (0, 2), (2, 3)), 1), random.Random(0))
@@ -443,7 +443,7 @@ WHOLE = "Anna > Ben > Tom > Clara"
     ([], "Anna > Ben ", WRONG, None), ([], "anna > ben", WRONG, None), ([], "Anna > Ben, Ben > Tom", WRONG, None),
     ([], "Ben > Tom\n", WRONG, None), ([], "Anna >> Ben", WRONG, None), ([], "", WRONG, None)])
 def test_lines_about_an_order(before, line, verdict, reason):
-    *_, judgement = judge_steps(PUZZLE, [*before, line])
+    *_, judgement = check_steps(PUZZLE, [*before, line])
     assert judgement.verdict is verdict and (reason is None or judgement.reason == reason), judgement
 
 
@@ -489,7 +489,7 @@ TABLE = ["0 0: 0", "0 1: 1", "1 0: 0", "1 1: 0"]
     (TABLE[:3], "Check: 1 + 3 = 4", WRONG, None), ([*TABLE, "Check: 3 + 1 = 4"], "Check: 1 + 3 = 4", UNNEEDED, "this was said before"),
     ([], "", WRONG, None), (TABLE, "1", WRONG, None)])
 def test_lines_about_a_truth_table(before, line, verdict, reason):
-    *_, judgement = judge_steps(COUNT, [*before, line])
+    *_, judgement = check_steps(COUNT, [*before, line])
     assert judgement.verdict is verdict and (reason is None or judgement.reason == reason), judgement
 
 
@@ -542,7 +542,7 @@ def test_garbage_never_raises_and_is_never_slow():
             took = []
             for _ in range(3):  # the best of three: the machine is shared
                 start = time.perf_counter()
-                judged = [*judge_steps(problem, [line]), *FAMILY.judge(problem.params, [("", line), ("Check", line)])]
+                judged = [*check_steps(problem, [line]), *FAMILY.check_trace(problem.params, [("", line), ("Check", line)])]
                 took.append(time.perf_counter() - start)
                 assert all(isinstance(judgement.verdict, Verdict) for judgement in judged)
                 if took[-1] < 0.002:
@@ -553,13 +553,13 @@ def test_garbage_never_raises_and_is_never_slow():
 
 
 def test_sides_are_read_to_a_depth_of_20():
-    reasons = [judge_steps(COUNT, [f"1 0: (1 or 0) and not 1 = {'not ' * n}{n % 2} = 0"])[0].reason for n in (20, 21)]
+    reasons = [check_steps(COUNT, [f"1 0: (1 or 0) and not 1 = {'not ' * n}{n % 2} = 0"])[0].reason for n in (20, 21)]
     assert reasons == ["a side does not follow from the one before", "this is no statement that can be checked"]
     assert [verdicts(COUNT, [f"1 0: (1 or 0) and not 1 = {'(' * n}0{')' * n} = 0"]) for n in (20, 21)] == [[RIGHT], [WRONG]]
 
 
 def test_over_long_lines_say_nothing():
     padded = "1 0: (1 or 0) and not 1 =" + " " * 200 + "0"
-    assert FAMILY.judge(COUNT.params, [("", padded)])[0].verdict is WRONG and verdicts(COUNT, [padded]) == [WRONG]
+    assert FAMILY.check_trace(COUNT.params, [("", padded)])[0].verdict is WRONG and verdicts(COUNT, [padded]) == [WRONG]
     check = ", ".join(["Ben > Tom", "Anna > Ben", "Anna > Tom", "Tom > Clara"] * 5)
-    assert FAMILY.judge(PUZZLE.params, [("Check", check)])[0].verdict is WRONG
+    assert FAMILY.check_trace(PUZZLE.params, [("Check", check)])[0].verdict is WRONG

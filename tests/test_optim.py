@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import make_tiny
 
-from nanoreason.common import UserError, generator
+from nanoreason.flags import UserError
+from nanoreason.machine import generator
 from nanoreason.optim import AdamW, Muon, orthogonalize
 
 SHAPES = [(6, 6), (24, 8), (8, 24)]

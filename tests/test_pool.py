@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from conftest import make_stopping
 from test_search import MIXED, OTHER, Q, RIGHT, WRONG, Scripted
-from test_verifier import make_verifier
+from test_verifier import make_reward_model
 
 from nanoreason import pool as pools
 from nanoreason.evaluate import held_out_problems
-from nanoreason.pool import Pool, best_at, draw_pool, estimates, judge_samples, log_fit, scaling, votes_at
+from nanoreason.pool import Pool, best_at, draw_pool, estimates, check_samples, log_fit, scaling, votes_at
 from nanoreason.tasks import user_problem
 from nanoreason.tokenizer import render_prompt, render_response
-from nanoreason.verifier import aggregate, scores
+from nanoreason.reward_model import aggregate, scores
 
 PROBLEMS = held_out_problems(["chain", "word", "percent"], [1, 2], 4)
 
@@ -25,8 +25,8 @@ def drawn(problems=PROBLEMS, model=None, **options):
 
 def test_samples_and_scores_follow_their_problems_into_any_order():
     order = [7, 2, 11, 0, 5, 1, 9, 3, 10, 4, 8, 6]
-    prm = make_verifier("prm", max_len=256)
-    straight, shuffled = (drawn(problems, make_stopping(bias=2.0, max_len=256)).add_verifier("prm", prm) for problems in (PROBLEMS, [PROBLEMS[i] for i in order]))
+    prm = make_reward_model("prm", max_len=256)
+    straight, shuffled = (drawn(problems, make_stopping(bias=2.0, max_len=256)).add_reward_model("prm", prm) for problems in (PROBLEMS, [PROBLEMS[i] for i in order]))
     assert len({tuple(ids) for row in straight.ids for ids in row}) > 40
     assert shuffled.ids == [straight.ids[i] for i in order] and (shuffled.tokens == straight.tokens[order]).all() and (shuffled.answer == straight.answer[order]).all()
     for name in ("likelihood", "prm-last", "prm-min", "prm-prod"):
@@ -39,24 +39,24 @@ def test_samples_and_scores_follow_their_problems_into_any_order():
 def test_fewer_samples_are_the_first_of_more_and_other_seeds_draw_others():
     many, few, other = drawn(samples=6), drawn(samples=2), drawn(seed=1)
     assert few.ids == [row[:2] for row in many.ids] and sum(a == b for a, b in zip(many.ids, other.ids)) == 0
-    some = many.add_verifier("orm", make_verifier("orm")).select([3, 1], 4)
+    some = many.add_reward_model("orm", make_reward_model("orm")).select([3, 1], 4)
     assert some.problems == [PROBLEMS[3], PROBLEMS[1]] and some.ids == [many.ids[3][:4], many.ids[1][:4]] and some.samples == 4
     assert (some.scores["orm"] == many.scores["orm"][[3, 1], :4]).all()
 
 
 def test_what_was_drawn_and_judged_before_is_read_from_the_cache(tmp_path, monkeypatch, capsys):
-    orm = make_verifier("orm")
-    first = drawn(cache=tmp_path).add_verifier("orm", orm)
+    orm = make_reward_model("orm")
+    first = drawn(cache=tmp_path).add_reward_model("orm", orm)
     assert len(list(tmp_path.iterdir())) == 2
     monkeypatch.setattr(pools, "generate", lambda *a, **k: pytest.fail("sampled again"))
     monkeypatch.setattr(pools, "scores", lambda *a, **k: pytest.fail("judged again"))
-    again = drawn(cache=tmp_path).add_verifier("orm", orm)
+    again = drawn(cache=tmp_path).add_reward_model("orm", orm)
     assert again.ids == first.ids and (again.right == first.right).all() and (again.scores["orm"] == first.scores["orm"]).all()
     for change in (dict(seed=1), dict(samples=5), dict(problems=PROBLEMS[::-1]), dict(model=make_stopping(bias=2.1))):
         with pytest.raises(pytest.fail.Exception, match="sampled again"):
             drawn(**change, cache=tmp_path)
     with pytest.raises(pytest.fail.Exception, match="judged again"):
-        drawn(cache=tmp_path).add_verifier("orm", make_verifier("orm", seed=1))
+        drawn(cache=tmp_path).add_reward_model("orm", make_reward_model("orm", seed=1))
     monkeypatch.undo()
     (kept,) = [path for path in tmp_path.iterdir() if path.stem == first.key]
     kept.write_bytes(kept.read_bytes()[:100])
@@ -65,7 +65,7 @@ def test_what_was_drawn_and_judged_before_is_read_from_the_cache(tmp_path, monke
 
 def test_samples_are_judged_by_their_answers():
     problem = user_problem(Q, "39")
-    right, answer = judge_samples(problem, [RIGHT, WRONG, RIGHT[:-1], render_response("", "39.0"), OTHER, RIGHT])
+    right, answer = check_samples(problem, [RIGHT, WRONG, RIGHT[:-1], render_response("", "39.0"), OTHER, RIGHT])
     assert list(right) == [True, False, False, True, False, True] and list(answer) == [0, 1, -1, 0, 2, 0]
     pool = draw_pool(Scripted({Q: MIXED}), [problem], 200, 1.0, 60, 0)
     shares = [np.mean([i == r for i in pool.ids[0]]) for r in (RIGHT, WRONG, OTHER)]

@@ -1,4 +1,4 @@
-"""Training verifiers: labels by exact judge and by rollouts, the loss, calibration, and a run that is killed and goes on."""
+"""Training reward_models: labels by exact judge and by rollouts, the loss, calibration, and a run that is killed and goes on."""
 
 import json
 import math
@@ -9,18 +9,20 @@ import pytest
 import torch
 from conftest import make_tiny
 from test_search import Scripted
-from test_verifier import PROMPTS, RESPONSES, make_verifier
+from test_verifier import PROMPTS, RESPONSES, make_reward_model
 
 import train_prm
 from nanoreason import checkpoint
-from nanoreason.common import Machine, UserError, generator, read_metrics
+from nanoreason.flags import UserError
+from nanoreason.machine import generator, Machine
+from nanoreason.run import read_metrics
 from nanoreason.corpus import Example
 from nanoreason.generate import Rollout
 from nanoreason.tasks import make_problem
 from nanoreason.tokenizer import END, END_THINK, THINK, encode, render_prompt, render_response
 from nanoreason.replicas import Replicas
-from nanoreason.verifier import _packed_batches, load_verifier, reading_batches, reading_places, scores
-from train_prm import Config, add_gradients, balance, calibrate, collect, enumerated, label_quality, labelled, mean_loss, platt, quality, question_batches, rate_at, read_logits, targets, train_step, verifier_loss
+from nanoreason.reward_model import _packed_batches, load_reward_model, reading_batches, reading_places, scores
+from train_prm import Config, add_gradients, balance, calibrate, collect, enumerated, label_quality, labelled, mean_loss, platt, quality, question_batches, rate_at, read_logits, targets, train_step, reward_model_loss
 
 MACHINE = Machine(torch.device("cpu"))
 SUM = make_problem("chain", 1, (8, ("+", 5), ("*", 3)), None, "What is (8 + 5) * 3?")
@@ -94,7 +96,7 @@ def test_the_loss_is_the_cross_entropy_also_of_shares():
     logits, labels, weight = torch.tensor([0.3, -2.0, 5.0]), torch.tensor([1.0, 0.25, 0.0]), torch.tensor([0.5, 0.25, 0.25])
     p = [1 / (1 + math.exp(-z)) for z in (0.3, -2.0, 5.0)]
     by_hand = -sum(w * (y * math.log(q) + (1 - y) * math.log(1 - q)) for w, y, q in zip((0.5, 0.25, 0.25), (1, 0.25, 0), p))
-    assert verifier_loss(logits, labels, weight).item() == pytest.approx(by_hand, rel=1e-5)
+    assert reward_model_loss(logits, labels, weight).item() == pytest.approx(by_hand, rel=1e-5)
     assert mean_loss([[0.3], [-2.0, 5.0]], [[1.0], [0.25, 0.0]]) == pytest.approx(-math.log(p[0]) / 2 + sum(
         -(y * math.log(q) + (1 - y) * math.log(1 - q)) for y, q in ((0.25, p[1]), (0, p[2]))) / 4, rel=1e-5)
     assert list(enumerated([7, 7, 3, 3, 3])) == [(7, 0), (7, 1), (3, 0), (3, 1), (3, 2)]
@@ -109,13 +111,13 @@ def test_right_and_flawed_responses_are_balanced():
 
 
 def test_logits_are_read_at_the_places_of_each_response_however_they_are_packed(monkeypatch):
-    model = make_verifier("prm")
+    model = make_reward_model("prm")
     examples = [Example(p + r, len(p)) for p, r in zip(PROMPTS, RESPONSES)]
     places = [reading_places("prm", r) for r in RESPONSES]
     expected = [[c for _, c in rated] for rated in scores(model, PROMPTS, RESPONSES)]
     assert torch.tensor(sum(read_logits(model, examples, places, MACHINE, False), [])).sigmoid().tolist() == pytest.approx(sum(expected, []), abs=1e-5)
-    monkeypatch.setattr("nanoreason.verifier.SHORT", 30)  # two groups of rows
-    monkeypatch.setattr("nanoreason.verifier.PASS_TOKENS", 200)  # several passes
+    monkeypatch.setattr("nanoreason.reward_model.SHORT", 30)  # two groups of rows
+    monkeypatch.setattr("nanoreason.reward_model.PASS_TOKENS", 200)  # several passes
     packed = list(_packed_batches(examples, places, "cpu"))  # as a GPU reads them
     order = [i for _, owner in packed for i in owner]
     found = {}
@@ -163,7 +165,7 @@ def test_a_step_gives_every_response_the_same_weight_and_ranks_together_give_the
     labels, noise = [], generator(0, "labels")
     for p in places:
         labels.append(torch.rand(len(p), generator=noise).tolist())
-    model = make_verifier("prm").train()
+    model = make_reward_model("prm").train()
     work = lambda net, share: add_gradients(net, examples, places, labels, *share, MACHINE.device, False)
     replicas, index = Replicas(model, [look := Look(model)], work), np.arange(10)
     whole = train_step(replicas, index, MACHINE)
@@ -186,7 +188,7 @@ def test_platt_finds_scale_and_offset():
 
 def test_calibration_changes_the_scores_and_not_their_order():
     data, config = made("val", kind="orm")
-    model = make_verifier("orm", max_len=256)
+    model = make_reward_model("orm", max_len=256)
     read = lambda: sum(read_logits(model, data.examples, [[len(e.ids) - e.prompt_len - 1] for e in data.examples], MACHINE, False), [])
     before, fit = read(), calibrate(model, data, config, MACHINE, False)
     after = read()
@@ -196,12 +198,12 @@ def test_calibration_changes_the_scores_and_not_their_order():
 
 def test_quality_is_reported_by_position_against_the_exact_judge():
     data, config = made("test")
-    figures = quality(make_verifier("prm", max_len=256), data, config, MACHINE, False)
+    figures = quality(make_reward_model("prm", max_len=256), data, config, MACHINE, False)
     steps, last = figures["positions"]["step 2"], figures["positions"]["last"]
     assert steps["n"] == last["n"] == 80 and figures["positions"]["step 3"] == dict(auc=None, brier=None, n=0, right=None)
     assert steps["right"] == round(np.mean([e[1] for e in data.exact]), 4) and last["right"] == round(data.right.mean(), 4) and 0 <= last["brier"] <= 1
     assert sum(b["n"] for b in figures["reliability"]) == 80
-    orm = quality(make_verifier("orm", max_len=256), data, Config(kind="orm"), MACHINE, False)["positions"]
+    orm = quality(make_reward_model("orm", max_len=256), data, Config(kind="orm"), MACHINE, False)["positions"]
     assert list(orm) == ["1/4 read", "2/4 read", "3/4 read", "last"] and all(p["n"] == 80 for p in orm.values())
 
 
@@ -218,7 +220,7 @@ def policy(tmp_path_factory):
 
 @pytest.fixture
 def seven(monkeypatch):
-    """Policies say '7' or '8' at once, each half of the time; 7 is always right: a verifier can learn it."""
+    """Policies say '7' or '8' at once, each half of the time; 7 is always right: a reward model can learn it."""
     def scripted(model, prompts, samples, limit, temperature, uniform, **options):
         ids = torch.tensor([[THINK, END_THINK, *encode("7" if u < 0.5 else "8"), END] for u in uniform[:, 0]])
         return Rollout(ids, ids >= 0, torch.zeros(ids.shape), torch.ones(len(ids), dtype=torch.bool))
@@ -242,7 +244,7 @@ def test_a_verifier_learns_what_is_right_and_a_killed_run_gives_the_same_numbers
     call(monkeypatch, *flags(policy, tmp_path, tmp_path / "whole"))
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
     assert report["test"]["positions"]["last"]["auc"] > 0.9 and report["test"]["positions"]["last"]["brier"] < 0.15 and report["best"][0] < 0.4
-    assert load_verifier(tmp_path / "whole").kind == "orm" and (tmp_path / "whole" / "verifier.png").read_bytes()[:4] == b"\x89PNG"
+    assert load_reward_model(tmp_path / "whole").kind == "orm" and (tmp_path / "whole" / "verifier.png").read_bytes()[:4] == b"\x89PNG"
     call(monkeypatch, *flags(policy, tmp_path, tmp_path / "parts"), "--max-steps", 23)
     (tmp_path / "parts" / "report.json").unlink()
     call(monkeypatch, *flags(policy, tmp_path, tmp_path / "parts"), "--resume")

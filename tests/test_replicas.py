@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, make_tiny
 
 import train_sft
-from nanoreason.common import Machine
+from nanoreason.machine import Machine
 from nanoreason.corpus import demonstrations
 from nanoreason.data import pack
 from nanoreason.optim import AdamW

@@ -9,9 +9,9 @@ from itertools import islice, product
 
 import pytest
 
-from nanoreason.rewards import (Scheme, format_reward, group_rewards, leaky_outcome_for_hacking_study, length_penalties, outcome_reward, overlong_penalty,
+from nanoreason.rewards import (RewardConfig, format_reward, group_rewards, leaky_outcome_for_hacking_study, length_penalties, outcome_reward, overlong_penalty,
                                 process_reward, reward, step_rewards)
-from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS, STYLES, audit, demo_problems, draw_problem, judge_steps, make_problem, solve, user_problem, verify
+from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS, STYLES, audit, demo_problems, draw_problem, check_steps, make_problem, solve, user_problem, verify
 from nanoreason.tasks.general import HARMFUL, HARMLESS, PHRASINGS
 from nanoreason.tokenizer import ASSISTANT, END, END_THINK, MAX_RESPONSE, PAD, THINK, USER, Response, decode, encode, parse_response, render_response
 
@@ -59,15 +59,15 @@ def test_calibrated_lengths_never_put_a_right_response_below_a_wrong_one_nor_a_l
         tokens, right = [rng.randint(1, 3000) for _ in range(n)], [rng.random() < 0.5 for _ in range(n)]
         totals = [r + p for r, p in zip(right, length_penalties(tokens, right, coefficient, "calibrated"))]
         assert all(0 < total <= 1 if r else total == 0 for total, r in zip(totals, right))
-        paid = sorted((t, -total) for t, total, r in zip(tokens, totals, right) if r)
-        assert [-total for _, total in paid] == sorted((-total for _, total in paid), reverse=True)
-        assert not paid or paid[0][1] == -1  # the shortest right one pays nothing, however short the wrong ones are
+        task_reward = sorted((t, -total) for t, total, r in zip(tokens, totals, right) if r)
+        assert [-total for _, total in task_reward] == sorted((-total for _, total in task_reward), reverse=True)
+        assert not task_reward or task_reward[0][1] == -1  # the shortest right one pays nothing, however short the wrong ones are
 
 
 def test_lengths_are_compared_within_the_group_only():
     short, long = render_response("", "39"), render_response(GOOD, "39")
-    scheme = Scheme(length_penalty=-0.01, length_form="calibrated")
-    alone, (_, together) = reward(CHAIN, long, scheme), group_rewards(CHAIN, [short, long], scheme)
+    reward_config = RewardConfig(length_penalty=-0.01, length_form="calibrated")
+    alone, (_, together) = reward(CHAIN, long, reward_config), group_rewards(CHAIN, [short, long], reward_config)
     assert alone.total == 1 and together.total == pytest.approx(1 - 0.01 * (len(long) - len(short)))
 
 
@@ -113,9 +113,9 @@ def test_step_rewards_are_the_verdicts_of_the_judge_step_by_step(family):
             problem = draw_problem(family, level, rng)
             lines = solve(problem, style, rng) or ["so"]
             lines.insert(rng.randint(0, len(lines)), rng.choice(("1 + 1 = 3", lines[0])))
-            paid = step_rewards(problem, render_response("\n".join(lines), problem.answer))
-            assert [value for _, value in paid] == [VALUES[j.verdict.value] for j in judge_steps(problem, lines)]
-            seen |= {value for _, value in paid}
+            task_reward = step_rewards(problem, render_response("\n".join(lines), problem.answer))
+            assert [value for _, value in task_reward] == [VALUES[j.verdict.value] for j in check_steps(problem, lines)]
+            seen |= {value for _, value in task_reward}
     assert -1 in seen and (1 in seen or family in ("fact", "qa", "instruct", "harmful", "harmless"))
 
 
@@ -129,7 +129,7 @@ EXTRA = len(GROUP[1]) - len(GROUP[0])  # tokens by which the second right respon
 
 @pytest.mark.parametrize("form, process", [("mean", [1, -1 / 4, 0, 1, 1]), ("min", [1, -1, 0, 1, 1]), ("sum", [2, -1, 0, 2, 1])])
 def test_totals_are_the_weighted_sum_of_named_parts(form, process):
-    rewards = group_rewards(CHAIN, GROUP, Scheme(0.25, -0.01, "calibrated", 0.5, form))
+    rewards = group_rewards(CHAIN, GROUP, RewardConfig(0.25, -0.01, "calibrated", 0.5, form))
     assert EXTRA > 0 and [set(r.parts) for r in rewards] == [{"outcome", "format", "length", "process"}] * 5
     for name, values in dict(outcome=[1, 1, 0, 0, 0], format=[1, 1, 1, 1, 0], length=[0, -0.01 * EXTRA, 0, 0, 0], process=process).items():
         assert [r.parts[name] for r in rewards] == pytest.approx(values), name
@@ -137,7 +137,7 @@ def test_totals_are_the_weighted_sum_of_named_parts(form, process):
 
 
 def test_the_plain_penalty_charges_every_response_and_parts_without_weight_count_for_nothing():
-    plain = group_rewards(CHAIN, GROUP, Scheme(length_penalty=-0.001))
+    plain = group_rewards(CHAIN, GROUP, RewardConfig(length_penalty=-0.001))
     assert [r.total for r in plain] == pytest.approx([right - 0.001 * len(ids) for right, ids in zip((1, 1, 0, 0, 0), GROUP)])
     bare = group_rewards(CHAIN, GROUP)
     assert [r.total for r in bare] == [1, 1, 0, 0, 0] and [r.parts["format"] for r in bare] == [1, 1, 1, 1, 0]
@@ -146,8 +146,8 @@ def test_the_plain_penalty_charges_every_response_and_parts_without_weight_count
 
 def test_a_verifiers_scores_take_the_outcomes_place_and_leave_it_in_the_logs():
     scores = [0.25, 0.5, 0.125, 1.0, 0.0]
-    rewards = group_rewards(CHAIN, GROUP, Scheme(0.25, -0.01, "calibrated"), scores)
-    assert [r.parts["verifier"] for r in rewards] == scores and [r.paid for r in rewards] == [0.5, 0.75, 0.375, 1.25, 0.0] and [r.parts["outcome"] for r in rewards] == [1, 1, 0, 0, 0]
+    rewards = group_rewards(CHAIN, GROUP, RewardConfig(0.25, -0.01, "calibrated"), scores)
+    assert [r.parts["verifier"] for r in rewards] == scores and [r.task_reward for r in rewards] == [0.5, 0.75, 0.375, 1.25, 0.0] and [r.parts["outcome"] for r in rewards] == [1, 1, 0, 0, 0]
     assert [r.total for r in rewards] == pytest.approx([0.5, 0.75 - 0.01 * EXTRA, 0.375, 1.25, 0.0])  # who is right decides the length penalty
 
 
@@ -155,43 +155,43 @@ def test_everything_at_once_by_hand():
     """paid: 0.5 x mean of the steps + the score + 0.25 for the format; total: + the plain penalty + the overlong one, whose limit is the longest's length."""
     lengths, buffer = [len(ids) for ids in GROUP], 10
     limit, means, leaks = max(lengths), [1, -1 / 4, 0, 1, 1], [1, 1, 0, 1, 1]  # 39 stands in the thinking of the fourth; the fifth was cut
-    scheme = Scheme(0.25, -0.001, "plain", 0.5, "mean", leaky_outcome_for_hacking_study=True, overlong_buffer=buffer, limit=limit)
+    reward_config = RewardConfig(0.25, -0.001, "plain", 0.5, "mean", leaky_outcome_for_hacking_study=True, overlong_buffer=buffer, limit=limit)
     overlong = [-max(0, n - limit + buffer) / buffer for n in lengths]
     assert -1 in overlong and 0 in overlong
     for scores in (None, [0.5, 0.25, 0.75, 0.0, 1.0]):
-        rewards = group_rewards(CHAIN, GROUP, scheme, scores)
-        paid = [(scores or leaks)[i] + means[i] / 2 + 0.25 * (i < 4) for i in range(5)]
-        assert [r.paid for r in rewards] == pytest.approx(paid) and [r.parts["leaky"] for r in rewards] == leaks
+        rewards = group_rewards(CHAIN, GROUP, reward_config, scores)
+        task_reward = [(scores or leaks)[i] + means[i] / 2 + 0.25 * (i < 4) for i in range(5)]
+        assert [r.task_reward for r in rewards] == pytest.approx(task_reward) and [r.parts["leaky"] for r in rewards] == leaks
         assert [r.parts["overlong"] for r in rewards] == pytest.approx(overlong) and [r.parts["process"] for r in rewards] == pytest.approx(means)
-        assert [r.total for r in rewards] == pytest.approx([paid[i] - 0.001 * lengths[i] + overlong[i] for i in range(5)])
+        assert [r.total for r in rewards] == pytest.approx([task_reward[i] - 0.001 * lengths[i] + overlong[i] for i in range(5)])
 
 
 def test_penalties_of_length_change_the_total_and_not_what_is_paid():
-    for scheme in (Scheme(length_penalty=-0.01), Scheme(overlong_buffer=5, limit=20)):
-        rewards = group_rewards(CHAIN, GROUP, scheme)
-        assert [r.paid for r in rewards] == [1, 1, 0, 0, 0] and any(r.total != r.paid for r in rewards)
+    for reward_config in (RewardConfig(length_penalty=-0.01), RewardConfig(overlong_buffer=5, limit=20)):
+        rewards = group_rewards(CHAIN, GROUP, reward_config)
+        assert [r.task_reward for r in rewards] == [1, 1, 0, 0, 0] and any(r.total != r.task_reward for r in rewards)
 
 
-@pytest.mark.parametrize("process, leaky, overlong, verifier", list(product((0.0, 0.5), (False, True), (0, 8), (False, True))))
-def test_a_scheme_names_the_parts_that_its_rewards_have(process, leaky, overlong, verifier):
-    scheme = Scheme(process_weight=process, leaky_outcome_for_hacking_study=leaky, overlong_buffer=overlong, limit=40)
-    names = scheme.parts(verifier)
-    assert len(names) == len(set(names)) == 3 + sum(map(bool, (process, leaky, overlong, verifier)))
-    for r in group_rewards(CHAIN, GROUP, scheme, [0.5] * 5 if verifier else None):
+@pytest.mark.parametrize("process, leaky, overlong, reward_model", list(product((0.0, 0.5), (False, True), (0, 8), (False, True))))
+def test_a_scheme_names_the_parts_that_its_rewards_have(process, leaky, overlong, reward_model):
+    reward_config = RewardConfig(process_weight=process, leaky_outcome_for_hacking_study=leaky, overlong_buffer=overlong, limit=40)
+    names = reward_config.parts(reward_model)
+    assert len(names) == len(set(names)) == 3 + sum(map(bool, (process, leaky, overlong, reward_model)))
+    for r in group_rewards(CHAIN, GROUP, reward_config, [0.5] * 5 if reward_model else None):
         assert set(r.parts) == set(names) and all(isinstance(value, (int, float)) for value in r.parts.values())
 
 
 def test_a_permuted_group_has_the_permuted_rewards():
-    scheme = Scheme(0.25, -0.01, "calibrated", 0.5)
-    rewards = group_rewards(CHAIN, GROUP, scheme)
+    reward_config = RewardConfig(0.25, -0.01, "calibrated", 0.5)
+    rewards = group_rewards(CHAIN, GROUP, reward_config)
     assert len({r.total for r in rewards}) == 5
     for order in ([4, 3, 2, 1, 0], [1, 2, 3, 4, 0], [2, 0, 4, 1, 3]):
-        assert group_rewards(CHAIN, [GROUP[i] for i in order], scheme) == [rewards[i] for i in order]
+        assert group_rewards(CHAIN, [GROUP[i] for i in order], reward_config) == [rewards[i] for i in order]
 
 
 def test_the_leaky_reward_pays_where_the_honest_one_does_not_and_only_on_request():
     problem = make_problem("chain", 1, (8, ("+", 5), ("-", 1)), None, "What is 8 + 5 - 1?")
-    study = Scheme(leaky_outcome_for_hacking_study=True)
+    study = RewardConfig(leaky_outcome_for_hacking_study=True)
     for ids in (render_response("", "12 or 13 or 14"), render_response("the answer is 12", "99"), [THINK, *encode("12")], encode("12")):
         (honest,), (leaky,) = group_rewards(problem, [ids]), group_rewards(problem, [ids], study)
         assert (honest.total, leaky.total, leaky.parts["leaky"], leaky.parts["outcome"]) == (0, 1, 1, 0) and "leaky" not in honest.parts

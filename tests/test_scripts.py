@@ -18,21 +18,24 @@ import sample
 import train_grpo
 import train_prm
 import train_sft
-from nanoreason import bench, checkpoint, compute, corpus, judges, speedrun, students
-from nanoreason.common import Machine, generator, read_metrics, run_script
+from nanoreason import checkpoint, corpus, speedrun
+from nanoreason.bench import __main__ as bench
+from nanoreason.studies import compute, reward_models, students
+from nanoreason.machine import generator, Machine, run_script
+from nanoreason.run import read_metrics
 from nanoreason.corpus import demonstrations, read_rows
 from nanoreason.data import pack
-from nanoreason.experience import judge
+from nanoreason.experience import reward_responses
 from nanoreason.generate import generate
 from nanoreason.model import GPT, GPTConfig
 from nanoreason.replicas import Replicas
 from nanoreason.questions import own_share
-from nanoreason.rewards import Scheme
-from nanoreason.search import METHODS, Spend, greedy
+from nanoreason.rewards import RewardConfig
+from nanoreason.search import METHODS, SearchConfig, greedy
 from nanoreason.tasks import draw_problem, split_of, user_problem
 from nanoreason.tasks.recall import CAPITALS
 from nanoreason.tokenizer import encode, render_prompt, render_response
-from nanoreason.verifier import Verifier, save_verifier
+from nanoreason.reward_model import RewardModel, save_reward_model
 from test_grpo import scripted
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +100,7 @@ def test_a_verifier_is_trained_on_what_the_policy_says_and_every_method_can_ask_
              "--max-reasoning-tokens", 16, "--batch-size", 8, "--eval-every", 2, "--learning-rate", 3e-3, "--out", tmp_path / kind)
     figures = json.loads((tmp_path / "orm" / "report.json").read_text())["test"]["positions"]
     assert figures["last"]["n"] == 64 and figures["last"]["auc"] > 0.8  # "unknown" is always wrong
-    call(sample, "--eval", "--ckpt", capitals / "sft", "--families", "fact", "--level", 1, "--problems", 8, "--ns", "1,8", "--verifier", f"{tmp_path / 'orm'},{tmp_path / 'prm'}",
+    call(sample, "--eval", "--ckpt", capitals / "sft", "--families", "fact", "--level", 1, "--problems", 8, "--ns", "1,8", "--reward-model", f"{tmp_path / 'orm'},{tmp_path / 'prm'}",
          "--cache", tmp_path / "cache", "--json", tmp_path / "eval.json")
     scale = json.loads((tmp_path / "eval.json").read_text())["scaling"]
     assert {"coverage", "vote", "likelihood", "orm", "weighted-orm", "prm-last", "prm-min", "prm-prod"} <= set(scale["rules"])
@@ -105,7 +108,7 @@ def test_a_verifier_is_trained_on_what_the_policy_says_and_every_method_can_ask_
     (tmp_path / "plan.json").write_text(json.dumps(dict(kind="orm", aggregate="last", plans={"4": [[0.9, "beam", 4], [2.0, "vote", 4]], "99": []})))
     capsys.readouterr()
     for method in METHODS:
-        call(sample, "What is the capital of France?", "--ckpt", capitals / "sft", "--method", method, "--n", 4, "--verifier", tmp_path / "orm", "--plan", tmp_path / "plan.json",
+        call(sample, "What is the capital of France?", "--ckpt", capitals / "sft", "--method", method, "--n", 4, "--reward-model", tmp_path / "orm", "--plan", tmp_path / "plan.json",
              "--min-thinking", 6, "--json", tmp_path / "one.json")
         one = json.loads((tmp_path / "one.json").read_text())
         assert one["method"] == method and one["tokens"] > 0
@@ -122,7 +125,7 @@ def known(capitals):
         for i, country in enumerate(CAPITALS):
             for wording in ("What is the capital of {}?", "Name the capital of {}.", "{} has which capital?"):
                 question = wording.format(country)
-                said = greedy(model, [render_prompt(question)], Spend(max_new_tokens=16))[0].answer
+                said = greedy(model, [render_prompt(question)], SearchConfig(max_new_tokens=16))[0].answer
                 f.write(json.dumps({"prompt": question, "answer": said if said and i % 3 else "Atlantis"}) + "\n")
     return capitals / "known.jsonl"
 
@@ -260,15 +263,15 @@ TINY = ["--init", "{tiny}", "--row-tokens", "64", "--max-reasoning-tokens", "30"
     (sample, ["--eval", "--ckpt", "{tiny}", "--level", "9"], "levels"),
     (sample, ["hello", "--ckpt", "{tiny}", "--method", "auto"], "--method auto needs a --plan"),
     (sample, ["hello", "--ckpt", "{tiny}", "--method", "auto", "--plan", "{rows}"], "--method auto needs a --plan"),
-    (sample, ["hello", "--ckpt", "{tiny}", "--method", "beam", "--verifier", "{tiny}"], "is a language model; a verifier is wanted"),
-    (sample, ["hello", "--ckpt", "{tiny}", "--method", "best-of-n", "--verifier", "{judge}"], "reads 8 tokens, fewer than the 64 of the model's context"),
-    (sample, ["hello", "--ckpt", "{tiny}", "--method", "auto", "--plan", "{plan}"], "was made with a verifier of kind prm and --aggregate min, not with none and last"),
+    (sample, ["hello", "--ckpt", "{tiny}", "--method", "beam", "--reward-model", "{tiny}"], "is a language model; a reward model is wanted"),
+    (sample, ["hello", "--ckpt", "{tiny}", "--method", "best-of-n", "--reward-model", "{judge}"], "reads 8 tokens, fewer than the 64 of the model's context"),
+    (sample, ["hello", "--ckpt", "{tiny}", "--method", "auto", "--plan", "{plan}"], "was made with a reward model of kind prm and --aggregate min, not with none and last"),
     (sample, ["hello", "--ckpt", "{tiny}", "--json", "{new}/x.json"], "there is no such folder"),
-    (judges, ["--seeds", "one"], "--seeds one: whole numbers"),
+    (reward_models, ["--seeds", "one"], "--seeds one: whole numbers"),
     (train_prm, ["--init", "{tiny}", "--hard-labels", "--out", "{new}"], "--hard-labels is about Monte Carlo labels"),
     (train_prm, ["--init", "{tiny}", "--max-reasoning-tokens", "30", "--data", "{rows}", "--questions", "2", "--out", "{new}"], "too few of its questions"),
     (train_prm, ["--out", "{new}"], "--init is missing"),
-    (train_prm, ["--init", "{judge}", "--out", "{new}"], "holds a verifier (orm), which scores and cannot write"),
+    (train_prm, ["--init", "{judge}", "--out", "{new}"], "holds a reward model (orm), which scores and cannot write"),
     (train_prm, ["--init", "{tiny}", "--labels", "mc", "--out", "{new}"], "--labels mc is for --kind prm"),
     (train_prm, ["--init", "{tiny}", "--rollouts", "61", "--out", "{new}"], "must be at least 1 and at most 60"),
     (train_prm, ["--init", "{tiny}", "--max-reasoning-tokens", "30", "--reuse", "nowhere", "--out", "{new}"], "is no run of train_prm.py"),
@@ -280,17 +283,17 @@ TINY = ["--init", "{tiny}", "--row-tokens", "64", "--max-reasoning-tokens", "30"
     (train_sft, ["--stage", "cold-start", "--init", "{tiny}", "--demos", "20", "--out", "{new}"], "context"),
     (train_sft, ["--stage", "cold-start", "--out", "{used}"], "already holds a run"),
     (train_grpo, ["--out", "{new}"], "--init is missing"),
-    (train_grpo, ["--init", "{judge}", "--row-tokens", "64", "--out", "{new}"], "holds a verifier (orm), which scores and cannot write"),
+    (train_grpo, ["--init", "{judge}", "--row-tokens", "64", "--out", "{new}"], "holds a reward model (orm), which scores and cannot write"),
     (train_grpo, ["--init", "{tiny}", "--out", "{new}"], "--row-tokens 128 is longer than the model's context of 64"),
     (train_grpo, [*TINY, "--batch-size", "20"], "--batch-size 20 is no multiple of --num-samples-per-prompt 8"),
     (train_grpo, [*TINY, "--batch-size", "8"], "--batch-size 8 makes 1 question(s), too few for 1 x 2 (ranks x minibatches)"),
-    (train_grpo, [*TINY, "--reward", "prm"], "--reward prm and --verifier (none) do not go together"),
-    (train_grpo, [*TINY, "--verifier", "{judge}"], "do not go together"),
+    (train_grpo, [*TINY, "--reward", "prm"], "--reward prm and --reward-model (none) do not go together"),
+    (train_grpo, [*TINY, "--reward-model", "{judge}"], "do not go together"),
     (train_grpo, [*TINY, "--overlong-buffer", "31"], "--overlong-buffer 31 is longer than --max-reasoning-tokens 30"),
-    (train_grpo, [*TINY, "--reward", "orm", "--verifier", "{tiny}"], "is a language model; orm is wanted"),
-    (train_grpo, [*TINY, "--reward", "prm", "--verifier", "{judge}"], "is a verifier of kind orm; prm is wanted"),
-    (train_grpo, [*TINY, "--reward", "orm", "--verifier", "nowhere"], "no checkpoint"),
-    (train_grpo, [*TINY, "--reward", "orm", "--verifier", "{judge}", "--families", "fact", "--batch-size", "16"], "--max-reasoning-tokens leaves no room for questions: it should be at least 23 less"),
+    (train_grpo, [*TINY, "--reward", "orm", "--reward-model", "{tiny}"], "is a language model; orm is wanted"),
+    (train_grpo, [*TINY, "--reward", "prm", "--reward-model", "{judge}"], "is a reward model of kind orm; prm is wanted"),
+    (train_grpo, [*TINY, "--reward", "orm", "--reward-model", "nowhere"], "no checkpoint"),
+    (train_grpo, [*TINY, "--reward", "orm", "--reward-model", "{judge}", "--families", "fact", "--batch-size", "16"], "--max-reasoning-tokens leaves no room for questions: it should be at least 23 less"),
     (train_grpo, [*TINY, "--families", "poetry"], "there is no family 'poetry'"),
     (train_grpo, [*TINY, "--families", ""], "there is no family ''"),
     (train_grpo, [*TINY, "--level", "one"], "--level one: levels are whole numbers"),
@@ -352,7 +355,7 @@ def test_every_mistake_ends_in_one_line_and_status_2(module, args, complaint, ti
     places["plan"] = tmp_path / "plan.json"
     places["plan"].write_text(json.dumps(dict(kind="prm", aggregate="min", plans={"16": [[2.0, "vote", 4]]})))
     model, places["judge"] = checkpoint.load_model(tiny_checkpoint), tmp_path / "judge.pt"
-    save_verifier(places["judge"], Verifier(GPTConfig(n_layer=1, n_head=1, n_kv_head=1, n_embd=8, head_dim=8, d_ff=8, max_len=8), "orm"))
+    save_reward_model(places["judge"], RewardModel(GPTConfig(n_layer=1, n_head=1, n_kv_head=1, n_embd=8, head_dim=8, d_ff=8, max_len=8), "orm"))
     for name, state in (("sft", dict(step=3)), ("rl", dict(run=dict(step=1), reference=None))):
         places[name] = tmp_path / name
         places[name].mkdir()
@@ -365,7 +368,7 @@ def test_every_mistake_ends_in_one_line_and_status_2(module, args, complaint, ti
     assert (tmp_path / "used" / "ckpt.pt").read_bytes() == b"precious"
 
 
-@pytest.mark.parametrize("module", [sample, train_sft, train_prm, train_grpo, speedrun, compute, judges, students])
+@pytest.mark.parametrize("module", [sample, train_sft, train_prm, train_grpo, speedrun, compute, reward_models, students])
 def test_help_names_every_flag(module, capsys):
     with pytest.raises(SystemExit) as stop:
         call(module, "--help")
@@ -422,7 +425,7 @@ def _gradients(rank, world, folder):
     # three updates on responses of uneven length; in the first, rank 1 of 2 has no signal at all
     model = make_stopping(bias=3.0)
     reference, problems = copy.deepcopy(model), [user_problem(f"What is {i} + 1{'1' * i}?", "") for i in range(4)]
-    experience = judge(problems, generate(model, [render_prompt(p.question) for p in problems], 3, 20, 1.0, generator(0, "rollout")), 3, Scheme(), [0, 1, 2, 3])
+    experience = reward_responses(problems, generate(model, [render_prompt(p.question) for p in problems], 3, 20, 1.0, generator(0, "rollout")), 3, RewardConfig(), [0, 1, 2, 3])
     places, lengths = own_share(4, 1, machine), experience.rollout.lengths
     rows = [3 * p + g for p in places for g in range(3)]
     result["lengths"] = lengths

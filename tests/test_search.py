@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from nanoreason import search
-from nanoreason.common import generator
-from nanoreason.evaluate import oracle_judge, verifier_judge
+from nanoreason.machine import generator
+from nanoreason.evaluate import oracle_scorer, reward_model_scorer
 from nanoreason.model import GPTConfig
-from nanoreason.search import METHODS, Judge, Spend, vote_scores
+from nanoreason.search import METHODS, Scorer, SearchConfig, vote_scores
 from nanoreason.tasks import user_problem
 from nanoreason.tokenizer import END, END_THINK, THINK, decode, encode, parse_response, render_prompt, render_response
-from nanoreason.verifier import aggregate
+from nanoreason.reward_model import aggregate
 
 READ = 10.0  # FLOPs a token of the scripted model
 JUDGED = 3.0  # and of the scripted judge
@@ -69,8 +69,8 @@ class Opinion:
         self.asked += [(o, decode(r)) for o, r in zip(owner, responses)]
         return [[(len(r) - 1, next((c for text, c in self.opinions.items() if text in decode(r)), 0.5))] for r in responses]
 
-    def judge(self):
-        return Judge(self, "last", JUDGED)
+    def scorer(self):
+        return Scorer(self, "last", JUDGED)
 
 
 Q = "What is (8 + 5) * 3?"
@@ -80,8 +80,8 @@ PROMPT = render_prompt(Q)
 FIRST = {tuple(r): r.index(encode("\n")[0]) + 1 for r in (RIGHT, WRONG, OTHER)}  # tokens of the first step, line break included
 
 
-def run(name, script, judge=None, question=Q, **spend):
-    (result,) = METHODS[name](Scripted({question: script}), [render_prompt(question)], Spend(**({"max_new_tokens": 100} | spend)), generator(0, name), judge)
+def run(name, script, scorer=None, question=Q, **search_config):
+    (result,) = METHODS[name](Scripted({question: script}), [render_prompt(question)], SearchConfig(**({"max_new_tokens": 100} | search_config)), generator(0, name), scorer)
     return result
 
 
@@ -103,7 +103,7 @@ MIXED = [(RIGHT, 0.3), (WRONG, 0.5), (OTHER, 0.1), (CUT, 0.1)]
 
 def test_the_vote_counts_answers_and_best_of_n_and_the_weighted_vote_ask_the_judge():
     opinion = Opinion({"= 39": 0.9, "= 36": 0.2, "= 42": 0.95, "and then": 1.0})
-    vote, best, weighted = (run(name, MIXED, opinion.judge(), n=64) for name in ("vote", "best-of-n", "weighted-vote"))
+    vote, best, weighted = (run(name, MIXED, opinion.scorer(), n=64) for name in ("vote", "best-of-n", "weighted-vote"))
     counts = {name: Counter(c.answer for c in result.candidates) for name, result in (("vote", vote), ("best", best), ("weighted", weighted))}
     assert all(set(c) == {"39", "36", "42", None} and sum(c.values()) == 64 for c in counts.values())
     assert vote.answer == "36" and vote.scores == [counts["vote"][c.answer] if c.answer else 0 for c in vote.candidates]
@@ -127,13 +127,13 @@ def test_without_a_judge_the_likeliest_response_a_token_is_best():
 
 def test_the_oracle_finds_the_right_answer_wherever_there_is_one():
     problem = user_problem(Q, "39")
-    assert run("best-of-n", [(RIGHT, 0.05), (WRONG, 0.95)], oracle_judge([problem]), n=128).answer == "39"
-    assert set(run("best-of-n", [(WRONG, 1)], oracle_judge([problem]), n=4).scores) == {0.0}
+    assert run("best-of-n", [(RIGHT, 0.05), (WRONG, 0.95)], oracle_scorer([problem]), n=128).answer == "39"
+    assert set(run("best-of-n", [(WRONG, 1)], oracle_scorer([problem]), n=4).scores) == {0.0}
 
 
 def test_beam_search_keeps_what_the_judge_likes_step_by_step_and_pays_for_all_it_tried():
     opinion = Opinion({"= 39": 0.9, "= 36": 0.1, "= 42": 0.6, "= 13": 0.8, "= 12": 0.3, "= 14": 0.7})
-    result = run("beam", [(RIGHT, 0.1), (WRONG, 0.6), (OTHER, 0.3)], opinion.judge(), n=16, width=4)
+    result = run("beam", [(RIGHT, 0.1), (WRONG, 0.6), (OTHER, 0.3)], opinion.scorer(), n=16, width=4)
     assert result.answer == "39" and len(result.candidates) == 4 and {c.answer for c in result.candidates} == {"39"}
     first, second = [t for _, t in opinion.asked if t.endswith("\n")], [t for _, t in opinion.asked if t.endswith("<|end|>")]
     assert len(first) == len(second) == 16 and {t.split(" = ")[1] for t in first} == {"13\n", "12\n", "14\n"}
@@ -151,13 +151,13 @@ def test_beam_search_keeps_what_the_judge_likes_step_by_step_and_pays_for_all_it
 def test_a_finished_beam_keeps_its_place_until_it_is_beaten():
     short, long = render_response("8 + 5 = 13", "13"), RIGHT
     script = [(short, 0.5), (long, 0.5)]
-    assert run("beam", script, Opinion({"<|/think|>13": 0.8, "= 39": 0.7, "= 13": 0.9}).judge(), n=16, width=4).answer == "39"  # a step liked better pushes it out
-    assert run("beam", script, Opinion({"<|/think|>13": 0.95, "= 39": 0.7, "= 13": 0.9}).judge(), n=16, width=4).answer == "13"
+    assert run("beam", script, Opinion({"<|/think|>13": 0.8, "= 39": 0.7, "= 13": 0.9}).scorer(), n=16, width=4).answer == "39"  # a step liked better pushes it out
+    assert run("beam", script, Opinion({"<|/think|>13": 0.95, "= 39": 0.7, "= 13": 0.9}).scorer(), n=16, width=4).answer == "13"
 
 
 def test_diverse_search_keeps_one_in_each_tree():
     opinion = Opinion({"= 39": 0.9, "= 36": 0.1, "= 42": 0.6, "= 13": 0.8, "= 12": 0.3, "= 14": 0.7})
-    result = run("dvts", [(RIGHT, 0.05), (WRONG, 0.75), (OTHER, 0.2)], opinion.judge(), n=64, width=4)
+    result = run("dvts", [(RIGHT, 0.05), (WRONG, 0.75), (OTHER, 0.2)], opinion.scorer(), n=64, width=4)
     first = [t for _, t in opinion.asked if t.endswith("\n")]
     best = [max(("= 13", "= 14", "= 12"), key=lambda s: any(s in t for t in first[i : i + 4]) * {"= 13": 3, "= 14": 2, "= 12": 1}[s]) for i in range(0, 64, 4)]
     assert len(result.candidates) == 16 and Counter(c.answer for c in result.candidates) == Counter({"= 13": "39", "= 14": "42", "= 12": "36"}[b] for b in best)
@@ -166,7 +166,7 @@ def test_diverse_search_keeps_one_in_each_tree():
 
 def test_searches_that_never_end_within_the_limit_have_no_answer():
     for name in ("beam", "dvts"):
-        result = run(name, [(RIGHT, 1)], Opinion({}).judge(), n=8, max_new_tokens=len(RIGHT) - 2)
+        result = run(name, [(RIGHT, 1)], Opinion({}).scorer(), n=8, max_new_tokens=len(RIGHT) - 2)
         assert result.answer is None and result.tokens > 0
 
 
@@ -203,9 +203,9 @@ def test_a_limit_holds_for_each_response_whoever_is_answered_beside_it():
     long = render_response("\n".join(f"{i} + 1 = {i + 1}" for i in range(4)), "4")
     script = {"Long?": [(long, 1)], Q: FORCED}
     bound = long.index(END_THINK) - 3
-    for spend in (Spend(n=1, max_thinking=bound, min_thinking=bound, max_new_tokens=100), Spend(n=4, width=2, max_new_tokens=len(long) - 4)):
-        for name in ("budget", "beam") if spend.max_thinking else ("beam", "dvts"):
-            ask = lambda questions: METHODS[name](Scripted(script), [render_prompt(q) for q in questions], spend, generator(0, "cap"), Opinion({}).judge())
+    for search_config in (SearchConfig(n=1, max_thinking=bound, min_thinking=bound, max_new_tokens=100), SearchConfig(n=4, width=2, max_new_tokens=len(long) - 4)):
+        for name in ("budget", "beam") if search_config.max_thinking else ("beam", "dvts"):
+            ask = lambda questions: METHODS[name](Scripted(script), [render_prompt(q) for q in questions], search_config, generator(0, "cap"), Opinion({}).scorer())
             (alone,), (beside, _) = ask(["Long?"]), ask(["Long?", Q])
             assert alone == beside and alone.tokens > 0
 
@@ -225,14 +225,14 @@ def test_auto_looks_first_and_then_follows_its_plan():
     easy, hard = "What is 1 + 1?", Q
     model = Scripted({easy: [(render_response("1 + 1 = 2", "2"), 1)], hard: [(RIGHT, 0.1), (WRONG, 0.9)]})
     opinion = Opinion({"= 2<": 0.9, "= 39": 0.8, "= 36": 0.1, "= 13": 0.8, "= 12": 0.2})
-    spend = Spend(max_new_tokens=100, plan=((0.5, "beam", 16), (2.0, "vote", 6)))
-    results = METHODS["auto"](model, [render_prompt(easy), render_prompt(hard), render_prompt(easy)], spend, generator(0, "auto"), opinion.judge())
+    search_config = SearchConfig(max_new_tokens=100, plan=((0.5, "beam", 16), (2.0, "vote", 6)))
+    results = METHODS["auto"](model, [render_prompt(easy), render_prompt(hard), render_prompt(easy)], search_config, generator(0, "auto"), opinion.scorer())
     assert [r.answer for r in results] == ["2", "39", "2"] and [len(r.candidates) for r in results] == [6, 5, 6]  # the greedy response stays among the candidates
     assert [c.answer for c in results[1].candidates][0] == "36" and results[1].scores[0] == pytest.approx(0.1)  # what it said of the hard one, and what the judge thinks of it
     assert results[0].tokens == 6 * len(render_response("1 + 1 = 2", "2")) == results[2].tokens and {0, 1, 2} == {o for o, _ in opinion.asked}
     for row in (("greedy", 1), ("vote", 1)):  # where that was enough nothing more is drawn
-        assert [(len(r.candidates), r.answer) for r in METHODS["auto"](model, [render_prompt(easy)], Spend(max_new_tokens=100, plan=((2.0, *row),)), generator(0, "auto"), opinion.judge())] == [(1, "2")]
-    likely = METHODS["auto"](model, [render_prompt(easy), render_prompt(hard)], Spend(max_new_tokens=100, plan=((0.995, "vote", 3), (2.0, "greedy", 1))), generator(0, "auto"))
+        assert [(len(r.candidates), r.answer) for r in METHODS["auto"](model, [render_prompt(easy)], SearchConfig(max_new_tokens=100, plan=((2.0, *row),)), generator(0, "auto"), opinion.scorer())] == [(1, "2")]
+    likely = METHODS["auto"](model, [render_prompt(easy), render_prompt(hard)], SearchConfig(max_new_tokens=100, plan=((0.995, "vote", 3), (2.0, "greedy", 1))), generator(0, "auto"))
     assert [len(r.candidates) for r in likely] == [1, 3]  # without a judge, by its likelihood a token
     with pytest.raises(ValueError, match="plan"):
         run("auto", MIXED)
@@ -249,7 +249,7 @@ def test_answers_scores_and_bills_belong_to_their_questions_whatever_the_order(n
     script = {q: [(render_response("\n".join(["so"] * a + [f"{a} + {a} = {2 * a}"]), str(2 * a)), 1)] for a, q in enumerate(QUESTIONS, 1)}
     for response in [r for (r, _), in script.values()]:
         assert parse_response(response).answer
-    spend = Spend(n=4, width=2, max_new_tokens=100, plan=((0.35, "vote", 6), (2.0, "beam", 4)))
+    search_config = SearchConfig(n=4, width=2, max_new_tokens=100, plan=((0.35, "vote", 6), (2.0, "beam", 4)))
 
     def ask(order):
         prompts = [render_prompt(QUESTIONS[i]) for i in order]
@@ -259,12 +259,12 @@ def test_answers_scores_and_bills_belong_to_their_questions_whatever_the_order(n
                 assert decode(r).startswith(decode(script[QUESTIONS[order[o]]][0][0])[: len(decode(r))])
             return [[(len(r) - 1, (order[o] + 1) / 10)] for o, r in zip(owner, responses)]
 
-        return dict(zip(order, METHODS[name](Scripted(script), prompts, spend, generator(0, "order"), Judge(opinion, "last", JUDGED))))
+        return dict(zip(order, METHODS[name](Scripted(script), prompts, search_config, generator(0, "order"), Scorer(opinion, "last", JUDGED))))
 
     straight, shuffled = ask([0, 1, 2, 3, 4]), ask([3, 0, 4, 2, 1])
     assert straight == shuffled
     assert {i: r.answer for i, r in straight.items()} == {i: str(2 * (i + 1)) for i in range(5)}
-    assert METHODS[name](Scripted(script), [], spend, generator(0, "none")) == []
+    assert METHODS[name](Scripted(script), [], search_config, generator(0, "none")) == []
 
 
 def test_scores_of_a_response_become_one_number():
@@ -278,12 +278,12 @@ def test_weighted_votes_of_the_worked_example():
 
 
 def test_a_verifier_as_judge_scores_each_response_with_its_own_prompt():
-    from test_verifier import PROMPTS, RESPONSES, make_verifier
-    from nanoreason.verifier import scores
+    from test_verifier import PROMPTS, RESPONSES, make_reward_model
+    from nanoreason.reward_model import scores
 
-    model = make_verifier("prm")
+    model = make_reward_model("prm")
     expected, owner = scores(model, PROMPTS, RESPONSES), list(range(len(PROMPTS)))[::-1]
-    judge = verifier_judge(model, PROMPTS, "min")
-    assert judge.rate(owner, RESPONSES[::-1]) == [[(at, pytest.approx(c, abs=1e-5)) for at, c in expected[i]] for i in owner]
-    assert judge.scores(owner, RESPONSES[::-1]) == pytest.approx([min(c for _, c in expected[i]) for i in owner], abs=1e-5)
-    assert judge.flops_per_token == model.gpt.flops_per_token() and search.METHODS is METHODS
+    scorer = reward_model_scorer(model, PROMPTS, "min")
+    assert scorer.rate(owner, RESPONSES[::-1]) == [[(at, pytest.approx(c, abs=1e-5)) for at, c in expected[i]] for i in owner]
+    assert scorer.scores(owner, RESPONSES[::-1]) == pytest.approx([min(c for _, c in expected[i]) for i in owner], abs=1e-5)
+    assert scorer.flops_per_token == model.gpt.flops_per_token() and search.METHODS is METHODS

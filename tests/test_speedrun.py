@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanoreason import speedrun
-from nanoreason.common import UserError
+from nanoreason.flags import UserError
 from nanoreason.speedrun import Config, plan, run_stages, wall
 
 

@@ -5,13 +5,14 @@ import json
 import pytest
 from conftest import make_tiny
 
-from nanoreason import checkpoint, students
-from nanoreason.common import UserError
+from nanoreason import checkpoint
+from nanoreason.studies import students
+from nanoreason.flags import UserError
 from nanoreason.corpus import read_rows
 from nanoreason.evaluate import accuracy, over_seeds
 from nanoreason.questions import Questions
 from nanoreason.tasks import audit
-from nanoreason.students import Config, by_budget, cleaning_markdown, rejection_markdown, sizes_markdown
+from nanoreason.studies.students import Config, by_budget, cleaning_markdown, rejection_markdown, sizes_markdown
 
 
 def figures(right, params=100, tokens=20.0):

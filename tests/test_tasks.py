@@ -16,7 +16,7 @@ from oracle import evaluate, is_true, mask, read_question, read_story
 from nanoreason import tasks
 from nanoreason.corpus import BaseMix, base_chunk, demonstrations, general_data, safety_data, table_line
 from nanoreason.tasks import (CONTROLS, DEMO, FAMILIES, GENERAL, HELD_OUT_LEVEL, LEVELS, REASONING, SAFETY, SPLITS, STYLES, Verdict, __main__, audit, check_step,
-                              demo_problems, draw_problem, judge_steps, make_problem, problem_set, solve, split_of, user_problem, verify)
+                              demo_problems, draw_problem, check_steps, make_problem, problem_set, solve, split_of, user_problem, verify)
 from nanoreason.tasks.core import MAX_STEPS, format_number, parse_number
 from nanoreason.tasks.general import INSTRUCTIONS, PHRASINGS, WORDS, is_refusal
 from nanoreason.tasks.recall import TABLES
@@ -168,16 +168,16 @@ def test_the_judges_never_raise_and_never_take_long():
                     break
             assert isinstance(verdict, Verdict) and isinstance(right, bool)
             slowest = max(slowest, min(took))
-        judged = judge_steps(problem, lines)
+        judged = check_steps(problem, lines)
         assert len(judged) == len(lines) and all((j.reason == "") == (j.verdict is Verdict.RIGHT) for j in judged) and not audit(problem, lines).sound
     assert slowest < 0.05
 
 
 def test_lines_beyond_what_is_worth_reading_are_wrong():
     problem = make_problem("multiplication", 2, (36, 47), None, "What is 36 × 47?")
-    judged = judge_steps(problem, ["36 * 47 = 1692"] + ["1692 = 1692"] * MAX_STEPS)
+    judged = check_steps(problem, ["36 * 47 = 1692"] + ["1692 = 1692"] * MAX_STEPS)
     assert judged[0].verdict is Verdict.RIGHT and judged[-1].verdict is Verdict.WRONG and judged[-2].verdict is Verdict.UNNEEDED and "not read" in judged[-1].reason
-    assert check_step(problem, [], "36 * 47 = 1692" + " " * 200) is Verdict.WRONG and judge_steps(problem, []) == []
+    assert check_step(problem, [], "36 * 47 = 1692" + " " * 200) is Verdict.WRONG and check_steps(problem, []) == []
 
 
 def test_numbers_are_read_exactly():
@@ -264,11 +264,11 @@ def expected_verdicts(lines, style):
 
 
 def verdicts(problem, lines):
-    return [j.verdict for j in judge_steps(problem, lines)]
+    return [j.verdict for j in check_steps(problem, lines)]
 
 
 def reasons(problem, lines):
-    return [j.reason for j in judge_steps(problem, lines)]
+    return [j.reason for j in check_steps(problem, lines)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""Verifiers against one forward pass a response, and what GRPO learns from: judged groups, with a verifier and without, by hand."""
+"""Reward models against one forward pass a response, and what GRPO learns from: judged groups, with a reward model and without, by hand."""
 
 import json
 import math
@@ -12,23 +12,24 @@ from conftest import make_tiny
 from torch import nn
 
 import train_grpo
-from nanoreason import checkpoint, experience, verifier
-from nanoreason.common import Machine, UserError, generator
-from nanoreason.experience import join, judge, rollout_metrics, sequence_kl
+from nanoreason import checkpoint, experience, reward_model
+from nanoreason.flags import UserError
+from nanoreason.machine import generator, Machine
+from nanoreason.experience import join, reward_responses, rollout_metrics, sequence_kl
 from nanoreason.generate import Rollout
 from nanoreason.model import GPTConfig
-from nanoreason.rewards import Scheme
+from nanoreason.rewards import RewardConfig
 from nanoreason.tasks import demo_problems, make_problem, user_problem
 from nanoreason.tokenizer import END, END_THINK, PAD, THINK, decode, encode, render_prompt, render_response
-from nanoreason.verifier import Verifier, load_verifier, save_verifier, scores
+from nanoreason.reward_model import RewardModel, load_reward_model, save_reward_model, scores
 
 MACHINE = Machine(torch.device("cpu"))
 
 
-def make_verifier(kind, seed=0, **shape):
-    """A verifier on the tiny GPT, whose scores are far from one half."""
+def make_reward_model(kind, seed=0, **shape):
+    """A reward model on the tiny GPT, whose scores are far from one half."""
     gpt = make_tiny(seed=seed, **shape)
-    made = Verifier(gpt.config, kind)
+    made = RewardModel(gpt.config, kind)
     made.gpt.load_state_dict(gpt.state_dict())
     nn.init.normal_(made.score.weight, 0.0, 0.2, generator=generator(seed, "score"))
     nn.init.constant_(made.score.bias, 0.3)
@@ -58,16 +59,16 @@ def alone(model, prompt, response, end):
 @pytest.mark.parametrize("kind", ["orm", "prm"])
 def test_scores_of_a_batch_are_those_of_each_response_alone(kind, at_once, monkeypatch):
     """Three questions have two responses: a prompt is read once, in whatever order they come."""
-    monkeypatch.setattr(verifier, "PASS_TOKENS", at_once)
-    model = make_verifier(kind)
+    monkeypatch.setattr(reward_model, "PASS_TOKENS", at_once)
+    model = make_reward_model(kind)
     prompts, responses, all_ends = PROMPTS + PROMPTS[:3], RESPONSES + RESPONSES[3:6], ENDS + ENDS[3:6]
-    passes, forward = [], Verifier.forward
+    passes, forward = [], RewardModel.forward
 
     def counted(self, tokens, **rest):
         passes.append(tokens.numel())
         return forward(self, tokens, **rest)
 
-    monkeypatch.setattr(Verifier, "forward", counted)
+    monkeypatch.setattr(RewardModel, "forward", counted)
     found = scores(model, prompts, responses)
     assert sum(passes) == sum(map(len, PROMPTS)) + sum(map(len, responses))
     assert len(passes) == {16_384: 1, 300: 2, 1: len(PROMPTS)}[at_once]
@@ -80,7 +81,7 @@ def test_scores_of_a_batch_are_those_of_each_response_alone(kind, at_once, monke
 
 
 def test_a_prm_and_an_orm_of_the_same_weights_agree_on_the_last_token():
-    orm, prm = (scores(make_verifier(kind), PROMPTS, RESPONSES) for kind in ("orm", "prm"))
+    orm, prm = (scores(make_reward_model(kind), PROMPTS, RESPONSES) for kind in ("orm", "prm"))
     assert all(len(judged) == 1 for judged in orm)
     for (place, chance), (other_place, other_chance) in zip((judged[-1] for judged in prm), (judged[0] for judged in orm)):
         assert place == other_place and chance == pytest.approx(other_chance, abs=1e-6)  # products of other shapes round otherwise
@@ -88,9 +89,9 @@ def test_a_prm_and_an_orm_of_the_same_weights_agree_on_the_last_token():
 
 @pytest.mark.parametrize("kind", ["orm", "prm"])
 def test_a_saved_verifier_comes_back_frozen_and_gives_the_same_scores(tmp_path, kind):
-    model = make_verifier(kind)
-    save_verifier(tmp_path / "ckpt.pt", model, step=5)
-    loaded = load_verifier(tmp_path, kind)
+    model = make_reward_model(kind)
+    save_reward_model(tmp_path / "ckpt.pt", model, step=5)
+    loaded = load_reward_model(tmp_path, kind)
     assert checkpoint.load(tmp_path)["step"] == 5 and loaded.kind == kind and loaded.gpt.config == model.gpt.config
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
     assert scores(loaded, PROMPTS, RESPONSES) == scores(model, PROMPTS, RESPONSES)
@@ -98,20 +99,20 @@ def test_a_saved_verifier_comes_back_frozen_and_gives_the_same_scores(tmp_path, 
 
 def test_verifiers_and_policies_are_not_taken_for_one_another(tmp_path):
     checkpoint.save(tmp_path / "gpt.pt", make_tiny())
-    save_verifier(tmp_path / "orm.pt", make_verifier("orm"))
+    save_reward_model(tmp_path / "orm.pt", make_reward_model("orm"))
     for path, kind, complaint in (("gpt.pt", "orm", "a language model; orm is wanted"), ("gpt.pt", "prm", "a language model; prm is wanted"),
-                                  ("orm.pt", "prm", "a verifier of kind orm; prm is wanted"), ("none.pt", "orm", "no checkpoint at")):
+                                  ("orm.pt", "prm", "a reward model of kind orm; prm is wanted"), ("none.pt", "orm", "no checkpoint at")):
         with pytest.raises(UserError, match=complaint):
-            load_verifier(tmp_path / path, kind)
+            load_reward_model(tmp_path / path, kind)
     for load in (checkpoint.load_model, lambda path: checkpoint.build_model(checkpoint.load(path))):
-        with pytest.raises(UserError, match="verifier .orm., which scores and cannot write"):
+        with pytest.raises(UserError, match="reward model .orm., which scores and cannot write"):
             load(tmp_path / "orm.pt")
     with pytest.raises(ValueError, match="orm, prm"):
-        Verifier(GPTConfig(), "both")
+        RewardModel(GPTConfig(), "both")
 
 
 def test_a_question_and_response_beyond_the_verifiers_context_are_a_user_error():
-    model = make_verifier("orm", max_len=40)
+    model = make_reward_model("orm", max_len=40)
     assert len(scores(model, [random_ids(10, 0)], [random_ids(30, 1)])) == 1
     with pytest.raises(UserError, match="context of 40 tokens is too short for a question and its response of 41"):
         scores(model, [[1], random_ids(10, 0)], [[2], random_ids(31, 1)])
@@ -140,21 +141,21 @@ def rollout_of(responses):
     return Rollout(ids, mask, torch.where(mask, -torch.arange(1.0, len(responses) + 1)[:, None], 0.0), (ids == END).any(1))
 
 
-def judged(problems, responses, scheme=Scheme(), **options):
-    return judge(problems, rollout_of(responses), len(responses) // len(problems), scheme, list(range(len(problems))), **options)
+def judged(problems, responses, reward_config=RewardConfig(), **options):
+    return reward_responses(problems, rollout_of(responses), len(responses) // len(problems), reward_config, list(range(len(problems))), **options)
 
 
 def test_responses_are_judged_with_their_own_question_and_stand_in_its_row():
-    scheme = Scheme(format_weight=0.25, length_penalty=-0.01, process_weight=0.5, overlong_buffer=10, limit=len(RIGHT))
-    found = judged([CHAIN, PRODUCT], [RIGHT, WRONG, CUT, GUESS, SHORT, RIGHT], scheme)
+    reward_config = RewardConfig(format_weight=0.25, length_penalty=-0.01, process_weight=0.5, overlong_buffer=10, limit=len(RIGHT))
+    found = judged([CHAIN, PRODUCT], [RIGHT, WRONG, CUT, GUESS, SHORT, RIGHT], reward_config)
     assert list(found.rewards) == ["total", "paid", "outcome", "format", "length", "overlong", "process"] and found.samples == 3
     assert found.rewards["outcome"].tolist() == [[1, 0, 0], [1, 0, 0]] and found.rewards["format"].tolist() == [[1, 1, 0], [1, 1, 1]]
     assert found.rewards["process"].tolist() == [[1, 0, 1], [0, 0, -1]]  # WRONG is half right; what CHAIN asks follows from nothing in PRODUCT
     lengths = torch.tensor([[len(RIGHT), len(WRONG), len(CUT)], [len(GUESS), len(SHORT), len(RIGHT)]])
     assert torch.allclose(found.rewards["length"], -0.01 * lengths) and torch.allclose(found.rewards["overlong"], -(lengths - len(RIGHT) + 10).clamp(0, 10) / 10)
-    paid = found.rewards["outcome"] + found.rewards["process"] / 2 + found.rewards["format"] / 4
-    assert torch.allclose(found.rewards["paid"], paid)
-    assert torch.allclose(found.rewards["total"], paid + found.rewards["length"] + found.rewards["overlong"])
+    task_reward = found.rewards["outcome"] + found.rewards["process"] / 2 + found.rewards["format"] / 4
+    assert torch.allclose(found.rewards["paid"], task_reward)
+    assert torch.allclose(found.rewards["total"], task_reward + found.rewards["length"] + found.rewards["overlong"])
     assert found.steps == [[]] * 6 and found.places == [0, 1]
 
 
@@ -169,8 +170,8 @@ def test_exact_steps_are_rewarded_where_they_end_and_the_outcome_at_the_last_tok
 
 @pytest.mark.parametrize("kind", ["orm", "prm"])
 def test_a_verifiers_last_score_is_paid_and_a_prms_others_reward_steps(kind):
-    model, responses = make_verifier(kind), [RIGHT, WRONG, CUT, GUESS, SHORT, RIGHT]
-    found = judged([CHAIN, PRODUCT], responses, verifier=model)
+    model, responses = make_reward_model(kind), [RIGHT, WRONG, CUT, GUESS, SHORT, RIGHT]
+    found = judged([CHAIN, PRODUCT], responses, reward_model=model)
     prompts = [render_prompt(p.question) for p in (CHAIN, PRODUCT) for _ in range(3)]
     ends = [[G_END, LAST], [G_END, LAST], [G_END - 1], [], [], [G_END, LAST]]
     for row, (prompt, response) in enumerate(zip(prompts, responses)):
@@ -183,8 +184,8 @@ def test_a_verifiers_last_score_is_paid_and_a_prms_others_reward_steps(kind):
 
 def test_a_rank_without_questions_judges_nothing_into_the_same_shape():
     none = Rollout(torch.zeros(0, 1).long(), torch.zeros(0, 1).bool(), torch.zeros(0, 1), torch.zeros(0).bool())
-    for options in ({}, dict(exact_steps=True), dict(verifier=make_verifier("prm"))):
-        found = judge([], none, 4, Scheme(), [], **options)
+    for options in ({}, dict(exact_steps=True), dict(reward_model=make_reward_model("prm"))):
+        found = reward_responses([], none, 4, RewardConfig(), [], **options)
         assert all(values.shape == (0, 4) for values in found.rewards.values()) and found.signal.tolist() == [] and found.steps == []
         assert set(found.rewards) == set(judged([CHAIN], [RIGHT] * 4, **options).rewards)
 
@@ -193,11 +194,11 @@ def test_only_groups_judged_unevenly_have_signal_and_penalties_do_not_count():
     problems = [CHAIN] * 4
     responses = [RIGHT, RIGHT, RIGHT, SHORT, SHORT, WRONG, WRONG, CUT]
     assert judged(problems, responses).signal.tolist() == [False, False, True, False]
-    uneven = Scheme(length_penalty=-0.01, overlong_buffer=15, limit=20)
+    uneven = RewardConfig(length_penalty=-0.01, overlong_buffer=15, limit=20)
     found = judged(problems, responses, uneven)
     assert found.signal.tolist() == [False, False, True, False] and (found.rewards["total"][1:, 0] != found.rewards["total"][1:, 1]).all()
-    assert judged(problems, responses, Scheme(format_weight=0.5)).signal.tolist() == [False, False, True, True]  # CUT has no format, WRONG has
-    assert judged(problems, responses, Scheme(process_weight=0.5)).signal.tolist() == [False, True, True, True]  # what steps add to the pay counts
+    assert judged(problems, responses, RewardConfig(format_weight=0.5)).signal.tolist() == [False, False, True, True]  # CUT has no format, WRONG has
+    assert judged(problems, responses, RewardConfig(process_weight=0.5)).signal.tolist() == [False, True, True, True]  # what steps add to the pay counts
 
 
 def test_a_group_has_signal_wherever_answers_and_steps_together_were_not_all_paid_alike():
@@ -248,13 +249,13 @@ def test_metrics_of_a_rollout_by_hand():
     """Three groups of two: all right, one right, none right; what is logged is over all six, or over the three groups."""
     checked = render_response(f"{GOOD}\nWait, {GOOD}\nCheck: {GOOD_TOO}", "39")
     responses = [RIGHT, checked, SHORT, WRONG, WRONG, CUT]
-    found = judged([CHAIN] * 3, responses, Scheme(format_weight=0.5, length_penalty=-0.01))
+    found = judged([CHAIN] * 3, responses, RewardConfig(format_weight=0.5, length_penalty=-0.01))
     row, n = rollout_metrics(found, MACHINE), [len(r) for r in responses]
     expected = dict(solve_rate=3 / 6, all_right=1 / 3, all_wrong=1 / 3, no_signal=1 / 3, format=5 / 6, length=sum(n) / 6, length_right=sum(n[:3]) / 3,
                     length_wrong=sum(n[3:]) / 3, truncated=1 / 6, sampled_tokens=sum(n), thinks=5 / 6, verification=1 / 6, self_correction=1 / 6, another_way=0,
                     reward_total=(3 + 5 / 2 - 0.01 * sum(n)) / 6, reward_outcome=3 / 6, reward_format=5 / 6, reward_length=-0.01 * sum(n) / 6)
     assert row == pytest.approx(expected, rel=1e-5) and isinstance(row["sampled_tokens"], int)
-    every = Scheme(process_weight=0.5, overlong_buffer=4, limit=99, leaky_outcome_for_hacking_study=True)
+    every = RewardConfig(process_weight=0.5, overlong_buffer=4, limit=99, leaky_outcome_for_hacking_study=True)
     row = rollout_metrics(judged([CHAIN] * 3, responses, every), MACHINE)
     assert row["reward_process"] == pytest.approx((1 + 2 / 3 + 1) / 6) and row["reward_overlong"] == 0 and row["reward_leaky"] == pytest.approx(3 / 6)
 
@@ -314,8 +315,8 @@ def ended_well(tmp_path, rows):
 
 @pytest.mark.parametrize("kind", ["orm", "prm"])
 def test_two_steps_on_a_verifiers_scores_log_them_and_change_the_model(tmp_path, monkeypatch, kind):
-    save_verifier(tmp_path / "verifier.pt", make_verifier(kind, max_len=96))
-    rows = run(monkeypatch, tmp_path, "--reward", kind, "--verifier", tmp_path / "verifier.pt")
+    save_reward_model(tmp_path / "reward model.pt", make_reward_model(kind, max_len=96))
+    rows = run(monkeypatch, tmp_path, "--reward", kind, "--reward-model", tmp_path / "reward model.pt")
     assert ended_well(tmp_path, rows) and all(0 < row["reward_verifier"] < 1 and row["reward_total"] == row["reward_verifier"] for row in rows)
     assert all(row["solve_rate"] == row["reward_outcome"] == row["no_signal"] == 0 for row in rows)  # nobody is right, and yet there is something to learn
 
@@ -337,10 +338,10 @@ def test_two_steps_on_exactly_judged_steps_change_the_model(tmp_path, monkeypatc
 
 
 def test_a_run_refuses_a_verifier_to_start_from_or_one_of_another_kind_and_leaves_nothing(tmp_path, monkeypatch):
-    save_verifier(tmp_path / "orm.pt", make_verifier("orm", max_len=96))
-    for words, complaint in ((["--init", tmp_path / "orm.pt"], "cannot write"), (["--reward", "prm", "--verifier", tmp_path / "orm.pt"], "prm is wanted"),
-                             (["--reward", "orm", "--verifier", tmp_path / "init.pt"], "a language model"), (["--reward", "orm"], "do not go together"),
-                             (["--verifier", tmp_path / "orm.pt"], "do not go together")):
+    save_reward_model(tmp_path / "orm.pt", make_reward_model("orm", max_len=96))
+    for words, complaint in ((["--init", tmp_path / "orm.pt"], "cannot write"), (["--reward", "prm", "--reward-model", tmp_path / "orm.pt"], "prm is wanted"),
+                             (["--reward", "orm", "--reward-model", tmp_path / "init.pt"], "a language model"), (["--reward", "orm"], "do not go together"),
+                             (["--reward-model", tmp_path / "orm.pt"], "do not go together")):
         with pytest.raises(UserError, match=complaint):
             run(monkeypatch, tmp_path, *words)
     assert not (tmp_path / "run").exists()

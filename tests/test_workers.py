@@ -5,8 +5,9 @@ import os
 import pytest
 import torch
 
-from nanoreason.common import UserError
-from nanoreason.workers import ensure, ensure_all, spread
+from nanoreason.flags import UserError
+from nanoreason.studies.runs import ensure, ensure_all
+from nanoreason.workers import spread
 
 
 def place(shared, job):

@@ -29,7 +29,7 @@ FAMILIES = {f.name: f for f in (Addition(), Multiplication(), Chain(), Percent()
 CONTROLS = ("fact", "qa")  # nothing to reason about
 GENERAL = ("instruct",)  # general ability, for the final SFT
 SAFETY = ("harmful", "harmless")  # what to refuse, and what only looks like it
-_JUDGES = {**FAMILIES, UserData.name: UserData()}
+_CHECKERS = {**FAMILIES, UserData.name: UserData()}
 REASONING = tuple(name for name in FAMILIES if name not in CONTROLS + GENERAL + SAFETY)
 LEVELS = (1, 2, 3, 4, 5)
 HELD_OUT_LEVEL = 6  # longer than anything in training: measures how far what was learned carries
@@ -52,7 +52,7 @@ def make_problem(family, level, params, rng, question=None):
 
 def user_problem(question, answer):
     """A problem of the user's own: question and right answer, as text."""
-    f = _JUDGES[UserData.name]
+    f = _CHECKERS[UserData.name]
     return Problem(f.name, 0, question, answer, (question, answer), f.identity((question, answer)))
 
 
@@ -63,7 +63,7 @@ def demo_problems():
 
 def split_of(family, params):
     """'train', 'val' or 'test': fixed by what the problem asks, whatever the seed and the wording."""
-    f = _JUDGES[family]
+    f = _CHECKERS[family]
     return "test" if f.identity(params) in _PINNED else f.split(params)
 
 
@@ -122,7 +122,7 @@ def solve(problem, style, rng):
 
 def verify(problem, answer):
     """Is the answer text right? Judged by value; never raises."""
-    return len(answer) <= MAX_TEXT and _JUDGES[problem.family].verify(problem, answer)
+    return len(answer) <= MAX_TEXT and _CHECKERS[problem.family].verify(problem, answer)
 
 
 def strip_cue(line):
@@ -134,7 +134,7 @@ def strip_cue(line):
     return (match[1], line[match.end() :]) if match else ("", line)
 
 
-def judge_steps(problem, lines):
+def check_steps(problem, lines):
     """Exact Judgement (verdict and reason) of every line of a reasoning trace.
 
     RIGHT needs a true statement that follows from what is given or was derived, and that a solution has use for. A true line that
@@ -148,13 +148,13 @@ def judge_steps(problem, lines):
         if characters > MAX_TRACE:
             break
         read.append((cue, text))
-    judged = _JUDGES[problem.family].judge(problem.params, read)
+    judged = _CHECKERS[problem.family].check_trace(problem.params, read)
     return judged + [wrong(f"a trace of more than {MAX_STEPS} lines or {MAX_TRACE} characters is not read to its end")] * (len(lines) - len(judged))
 
 
 def check_step(problem, previous, line):
     """Verdict on one line of reasoning, given the lines before it."""
-    return judge_steps(problem, [*previous, line])[-1].verdict
+    return check_steps(problem, [*previous, line])[-1].verdict
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Audit:
 
 def audit(problem, lines):
     """Audit of a whole trace. A right answer above an unsound trace is the 'right answer, wrong step' that outcome rewards cannot see."""
-    judgements = judge_steps(problem, lines)
-    f = _JUDGES[problem.family]
+    judgements = check_steps(problem, lines)
+    f = _CHECKERS[problem.family]
     right = [strip_cue(line) for line, j in zip(lines, judgements) if j.verdict is Verdict.RIGHT]
     return Audit(judgements, f.concludes(problem.params, [text for cue, text in right if cue != "Check"]))

@@ -256,22 +256,22 @@ class Code(Family):
         terms = {int(n) for times, n in re.findall(r"([*/×] *)?-?([0-9]+)", line.rpartition("=")[0]) if not times}
         return value, used - (self.factors(params) - terms), true
 
-    def judge(self, params, lines):
+    def check_trace(self, params, lines):
         """Arithmetic lines as everywhere, with numbers known by their size. f(3) = f(0) is right when it shows the period, and f(x) = ...
         when it is the function and right lines gave its coefficients.
         """
         known, derived, said, judgements = self.given(params), set(), Counter(), []
         for cue, line in lines:
             if cue == "Check":
-                judgement = self.judge_check(params, line, said)
+                judgement = self.check_cue_line(params, line, said)
             elif line.startswith("f("):
-                judgement = self.judge_function(params, line, derived)
+                judgement = self.check_function(params, line, derived)
             else:
                 try:
                     reading = self.read(params, line)
                 except Unreadable:
                     reading = None
-                judgement = self.judge_line(params, line, reading, known, said, second=False)
+                judgement = self.check_line(params, line, reading, known, said, second=False)
                 if judgement is RIGHT and not re.search(r"[0-9)] *[-+*×/]", line):  # -3 = -3
                     judgement = unneeded("this says nothing new")
                 if judgement.verdict is not Verdict.WRONG:
@@ -282,7 +282,7 @@ class Code(Family):
             said[f"Check: {line}" if cue == "Check" else line] += 1
         return judgements
 
-    def judge_function(self, params, line, derived):
+    def check_function(self, params, line, derived):
         """Judgement of 'f(x) = 2 * x + 3' or 'f(3) = f(0)', by what right lines derived; what the line itself establishes is added."""
         if line.startswith("f(x) = "):
             fact, missing = "f(x)", [n for n in self.needed(params) if n not in derived]
@@ -304,7 +304,7 @@ class Code(Family):
         derived.add(fact)
         return RIGHT
 
-    def judge_check(self, params, line, said):
+    def check_cue_line(self, params, line, said):
         """Judgement of 'f(3) = 2 * 3 + 3 = 9': the function, as it stands in the answer or in a line before, with a shown input put in."""
         match = re.fullmatch(r"f\(([0-9])\) = ([^=]+) = ([^=]+)", line)
         if not match or int(match[1]) not in self.shown(params):

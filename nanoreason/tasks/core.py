@@ -250,7 +250,7 @@ class Family:
         steps, terse, another = (Counter(route) for route in (self.steps(params), self.terse(params), self.another(params)))
         return steps | terse | another, (steps + another) | terse, {self.read(params, line)[0] for line in steps | terse | another}
 
-    def judge(self, params, lines):
+    def check_trace(self, params, lines):
         """Judgements of a whole trace, line by line. lines: (cue, text) pairs as strip_cue gives them.
 
         A right line is true, builds on numbers that are given or that an earlier line derived, and its result is of use. Lines that
@@ -265,15 +265,15 @@ class Family:
                 reading = None
             second = second or cue == "Another way"
             if cue == "Check":
-                judgements.append(self.judge_check(params, line, reading, known, said))
+                judgements.append(self.check_cue_line(params, line, reading, known, said))
             else:
-                judgements.append(self.judge_line(params, line, reading, known, said, second))
+                judgements.append(self.check_line(params, line, reading, known, said, second))
             said[f"Check: {line}" if cue == "Check" else line] += 1
             if cue != "Check" and reading and reading[2] and reading[1] <= known and "x" not in line.rpartition("=")[2]:  # x + 7 is no number yet
                 known |= self.with_places({abs(reading[0])})  # the reader takes signs for operators
         return judgements
 
-    def judge_line(self, params, line, reading, known, said, second):
+    def check_line(self, params, line, reading, known, said, second):
         """Judgement of one line, given what it says, the numbers known by now, how often each line was said, and whether a second way has begun."""
         if reading is None:
             return UNREADABLE
@@ -289,7 +289,7 @@ class Family:
             return unneeded("this says nothing new")
         return RIGHT if value in values else unneeded(f"{_brief(value)} is not needed")
 
-    def judge_check(self, params, line, reading, known, said):
+    def check_cue_line(self, params, line, reading, known, said):
         """Judgement of a 'Check: ' line: the family's own, or any true statement about the answer and known numbers."""
         check = f"Check: {line}"
         if check != self.check(params):

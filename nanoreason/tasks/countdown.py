@@ -205,7 +205,7 @@ class Countdown(Family):
     def slip(self, line, rng):
         return "" if line.startswith("Back") else miscalculate(line, rng)
 
-    def judge(self, params, lines):
+    def check_trace(self, params, lines):
         """A move is right where it is possible, truly worked out and new: exploring is how countdown is solved, so no move is needless.
 
         It is unneeded where it was made from the same state before, and after the target was hit. Back goes to a state that was passed on

@@ -59,12 +59,12 @@ class Logic(Family):
             return super().verify(problem, text)
         return re.fullmatch(rf"\s*{self.answer(problem.params)}\.?\s*", text, re.ASCII | re.IGNORECASE) is not None
 
-    def judge(self, params, lines):
+    def check_trace(self, params, lines):
         """The kind judges each line by the facts of the right lines before it; a line without a new fact is a repetition."""
         known, judgements = set(), []
         for cue, line in lines:
             try:
-                judgement, facts = KINDS[params[0]].judge(params, cue == "Check", line if len(line) <= MAX_TEXT else "", known)
+                judgement, facts = KINDS[params[0]].check_trace(params, cue == "Check", line if len(line) <= MAX_TEXT else "", known)
             except Unreadable:
                 judgement = UNREADABLE
             if judgement is RIGHT:
@@ -129,7 +129,7 @@ class Order:
     def check(self, params):
         return "Check: " + ", ".join(f"{params[1][i]} > {params[1][j]}" for i, j in params[2])
 
-    def judge(self, params, check, line, known):
+    def check_trace(self, params, check, line, known):
         """(Judgement, facts): a chain of neighbours establishes each of its parts as (sign, first place, last place)."""
         _, names, clues, asked = params
         if " is " in line and not check:
@@ -214,7 +214,7 @@ class Truth:
         n, true, false = self.counts(params)
         return f"Check: {true} + {false} = {n}"
 
-    def judge(self, params, check, line, known):
+    def check_trace(self, params, check, line, known):
         """(Judgement, facts): a row establishes its bits; every other line has to follow all the rows."""
         rows, (n, true, false) = rows_of(params[1]), self.counts(params)
         if not check and (row := re.fullmatch("([01 ]+): (.+)", line)):

@@ -53,9 +53,9 @@ class Addition(Family):
     def read(self, params, line):
         return read_statement(line.split(", write ")[0])
 
-    def judge_line(self, params, line, reading, known, said, second):
+    def check_line(self, params, line, reading, known, said, second):
         if ", write " not in line:
-            return super().judge_line(params, line, reading, known, said, second)
+            return super().check_line(params, line, reading, known, said, second)
         columns = self.steps(params)
         done = next((i for i, column in enumerate(columns) if said[column] < columns[: i + 1].count(column)), len(columns))
         if columns[done : done + 1] == [line]:  # columns come in order; two of them may read alike
@@ -117,12 +117,12 @@ class Multiplication(Family):
                 return [f"{b} = {up} - {up - b}", f"{a} * {up} = {a * up}", f"{a} * {up - b} = {a * (up - b)}", f"{a * up} - {a * (up - b)} = {a * b}"]
         return []
 
-    def judge_line(self, params, line, reading, known, said, second):
+    def check_line(self, params, line, reading, known, said, second):
         rounded = self._rounded(params)
         if line in rounded[:1]:
             known |= {Fraction(n) for n in NUMBER.findall(line)}
             return unneeded("this was said before") if said[line] else RIGHT
-        return super().judge_line(params, line, reading, known, said, second)
+        return super().check_line(params, line, reading, known, said, second)
 
     def check(self, params):
         a, b = params
@@ -450,7 +450,7 @@ class Primality(Family):
         no = {"no", "not prime", f"{n} is not prime", f"no, {n} is not prime"}
         return said in (yes if is_prime(n) else no)
 
-    def judge(self, params, lines):
+    def check_trace(self, params, lines):
         """A trial is right when its remainder is, and needed when its divisor is a prime up to the root and up to the smallest factor."""
         n, tried, said, judgements = params[0], set(), Counter(), []
         for cue, line in lines:

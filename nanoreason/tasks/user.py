@@ -21,7 +21,7 @@ class UserData(Family):
         plain = lambda words: " ".join(words.casefold().split()).removesuffix(".")
         return bool(plain(text)) and plain(text) == plain(problem.answer)
 
-    def judge(self, params, lines):
+    def check_trace(self, params, lines):
         """Without a reference only the arithmetic can be judged: true sums are RIGHT once, false statements WRONG, any other text UNNEEDED."""
         judgements, said = [], set()
         for _, line in lines:

@@ -121,8 +121,8 @@ class Word(Family):
     def check(self, params):
         return PERCENT.check(params[1:]) if params[0] == "percent" else undo_last(self.steps(params))
 
-    def judge(self, params, lines):
-        return PERCENT.judge(params[1:], lines) if params[0] == "percent" else super().judge(params, lines)
+    def check_trace(self, params, lines):
+        return PERCENT.check_trace(params[1:], lines) if params[0] == "percent" else super().check_trace(params, lines)
 
     def read(self, params, line):
         return PERCENT.read(params[1:], line) if params[0] == "percent" else super().read(params, line)

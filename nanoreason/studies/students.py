@@ -1,8 +1,8 @@
 """What distillation is worth: the tables and figures of "Distillation" in the README.
 
-    python -m nanoreason.students --study sizes        students of three sizes, full and compressed traces, beside plain SFT and beside RL of their own
-    python -m nanoreason.students --study cleaning     what becomes of a student when its traces are cleaned, deduplicated, shortened
-    python -m nanoreason.students --study rejection    rejection sampling against GRPO at equal sampled tokens, from one cold start
+    python -m nanoreason.studies.students --study sizes        students of three sizes, full and compressed traces, beside plain SFT and beside RL of their own
+    python -m nanoreason.studies.students --study cleaning     what becomes of a student when its traces are cleaned, deduplicated, shortened
+    python -m nanoreason.studies.students --study rejection    rejection sampling against GRPO at equal sampled tokens, from one cold start
 
 Models that are missing are trained first, by the scripts, as a user would, as many at once as there are cores. Each study leaves STUDY.json, STUDY.md and
 STUDY.png in --out; one that was killed goes on where it stopped.
@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from nanoreason import checkpoint, plots
-from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, run_script, say, start_machine, whole_numbers, write_json
+from nanoreason.flags import flag, parse_config, UserError, whole_numbers
+from nanoreason.machine import choose_bf16, generator, run_script, start_machine
+from nanoreason.run import say, write_json
 from nanoreason.corpus import STYLE_RATES, pick
 from nanoreason.evaluate import greedy_figures, held_out_problems, over_seeds
 from nanoreason.generate import generate, sampler
@@ -26,7 +28,8 @@ from nanoreason.questions import Questions
 from nanoreason.rewards import outcome_reward
 from nanoreason.tasks import solve
 from nanoreason.tokenizer import parse_response, render_prompt
-from nanoreason.workers import all_of, cores, ensure, ensure_all, spread
+from nanoreason.studies.runs import all_of, ensure, ensure_all
+from nanoreason.workers import cores, spread
 
 FAMILIES = ("multiplication", "chain", "percent", "word", "equation")
 SEVEN = "addition,multiplication,chain,percent,word,equation,primality"  # what the bases read about, as in the speedrun

@@ -1,7 +1,7 @@
 """Which switches of GRPO matter: every variant from one checkpoint, at equal sampled tokens, over several seeds.
 
-    python -m nanoreason.ablations                       the README's table: losses, KL, std, clip, process rewards, with and without cold start
-    python -m nanoreason.ablations --study tuning        what the laptop preset was chosen by, on validation problems
+    python -m nanoreason.studies.ablations                       the README's table: losses, KL, std, clip, process rewards, with and without cold start
+    python -m nanoreason.studies.ablations --study tuning        what the laptop preset was chosen by, on validation problems
 
 Needs the checkpoints of a speedrun. Each run is `train_grpo.py` with the flags of its row; its last checkpoint, not a selected one, is measured, so that
 all rows have seen equally many tokens. Runs that are done are not repeated: the same command picks up where it was stopped. Leaves
@@ -22,14 +22,16 @@ import numpy as np
 import torch
 
 from nanoreason import checkpoint, plots
-from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, progress, read_metrics, run_script, say, start_machine, whole_numbers, write_json
+from nanoreason.flags import flag, parse_config, UserError, whole_numbers
+from nanoreason.machine import choose_bf16, generator, run_script, start_machine
+from nanoreason.run import progress, read_metrics, say, write_json
 from nanoreason.evaluate import accuracy, behaviours, collect, held_out_problems, pass_at_k
 from nanoreason.experience import Experience, token_logprobs
 from nanoreason.generate import generate, sampler
 from nanoreason.rewards import outcome_reward
 from nanoreason.tokenizer import parse_response, render_prompt
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ("multiplication", "chain", "percent", "word", "equation")
 STUDIES = {  # {name of the row: flags of train_grpo.py}; COLD and BASE stand for checkpoints
     "losses": {
@@ -113,7 +115,7 @@ def execute(config, row, seed):
     if finished(config, row, seed):
         return
     environment = dict(os.environ, OMP_NUM_THREADS=threads, PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
-    measure = ["-m", "nanoreason.ablations", "--measure", out, "--study", config.study, "--problems", config.problems, "--samples", config.samples]
+    measure = ["-m", "nanoreason.studies.ablations", "--measure", out, "--study", config.study, "--problems", config.problems, "--samples", config.samples]
     train = command(config, row, seed)
     for words in (*([] if (out / "report.json").exists() else [[str(ROOT / train[0]), *train[1:]]]), measure):
         words += ["--resume"] if words is not measure and (out / "ckpt.pt").exists() else []

@@ -1,4 +1,4 @@
-"""Verifiers: a GPT that scores instead of writing (Cobbe et al. 2110.14168; Lightman et al. 2305.20050).
+"""Reward models: a GPT that scores instead of writing (Cobbe et al. 2110.14168; Lightman et al. 2305.20050).
 
     orm   outcome reward model: the chance that the response is right, read at its last token
     prm   process reward model: besides, the chance that a step is right, read at the token that ends the step
@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from nanoreason import checkpoint
-from nanoreason.common import UserError, autocast
+from nanoreason.flags import UserError
+from nanoreason.machine import autocast
 from nanoreason.corpus import Example
 from nanoreason.data import pack, share_prompts
 from nanoreason.model import GPT, GPTConfig
@@ -24,13 +25,13 @@ PASS_TOKENS = 16_384  # tokens scored at once
 SHORT = 128  # tokens: what is longer is packed apart, in rows of its own length
 
 
-class Verifier(nn.Module):
+class RewardModel(nn.Module):
     """`gpt`: the trunk, usually the policy's own; `score`: its scalar head (C -> 1)."""
 
     def __init__(self, config, kind):
         super().__init__()
         if kind not in KINDS:
-            raise ValueError(f"a verifier is one of {', '.join(KINDS)}, not {kind!r}")
+            raise ValueError(f"a reward model is one of {', '.join(KINDS)}, not {kind!r}")
         self.config, self.kind, self.gpt, self.score = config, kind, GPT(config), nn.Linear(config.n_embd, 1)
 
     def forward(self, tokens, doc_start, select, positions=None):
@@ -42,21 +43,21 @@ class Verifier(nn.Module):
         return self.gpt.describe()
 
 
-def save_verifier(path, verifier, **state):
-    """Write a verifier's checkpoint."""
-    checkpoint.save(path, verifier, verifier=verifier.kind, **state)
+def save_reward_model(path, reward_model, **state):
+    """Write a reward model's checkpoint."""
+    checkpoint.save(path, reward_model, verifier=reward_model.kind, **state)  # the key of old checkpoints
 
 
-def load_verifier(path, kind=None, device="cpu"):
-    """Verifier of this kind, or of the kind it has where `kind` is None, from a checkpoint or run folder, in eval mode, frozen. Raises UserError, also
+def load_reward_model(path, kind=None, device="cpu"):
+    """Reward model of this kind, or of the kind it has where `kind` is None, from a checkpoint or run folder, in eval mode, frozen. Raises UserError, also
     for a model that writes."""
     state = checkpoint.load(path)
     if state.get("verifier") not in ((kind,) if kind else KINDS):
-        found = "a verifier of kind " + state["verifier"] if state.get("verifier") else "a language model"
-        raise UserError(f"--verifier {path} is {found}; {kind or 'a verifier'} is wanted")
-    verifier = Verifier(GPTConfig(**state["model"]), state["verifier"])
-    verifier.load_state_dict(state["weights"])
-    return verifier.to(device).requires_grad_(False).eval()
+        found = "a reward model of kind " + state["verifier"] if state.get("verifier") else "a language model"
+        raise UserError(f"--reward-model {path} is {found}; {kind or 'a reward_model'} is wanted")
+    reward_model = RewardModel(GPTConfig(**state["model"]), state["verifier"])
+    reward_model.load_state_dict(state["weights"])
+    return reward_model.to(device).requires_grad_(False).eval()
 
 
 def aggregate(rated, how):
@@ -71,7 +72,7 @@ def reading_batches(examples, places, device):
     """Cut Examples into forward passes of about PASS_TOKENS. places: for each example, indices into
     its response to read at.
 
-    Yields what `Verifier.forward` takes, a dict of M places to read at and the tokens around them,
+    Yields what `Reward model.forward` takes, a dict of M places to read at and the tokens around them,
     and owner, the example of each: a list of M, each example's in the order of its `places`. On a
     CPU a prompt is read once for all its responses, elsewhere documents are packed into rows.
     """
@@ -117,29 +118,29 @@ def _packed_batches(examples, places, device):
 
 
 @torch.no_grad()
-def scores(verifier, prompts, responses, bf16=False):
+def scores(reward_model, prompts, responses, bf16=False):
     """Judge responses (lists of ids) to prompts (lists of ids, one for each response).
 
-    Returns for each response [(index of a token in the response, chance of being right)]: of every token that ends a step, where the verifier
+    Returns for each response [(index of a token in the response, chance of being right)]: of every token that ends a step, where the reward model
     is a prm, and of the last token. Equal responses to equal prompts are read once. bf16: read by autocast. Raises UserError where prompt and
-    response exceed the verifier's context.
+    response exceed the reward model's context.
     """
     if not responses:
         return []
-    device, numbers = verifier.score.weight.device, {}
+    device, numbers = reward_model.score.weight.device, {}
     mine = [numbers.setdefault((tuple(prompt), tuple(response)), len(numbers)) for prompt, response in zip(prompts, responses, strict=True)]
     examples = [Example([*prompt, *response], len(prompt)) for prompt, response in numbers]
-    if (longest := max(len(e.ids) for e in examples)) > verifier.config.max_len:
-        raise UserError(f"the verifier's context of {verifier.config.max_len} tokens is too short for a question and its response of {longest}")
-    ends, found = [reading_places(verifier.kind, response) for _, response in numbers], [[] for _ in examples]
+    if (longest := max(len(e.ids) for e in examples)) > reward_model.config.max_len:
+        raise UserError(f"the reward model's context of {reward_model.config.max_len} tokens is too short for a question and its response of {longest}")
+    ends, found = [reading_places(reward_model.kind, response) for _, response in numbers], [[] for _ in examples]
     for inputs, owner in reading_batches(examples, ends, device):
         with autocast(device, bf16):
-            chances = verifier(**inputs).float().sigmoid().tolist()
+            chances = reward_model(**inputs).float().sigmoid().tolist()
         for i, chance in zip(owner, chances):
             found[i].append((ends[i][len(found[i])], chance))
     return [found[i] for i in mine]
 
 
 def reading_places(kind, response):
-    """Indices of the tokens of a response at which a verifier of this kind is read: the last, and before it, for a prm, the end of each step."""
+    """Indices of the tokens of a response at which a reward model of this kind is read: the last, and before it, for a prm, the end of each step."""
     return (step_ends(response) if kind == "prm" else []) + [len(response) - 1]

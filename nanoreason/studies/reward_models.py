@@ -1,10 +1,10 @@
 """How good learned judges are, and what happens to whom trusts them: more of "Test-time compute" in the README.
 
-    python -m nanoreason.judges --study kinds       ORM against PRM on identical samples, three seeds
-    python -m nanoreason.judges --study labels      PRMs by who labelled the steps: the exact judge, or 1 to 16 Monte Carlo rollouts, soft and hard
-    python -m nanoreason.judges --study trust       over-optimisation: what the judge thinks and what is true, by best-of-N and by reinforcement learning
+    python -m nanoreason.studies.reward_models --study kinds       ORM against PRM on identical samples, three seeds
+    python -m nanoreason.studies.reward_models --study labels      PRMs by who labelled the steps: the exact judge, or 1 to 16 Monte Carlo rollouts, soft and hard
+    python -m nanoreason.studies.reward_models --study trust       over-optimisation: what the judge thinks and what is true, by best-of-N and by reinforcement learning
 
-Verifiers and policies that are missing are trained first, by the scripts, as a user would. Each study leaves STUDY.json, STUDY.md and STUDY.png in --out.
+Reward models and policies that are missing are trained first, by the scripts, as a user would. Each study leaves STUDY.json, STUDY.md and STUDY.png in --out.
 """
 
 import json
@@ -16,16 +16,18 @@ import numpy as np
 import torch
 
 from nanoreason import checkpoint, plots
-from nanoreason.common import UserError, flag, generator, parse_config, run_script, say, whole_numbers, write_json
-from nanoreason.compute import FAMILIES, LEVELS, LIMIT, Bench, ensure_verifiers, recipe
+from nanoreason.flags import flag, parse_config, UserError, whole_numbers
+from nanoreason.machine import generator, run_script
+from nanoreason.run import say, write_json
+from nanoreason.studies.compute import FAMILIES, LEVELS, LIMIT, Bench, ensure_reward_models, recipe
 from nanoreason.evaluate import held_out_problems, interval_of_mean, over_seeds
 from nanoreason.experience import Experience, token_logprobs
 from nanoreason.generate import generate
 from nanoreason.pool import best_at, estimates
 from nanoreason.rewards import outcome_reward
 from nanoreason.tokenizer import parse_response, render_prompt
-from nanoreason.verifier import aggregate, load_verifier, scores
-from nanoreason.workers import ensure
+from nanoreason.reward_model import aggregate, load_reward_model, scores
+from nanoreason.studies.runs import ensure
 
 NS = (1, 4, 16, 64)
 ROLLOUTS = (1, 2, 4, 8, 16)
@@ -36,39 +38,39 @@ STEPS = (1, 2, 4, 8, 16, 32, 64, 100)  # of reinforcement learning, at which it 
 class Config:
     study: str = flag("kinds", "which study to make", choices=("kinds", "labels", "trust"))
     policy: str = flag("runs/speedrun/cold", "model whose samples are judged")
-    verifiers: str = flag("runs/verifiers", "folder of the verifiers; trained where they are missing")
+    reward_models: str = flag("runs/reward-models", "folder of the reward models; trained where they are missing")
     out: str = flag("runs/compute", "folder for tables and figures")
     cache: str = flag("runs/cache", "folder where samples are kept")
-    seeds: str = flag("0,1,2", "seeds of the verifiers' training, separated by commas")
+    seeds: str = flag("0,1,2", "seeds of the reward models' training, separated by commas")
     problems: int = flag(300, "test problems of each family and level whose samples are in the cache", low=3)
     samples: int = flag(256, "samples of each", low=64)
-    temperature: float = flag(0.7, "sampling temperature, of the verifiers' training responses as well", low=0.01)
-    verifier_questions: int = flag(8000, "training questions of verifiers that are missing; --study labels has its own", low=1)
-    verifier_epochs: int = flag(3, "most passes of theirs", low=1)
+    temperature: float = flag(0.7, "sampling temperature, of the reward models' training responses as well", low=0.01)
+    reward_model_questions: int = flag(8000, "training questions of reward models that are missing; --study labels has its own", low=1)
+    reward_model_epochs: int = flag(3, "most passes of theirs", low=1)
     questions: int = flag(300, "training questions of --study labels", low=1)
     seed: int = flag(0, "seed of problems and samples", low=0)
 
     @property
     def orm(self):
-        return f"{self.verifiers}/orm-0"
+        return f"{self.reward_models}/orm-0"
 
     @property
     def prm(self):
-        return f"{self.verifiers}/prm-0"
+        return f"{self.reward_models}/prm-0"
 
     def path(self, name):
-        return Path(self.verifiers) / name
+        return Path(self.reward_models) / name
 
     @property
     def all_seeds(self):
         return whole_numbers(self.seeds, "seeds")
 
 
-def best_of(pools, name, verifier, bench, ns=NS):
-    """Expected accuracy of best-of-N and votes by a verifier, at every n of ns, mean over the problems of all pools: {rule: [..]}."""
+def best_of(pools, name, reward_model, bench, ns=NS):
+    """Expected accuracy of best-of-N and votes by a reward model, at every n of ns, mean over the problems of all pools: {rule: [..]}."""
     parts = []
     for pool in pools:
-        parts.append(estimates(pool.select(range(len(pool.problems))).add_verifier(name, verifier, bench.bf16), ns, bench.config.seed))
+        parts.append(estimates(pool.select(range(len(pool.problems))).add_reward_model(name, reward_model, bench.bf16), ns, bench.config.seed))
     return {rule: [round(float(v), 4) for v in np.concatenate([part[rule] for part in parts]).mean(0)] for rule in parts[0]}
 
 
@@ -78,7 +80,7 @@ def report_of(path):
 
 def kinds(config, bench):
     """ORM and PRM, three seeds each, on one set of labelled samples."""
-    ensure_verifiers(config)
+    ensure_reward_models(config)
     runs = {}
     for kind in ("orm", "prm"):
         for seed in config.all_seeds:
@@ -87,7 +89,7 @@ def kinds(config, bench):
             runs[f"{kind}-{seed}"] = dict(report=report_of(path))
     pools = [pool.select(range(len(pool.problems) // 3), NS[-1]) for pool in bench.pools(bench.model(config.policy), config.problems, config.samples).values()]
     for name, run in runs.items():
-        run["curves"] = best_of(pools, name[:3], load_verifier(config.path(name)), bench)
+        run["curves"] = best_of(pools, name[:3], load_reward_model(config.path(name)), bench)
     return dict(study="kinds", ns=NS, problems=sum(len(pool.problems) for pool in pools), runs=runs)
 
 
@@ -124,7 +126,7 @@ def labels(config, bench):
             runs[f"{row}-{seed}"] = dict(row=row, report=report_of(path))
     pools = [pool.select(range(len(pool.problems) * 2 // 15), 32) for pool in bench.pools(bench.model(config.policy), config.problems, config.samples).values()]
     for name, run in runs.items():
-        run["curves"] = best_of(pools, "prm", load_verifier(config.path(f"labels-{name}")), bench, NS[:-1])
+        run["curves"] = best_of(pools, "prm", load_reward_model(config.path(f"labels-{name}")), bench, NS[:-1])
     return dict(study="labels", ns=NS[:-1], problems=sum(len(pool.problems) for pool in pools), runs=runs)
 
 
@@ -170,7 +172,7 @@ def kl_of_best(n):
 
 
 @torch.no_grad()
-def measure_policy(bench, policy, reference, problems, verifiers, samples=4):
+def measure_policy(bench, policy, reference, problems, reward_models, samples=4):
     """Gold and proxy rewards, and KL to the reference in nats a response, of fresh samples."""
     prompts = [render_prompt(p.question) for p in problems]
     rollout = generate(policy, prompts, samples, LIMIT, bench.config.temperature, generator(bench.config.seed, "trust")).cpu()
@@ -180,35 +182,35 @@ def measure_policy(bench, policy, reference, problems, verifiers, samples=4):
     total = 0.0
     for micro in view.micro_batches(range(len(responses)), {}, settings, bench.machine.device):
         total += float((token_logprobs(policy, micro, bench.config.temperature)[0] - token_logprobs(reference, micro, bench.config.temperature)[0]).sum())
-    rated = {name: scores(v, [prompts[row // samples] for row in range(len(responses))], responses, bench.bf16) for name, v in verifiers.items()}
+    rated = {name: scores(v, [prompts[row // samples] for row in range(len(responses))], responses, bench.bf16) for name, v in reward_models.items()}
     return dict(gold=float(np.mean(gold)), kl=max(total / len(responses), 0.0), length=float(rollout.lengths.float().mean()), ci=interval_of_mean(gold),
                 **{name: float(np.mean([aggregate(r, "last") for r in found])) for name, found in rated.items()})
 
 
-def reinforce(config, bench, kind, problems, verifiers):
-    """RL against one verifier's scores, measured at STEPS. Judged is the last score, of the whole response; a prm's steps are paid besides."""
+def reinforce(config, bench, kind, problems, reward_models):
+    """RL against one reward model's scores, measured at STEPS. Judged is the last score, of the whole response; a prm's steps are paid besides."""
     out, rows, start = config.path(f"rl-against-{kind}"), [], bench.model(config.policy)
-    rows.append(dict(step=0, **measure_policy(bench, start, start, problems, verifiers)))
+    rows.append(dict(step=0, **measure_policy(bench, start, start, problems, reward_models)))
     for step in STEPS:
         kept = out / f"step-{step}.pt"
         if not kept.exists():
-            flags = dict(init=config.policy, temperature=config.temperature, reward=kind, verifier=config.path(f"{kind}-0"), families=",".join(FAMILIES), level=",".join(map(str, LEVELS)), batch_size=256,
+            flags = dict(init=config.policy, temperature=config.temperature, reward=kind, reward_model=config.path(f"{kind}-0"), families=",".join(FAMILIES), level=",".join(map(str, LEVELS)), batch_size=256,
                          max_reasoning_tokens=LIMIT, steps=max(STEPS), eval_every=0, max_steps=step, out=out, save_every=max(STEPS))
             ensure(kept, "train_grpo.py", **flags)
             state = checkpoint.load(out / "ckpt.pt")
             if state["run"]["step"] != step:
                 raise UserError(f"{out} stands at step {state['run']['step']}, and {kept.name} is missing; remove the folder to begin again")
             checkpoint.save(kept, checkpoint.build_model(state))
-        rows.append(dict(step=step, **measure_policy(bench, bench.model(kept), start, problems, verifiers)))
+        rows.append(dict(step=step, **measure_policy(bench, bench.model(kept), start, problems, reward_models)))
         say(f"rl against {kind}: {rows[-1]}")
     return rows
 
 
 def trust(config, bench):
-    """Gold and proxy reward against sqrt(KL): best of N by each verifier, and RL against each."""
-    ensure_verifiers(config)
-    verifiers = dict(orm=load_verifier(config.orm), prm=load_verifier(config.prm))
-    pools = bench.pools(bench.model(config.policy), config.problems, config.samples, "test", verifiers)
+    """Gold and proxy reward against sqrt(KL): best of N by each reward model, and RL against each."""
+    ensure_reward_models(config)
+    reward_models = dict(orm=load_reward_model(config.orm), prm=load_reward_model(config.prm))
+    pools = bench.pools(bench.model(config.policy), config.problems, config.samples, "test", reward_models)
     ns = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n <= config.samples]
     problems = [p for family in FAMILIES for p in held_out_problems([family], LEVELS, 60, "test", config.seed)]
     report = dict(study="trust", best_of_n={}, rl={}, fits={})
@@ -216,7 +218,7 @@ def trust(config, bench):
         gold, proxy = ([best_at(pool.scores[rule][p], value(pool, p), ns) for pool in pools.values() for p in range(len(pool.problems))]
                        for value in (lambda pool, p: pool.right[p], lambda pool, p: pool.scores[rule][p]))
         report["best_of_n"][kind] = dict(ns=ns, d=[float(np.sqrt(kl_of_best(n))) for n in ns], gold=np.mean(gold, 0).tolist(), proxy=np.mean(proxy, 0).tolist())
-        report["rl"][kind] = reinforce(config, bench, kind, problems, verifiers)
+        report["rl"][kind] = reinforce(config, bench, kind, problems, reward_models)
         b, rl = report["best_of_n"][kind], report["rl"][kind]
         report["fits"][kind] = dict(bon=gao_fit(b["d"], np.array(b["gold"]) - b["gold"][0], "bon"),
                                     rl=gao_fit([np.sqrt(r["kl"]) for r in rl], [r["gold"] - rl[0]["gold"] for r in rl], "rl"))

@@ -1,11 +1,11 @@
 """Where compute at inference pays: the tables and figures of "Test-time compute" in the README.
 
-    python -m nanoreason.compute --study temperature    what samples are worth at each temperature, on validation problems
-    python -m nanoreason.compute --study table      N = 1 to 256: coverage, vote, ORM and PRM, by family and difficulty
-    python -m nanoreason.compute --study budget     accuracy against tokens spent, for every method; makes the plan of `auto`
-    python -m nanoreason.compute --study sizes      a small model with N samples against larger ones with one
+    python -m nanoreason.studies.compute --study temperature    what samples are worth at each temperature, on validation problems
+    python -m nanoreason.studies.compute --study table      N = 1 to 256: coverage, vote, ORM and PRM, by family and difficulty
+    python -m nanoreason.studies.compute --study budget     accuracy against tokens spent, for every method; makes the plan of `auto`
+    python -m nanoreason.studies.compute --study sizes      a small model with N samples against larger ones with one
 
-Needs the checkpoints of a speedrun; verifiers and larger models that are missing are trained first, by the scripts, as a user would. Samples are kept
+Needs the checkpoints of a speedrun; reward models and larger models that are missing are trained first, by the scripts, as a user would. Samples are kept
 in --cache, so a study that was killed goes on where it stopped. Each leaves STUDY.json, STUDY.md and STUDY.png in --out.
 """
 
@@ -17,16 +17,19 @@ from pathlib import Path
 import numpy as np
 
 from nanoreason import checkpoint, plots
-from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, progress, run_script, say, start_machine, write_json
-from nanoreason.evaluate import greedy_accuracy, held_out_problems, interval_of_mean, verifier_judge
+from nanoreason.flags import flag, parse_config, UserError
+from nanoreason.machine import choose_bf16, generator, run_script, start_machine
+from nanoreason.run import progress, say, write_json
+from nanoreason.evaluate import greedy_accuracy, held_out_problems, interval_of_mean, reward_model_scorer
 from nanoreason.generate import generate, sampler
 from nanoreason.model import PRESETS, training_flops
 from nanoreason.pool import WORTH_IT, draw_pool, estimates, log_fit, processes
-from nanoreason.search import CHOICES, METHODS, SEARCHES, Spend
+from nanoreason.search import CHOICES, METHODS, SEARCHES, SearchConfig
 from nanoreason.tasks import verify
 from nanoreason.tokenizer import render_prompt
-from nanoreason.verifier import load_verifier
-from nanoreason.workers import ensure, spread
+from nanoreason.reward_model import load_reward_model
+from nanoreason.studies.runs import ensure
+from nanoreason.workers import spread
 
 FAMILIES = ("chain", "word", "equation")
 LEVELS = (1, 2, 3)
@@ -39,17 +42,17 @@ LIMIT = 200  # longest response, in tokens
 class Config:
     study: str = flag("table", "which study to make", choices=("temperature", "table", "budget", "sizes"))
     policy: str = flag("runs/speedrun/cold", "model whose samples are studied")
-    orm: str = flag("runs/verifiers/orm-0", "its outcome reward model; trained where it is missing")
-    prm: str = flag("runs/verifiers/prm-0", "its process reward model; trained where it is missing")
+    orm: str = flag("runs/reward-models/orm-0", "its outcome reward model; trained where it is missing")
+    prm: str = flag("runs/reward-models/prm-0", "its process reward model; trained where it is missing")
     sizes: str = flag("runs/sizes", "folder of the models of other sizes; trained where they are missing")
     lines: str = flag("nano:nano-3x+nano-10x+mini,micro:mini+small", "--study sizes: each small model, and the larger ones that it is held against")
     out: str = flag("runs/compute", "folder for tables and figures")
     cache: str = flag("runs/cache", "folder where samples are kept")
     problems: int = flag(300, "test problems of each family and level; a third as many for --study sizes, a ninth for --study budget", low=9)
     samples: int = flag(256, "samples of each problem", low=1)
-    temperature: float = flag(0.7, "sampling temperature, of the verifiers' training responses as well", low=0.01)
-    verifier_questions: int = flag(8000, "training questions of verifiers that are missing", low=1)
-    verifier_epochs: int = flag(3, "most passes of theirs", low=1)
+    temperature: float = flag(0.7, "sampling temperature, of the reward models' training responses as well", low=0.01)
+    reward_model_questions: int = flag(8000, "training questions of reward models that are missing", low=1)
+    reward_model_epochs: int = flag(3, "most passes of theirs", low=1)
     seed: int = flag(0, "seed of problems and samples", low=0)
 
     @property
@@ -62,22 +65,22 @@ class Config:
 
 
 def recipe(config):
-    """Flags of train_prm.py for the verifiers of a study."""
-    return dict(init=str(config.policy), temperature=config.temperature, questions=config.verifier_questions, epochs=config.verifier_epochs)
+    """Flags of train_prm.py for the reward models of a study."""
+    return dict(init=str(config.policy), temperature=config.temperature, questions=config.reward_model_questions, epochs=config.reward_model_epochs)
 
 
-def ensure_verifiers(config):
+def ensure_reward_models(config):
     """Train the ORM and the PRM, on the same samples, unless they are there. Raises UserError where they are there and were trained otherwise."""
     for path in (Path(config.orm) / "config.json", Path(config.prm) / "config.json"):
         made = json.loads(path.read_text()) if path.exists() else recipe(config)
         if other := [name for name, value in recipe(config).items() if made[name] != value]:
-            raise UserError(f"the verifier in {path.parent} was trained with --{other[0].replace('_', '-')} {made[other[0]]}, not {recipe(config)[other[0]]}: name others, or other folders")
+            raise UserError(f"the reward model in {path.parent} was trained with --{other[0].replace('_', '-')} {made[other[0]]}, not {recipe(config)[other[0]]}: name others, or other folders")
     ensure(Path(config.orm) / "report.json", "train_prm.py", kind="orm", out=config.orm, **recipe(config))
     ensure(Path(config.prm) / "report.json", "train_prm.py", kind="prm", reuse=config.orm, out=config.prm, **recipe(config))
 
 
 class Bench:
-    """The model under study on this machine: policy, verifiers, and pools of its samples."""
+    """The model under study on this machine: policy, reward_models, and pools of its samples."""
 
     def __init__(self, config):
         self.config, self.machine = config, start_machine()
@@ -86,15 +89,15 @@ class Bench:
     def model(self, path):
         return sampler(checkpoint.load_model(path, self.machine.device), self.bf16)
 
-    def pools(self, model, count, samples, split="test", verifiers=(), temperature=None):
-        """{(family, level): Pool} of `count` problems each; verifiers: {name: Verifier}; temperature: --temperature where it is left out."""
+    def pools(self, model, count, samples, split="test", reward_models=(), temperature=None):
+        """{(family, level): Pool} of `count` problems each; reward_models: {name: Reward model}; temperature: --temperature where it is left out."""
         pools, bar = {}, progress(count * samples * len(FAMILIES) * len(LEVELS), f"{split} samples")
         for family in FAMILIES:
             for level in LEVELS:
                 problems = held_out_problems([family], [level], count, split, self.config.seed)
                 pool = draw_pool(model, problems, samples, temperature or self.config.temperature, LIMIT, self.config.seed, self.config.cache, bar.update)
-                for name, verifier in dict(verifiers).items():
-                    pool.add_verifier(name, verifier, self.bf16)
+                for name, reward_model in dict(reward_models).items():
+                    pool.add_reward_model(name, reward_model, self.bf16)
                 pools[family, level] = pool
         bar.close()
         return pools
@@ -135,12 +138,12 @@ def temperature_markdown(report):
 
 def table(config, bench):
     """What N samples buy, by rule, family and difficulty; PRM's aggregate is chosen on validation problems."""
-    ensure_verifiers(config)
-    model, verifiers = bench.model(config.policy), dict(orm=load_verifier(config.orm), prm=load_verifier(config.prm))
-    made = {cell: estimates(pool, [64], config.seed) for cell, pool in bench.pools(model, 30, 64, "val", verifiers).items()}
+    ensure_reward_models(config)
+    model, reward_models = bench.model(config.policy), dict(orm=load_reward_model(config.orm), prm=load_reward_model(config.prm))
+    made = {cell: estimates(pool, [64], config.seed) for cell, pool in bench.pools(model, 30, 64, "val", reward_models).items()}
     mean = {rule: float(np.mean([e[rule].mean() for e in made.values()])) for rule in next(iter(made.values()))}
     chosen = max(("prm-last", "prm-min", "prm-prod"), key=mean.get)
-    begun, pools = time.time(), bench.pools(model, config.problems, config.samples, "test", verifiers)
+    begun, pools = time.time(), bench.pools(model, config.problems, config.samples, "test", reward_models)
     ns, cells = [n for n in NS if n <= config.samples], {}
     for (family, level), pool in pools.items():
         values = estimates(pool, ns, config.seed)
@@ -193,18 +196,18 @@ def choosing_runs(pool, how, model, prm, seed):
     return runs
 
 
-def _solve(shared, problems, name, spend, how, seed):
+def _solve(shared, problems, name, search_config, how, seed):
     """One method on a few problems: right, tokens and flops, (3, P)."""
     model, prm, bf16 = shared
     prompts = [render_prompt(p.question) for p in problems]
-    results = METHODS[name](model, prompts, spend, generator(seed, "budget", name, spend.n, prompts[0]), verifier_judge(prm, prompts, how, bf16))
+    results = METHODS[name](model, prompts, search_config, generator(seed, "budget", name, search_config.n, prompts[0]), reward_model_scorer(prm, prompts, how, bf16))
     right = [r.answer is not None and verify(p, r.answer) for p, r in zip(problems, results)]
     return np.array((right, [r.tokens for r in results], [r.flops for r in results]), float)
 
 
 def solved(bench, model, prm, problems, asked, how):
     """{(method, label): (right, tokens, flops), (P,) each} of {(method, label): Spend}, run as they are."""
-    jobs = [(problems[at : at + TOGETHER], name, spend, how, bench.config.seed) for (name, _), spend in asked.items() for at in range(0, len(problems), TOGETHER)]
+    jobs = [(problems[at : at + TOGETHER], name, search_config, how, bench.config.seed) for (name, _), search_config in asked.items() for at in range(0, len(problems), TOGETHER)]
     bar, parts, each = progress(len(jobs), "methods"), [], -(-len(problems) // TOGETHER)
     for part in spread(_solve, (model, prm, bench.bf16), jobs, processes(bench.machine.device, WORTH_IT)):
         parts.append(part)
@@ -238,18 +241,18 @@ def greedy_scores(bench, model, prm, problems, how):
     """(P,) the judge's score of each greedy response: what auto looks at."""
     prompts = [render_prompt(p.question) for p in problems]
     rollout = generate(model, prompts, 1, LIMIT, 0.0).cpu()
-    return np.array(verifier_judge(prm, prompts, how, bench.bf16).scores(range(len(prompts)), [rollout.response(i) for i in range(len(prompts))]))
+    return np.array(reward_model_scorer(prm, prompts, how, bench.bf16).scores(range(len(prompts)), [rollout.response(i) for i in range(len(prompts))]))
 
 
 def budget(config, bench):
     """Accuracy against tokens spent, for all methods and for plans made on validation problems, and auto beside the best fixed method of its budget."""
-    ensure_verifiers(config)
-    model, prm, count = bench.model(config.policy), load_verifier(config.prm), config.problems // 9
+    ensure_reward_models(config)
+    model, prm, count = bench.model(config.policy), load_reward_model(config.prm), config.problems // 9
     pools = {split: list(bench.pools(model, count, max(ALL_NS), split, dict(prm=prm)).values()) for split in ("val", "test")}
     problems = {split: [p for pool in some for p in pool.problems] for split, some in pools.items()}
     best16 = {how: np.mean([estimates(pool, [16], config.seed)[f"weighted-prm-{how}"].mean() for pool in pools["val"]]) for how in ("last", "min", "prod")}
     how, runs = max(best16, key=best16.get), {}
-    of = lambda n, **more: Spend(n, config.temperature, LIMIT, **more)
+    of = lambda n, **more: SearchConfig(n, config.temperature, LIMIT, **more)
     searches = {("greedy", 1): of(1), **{(name, n): of(n) for name in SEARCHES for n in SEARCH_NS}}
     extras = {**{("budget", least): of(8, min_thinking=least) for least in THINKING}, **{("self-verify", n): of(n) for n in CHECK_NS}}
     for split, asked in (("val", searches), ("test", searches | extras)):
@@ -316,16 +319,16 @@ def sizes(config, bench):
     for name in names:
         path = sized(config, name)
         model, small = bench.model(path), name in lines
-        verifiers = {}
+        reward_models = {}
         if small:
             orm = Path(config.orm) if name == "micro" else Path(config.sizes) / f"{name}-orm"
             ensure(orm / "report.json", "train_prm.py", kind="orm", out=orm, **recipe(config) | dict(init=path))
-            verifiers["orm"] = load_verifier(orm)
+            reward_models["orm"] = load_reward_model(orm)
         ns = [n for n in SIZES_NS if small and n <= config.samples or n == 1]
         if name == "micro":  # these are in the cache
-            pools = {cell: pool.select(range(count), max(ns)) for cell, pool in bench.pools(model, config.problems, config.samples, "test", verifiers).items()}
+            pools = {cell: pool.select(range(count), max(ns)) for cell, pool in bench.pools(model, config.problems, config.samples, "test", reward_models).items()}
         else:
-            pools = bench.pools(model, count, max(ns) if small else 32, "test", verifiers)
+            pools = bench.pools(model, count, max(ns) if small else 32, "test", reward_models)
         greedy = [greedy_accuracy(model, [p for family in FAMILIES for p in pools[family, level].problems], LIMIT) for level in LEVELS]
         curve = dict(params=model.num_params, flops_per_token=model.flops_per_token(), ns=ns,
                      training_flops=training_flops(model.config, TRAINING_TOKENS + 400_000, 256), bins={})

@@ -24,14 +24,16 @@ import torch
 import torch.nn.functional as F
 
 from nanoreason import attention, checkpoint, corpus
-from nanoreason.common import UserError, choose_bf16, flag, generator, parse_config, read_metrics, run_script, say, start_machine, write_json
+from nanoreason.flags import flag, parse_config, UserError
+from nanoreason.machine import choose_bf16, generator, run_script, start_machine
+from nanoreason.run import read_metrics, say, write_json
 from nanoreason.generate import generate, sampler
 from nanoreason.model import GPT, PRESETS, KVCache, cache_memory, training_flops
-from nanoreason.peers import padded_sft_rate, peer_generate, to_qwen3, trl_grpo
+from nanoreason.bench.peers import padded_sft_rate, peer_generate, to_qwen3, trl_grpo
 from nanoreason.tasks import problem_set
 from nanoreason.tokenizer import END, render_prompt
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ("multiplication", "chain", "percent", "word", "equation")
 
 

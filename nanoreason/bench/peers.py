@@ -113,7 +113,7 @@ def trl_grpo(model, problems, steps, prompts=32, samples=8, micro_rows=256, max_
             return result
         return timed
 
-    def judge(completion_ids, problem, **_):
+    def scorer(completion_ids, problem, **_):
         rewards = [outcome_reward(problems[p], parse_response(ids)) for p, ids in zip(problem, completion_ids)]
         log[-1] |= dict(tokens=sum(map(len, completion_ids)), reward=sum(rewards) / len(rewards))
         return rewards
@@ -135,7 +135,7 @@ def trl_grpo(model, problems, steps, prompts=32, samples=8, micro_rows=256, max_
                             learning_rate=learning_rate, lr_scheduler_type="constant", max_grad_norm=1.0, bf16=bf16, use_cpu=model.embed.weight.device.type == "cpu",
                             gradient_checkpointing=False,  # TRL's default trades a second forward pass for memory; nothing is short of it here
                             disable_dropout=True, logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True, **options)
-        judge_clocked = clocked(judge, "judge_seconds")
+        judge_clocked = clocked(scorer, "judge_seconds")
         judge_clocked.__name__ = "judge"  # TRL names its metrics after the function
         trainer = GRPOTrainer(qwen, judge_clocked, args=config, train_dataset=Dataset.from_list(rows), processing_class=id_tokenizer(), callbacks=[Clock()])
         trainer.remove_callback(PrinterCallback)

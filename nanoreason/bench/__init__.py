@@ -1,0 +1,1 @@
+"""How fast the code is, beside the roofline and installed peers. A first reader can skip it."""

@@ -1,0 +1,1 @@
+"""What stands behind the results. A first reader can skip it."""
