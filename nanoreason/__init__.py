@@ -1,0 +1,47 @@
+"""nanoreason: how a language model learns to reason, in code to be read.
+
+    nanoreason/*.py       the core, and what every script shares
+    nanoreason/tasks/     the world: problem families, worked solutions, exact checkers
+    nanoreason/studies/   what stands behind the results; a first reader skips it
+    nanoreason/bench/     how fast it is, beside the roofline and installed peers; skip it too
+
+Where to begin: train_grpo.py, then generate.py, rewards.py, model.py. Imports run downwards only: a
+module imports what stands behind its arrow, and all of that stands above it.
+
+    flags ->
+    machine -> flags
+    run -> flags
+    kernels ->
+    attention -> kernels
+    tokenizer ->
+    tasks ->
+    model -> attention
+    optim -> flags
+    replicas ->
+    data -> attention tokenizer
+    corpus -> flags machine run tokenizer tasks data
+    checkpoint -> flags tokenizer model
+    generate -> tokenizer model
+    plots ->
+    reward_model -> flags machine tokenizer model data corpus checkpoint
+    rewards -> tokenizer tasks
+    search -> tokenizer tasks generate reward_model
+    evaluate -> machine tokenizer tasks generate reward_model rewards search
+    questions -> flags machine run tokenizer tasks corpus evaluate
+    experience -> machine tokenizer data corpus generate reward_model rewards evaluate
+        questions
+    grpo_run -> flags machine run model optim checkpoint generate plots reward_model
+        evaluate questions
+    traces -> tokenizer tasks corpus rewards
+    workers ->
+    pool -> machine run tokenizer checkpoint generate reward_model rewards search evaluate
+        workers
+    labels -> flags machine run tokenizer corpus generate reward_model rewards evaluate
+        questions workers pool
+    stages -> flags machine run model workers
+    race -> flags run stages
+    speedrun_report -> run tasks plots evaluate pool stages
+    speedrun -> flags machine run tasks stages race speedrun_report
+
+bench and studies import the core; studies alone import scripts; nothing else imports those two.
+"""

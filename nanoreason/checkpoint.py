@@ -1,7 +1,8 @@
 """Checkpoints: complete, atomic, and safe to open.
 
-A checkpoint is a dict of tensors and plain values, read with weights_only=True so that no file can run code:
-format, vocabulary fingerprint, model config, weights, and whatever a script needs to continue (optimizer, RNG, cursor).
+A checkpoint is a dict of tensors and plain values, read with weights_only=True so that no file can
+run code: format, vocabulary fingerprint, model config, weights, and whatever a script needs to
+continue (optimizer, RNG, cursor).
 """
 
 import hashlib
@@ -16,6 +17,10 @@ from nanoreason.model import GPT, GPTConfig
 from nanoreason.tokenizer import RANKS
 
 FORMAT = "nanoreason-1"
+# what torch.load raises for files of all kinds that are no checkpoints
+UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError
+)
 
 
 def raw_model(model):
@@ -26,21 +31,36 @@ def raw_model(model):
 
 
 def vocabulary():
-    """Fingerprint of the shipped tokenizer: weights trained with other ranks would read nonsense."""
+    """Fingerprint of the shipped tokenizer: weights trained with another would read nonsense."""
     return hashlib.sha256(RANKS.read_bytes()).hexdigest()[:16]
 
 
 def save(path, model, **state):
-    """Write a checkpoint; a kill at any moment leaves the old file or the new one, never half of one."""
-    path, model = Path(path), raw_model(model)
+    """Write a checkpoint of `model` and the plain values or tensors in `state`.
+
+    A kill at any moment leaves the old file or the new one, never half of one.
+    """
+    path = Path(path)
+    model = raw_model(model)
+    contents = dict(
+        format=FORMAT,
+        vocabulary=vocabulary(),
+        model=model.describe(),
+        weights=model.state_dict(),
+        **state,
+    )
     scratch = path.with_name(path.name + ".tmp")
-    torch.save(dict(format=FORMAT, vocabulary=vocabulary(), model=model.describe(), weights=model.state_dict(), **state), scratch)
+    torch.save(contents, scratch)
     os.replace(scratch, path)
 
 
 def load(path, device="cpu"):
-    """Read a checkpoint dict. A run folder stands for the model that the run selected: best.pt where there is one, else ckpt.pt, the latest.
-    Raises UserError for a missing, damaged or foreign file."""
+    """Read a checkpoint dict, tensors on `device`.
+
+    path: a file, or the folder of a run, which stands for the model that the run selected: best.pt
+    where there is one, else ckpt.pt, the latest. Raises UserError for a missing, damaged or
+    foreign file.
+    """
     path = Path(path)
     if path.is_dir():
         path = path / ("best.pt" if (path / "best.pt").is_file() else "ckpt.pt")
@@ -48,7 +68,7 @@ def load(path, device="cpu"):
         raise UserError(f"no checkpoint at {path}")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError):
+    except UNREADABLE:
         raise UserError(f"{path} is damaged or is no checkpoint of this project") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of this project (format {FORMAT})")
@@ -59,8 +79,11 @@ def load(path, device="cpu"):
 
 def build_model(state, device="cpu"):
     """The GPT of a checkpoint dict, on `device`. Raises UserError where it holds a reward model."""
-    if state.get("verifier"):
-        raise UserError(f"this checkpoint holds a reward model ({state['verifier']}), which scores and cannot write")
+    kind = state.get("verifier")  # of reward models; the key stays, so old files can be read
+    if kind:
+        raise UserError(
+            f"this checkpoint holds a reward model ({kind}), which scores and cannot write"
+        )
     model = GPT(GPTConfig(**state["model"]))
     model.load_state_dict(state["weights"])
     return model.to(device)

@@ -1,15 +1,16 @@
-"""Token rows from documents: packing without padding waste, targets, loss masks, batches by rank.
+"""Token rows from documents: packing, targets, micro-batches, corpus files, batches by rank.
 
-Packing puts whole documents side by side into rows of T tokens; `doc_start` keeps attention inside each. Worked example,
-T = 6, one document of three ids whose first is its prompt (prompt_len 1) and one of two ids with no prompt:
+Packing puts whole documents side by side into rows of T tokens, so that hardly any place is
+padding; `doc_start` keeps attention inside each. Worked example, T = 6: one document of three ids
+whose first is its prompt (prompt_len 1), and one of two ids with no prompt:
 
     examples    [7 8 9] prompt_len 1      [5 6] prompt_len 0
     tokens       7  8  9  5  6  PAD
     targets      8  9  .  6  .  .         the next token of the same document; '.' is IGNORE
     doc_start    0  0  0  3  3  5
 
-Token 7 is the prompt's last, so it predicts 8, the first token of the response; the last token of a response (the stop
-token) is a target like any other, or the model would never learn to stop.
+Token 7 is the prompt's last, so it predicts 8, the first token of the response. The last token of
+a response (the stop token) is a target like any other, or the model would never learn to stop.
 """
 
 import json
@@ -23,13 +24,21 @@ from nanoreason.attention import Documents
 from nanoreason.tokenizer import PAD
 
 IGNORE = -100  # torch's own ignore_index
+SHORTEST = 3  # a row with fewer free places than this takes no further document
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows: tokens (N, T) int16, targets (N, T) int16 with IGNORE, doc_start (N, T) int16, owner (N, T) int32 the index of
-    the example that a place belongs to, -1 for padding (None for rows from a file). `real`: places that hold a token; `skipped`:
-    documents longer than T, left out."""
+    """N packed rows of T tokens.
+
+    tokens: (N, T) int16.
+    targets: (N, T) int16, IGNORE where nothing is learned.
+    doc_start: (N, T) int16, the index in its row at which each token's document starts.
+    owner: (N, T) int32, the index of the example that a place belongs to, -1 for padding; None
+        for rows from a file.
+    real: places that hold a token.
+    skipped: documents longer than T, which were left out.
+    """
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -47,23 +56,58 @@ class Rows:
         return self.real / max(1, self.tokens.size)
 
     def batch(self, index, device):
-        """Tensors of the rows in `index`: tokens and targets (B, T) int64, doc_start (B, T) int32."""
-        pick = lambda array, dtype: torch.from_numpy(np.array(array[index])).to(device, dtype)
-        return pick(self.tokens, torch.long), pick(self.targets, torch.long), pick(self.doc_start, torch.int32)
+        """Tensors of the rows in `index`: tokens, targets (B, T) int64, doc_start (B, T) int32."""
+
+        def to_tensor(array, dtype):
+            return torch.from_numpy(np.array(array[index])).to(device, dtype)
+
+        tokens = to_tensor(self.tokens, torch.long)
+        targets = to_tensor(self.targets, torch.long)
+        doc_start = to_tensor(self.doc_start, torch.int32)
+        return tokens, targets, doc_start
 
 
 def pack(examples, T, window=256):
-    """Pack Examples into rows of T tokens, each document whole, in the fullest open row that still has room for it.
+    """Pack Examples into Rows of T tokens, each document whole.
 
-    window: rows kept open; more fills better and takes longer. Documents longer than T are left out and counted in `skipped`.
+    window: rows kept open; more fills better and takes longer. Documents longer than T are left
+    out and counted in `skipped`.
     """
-    rows, open_rows, skipped = [], [], 0  # a row is [free places, indices of its examples]
-    for index, example in enumerate(examples):
-        n = len(example.ids)
+    rows, skipped = assign_rows([len(e.ids) for e in examples], T, window)
+    tokens = np.full((len(rows), T), PAD, dtype=np.int16)
+    targets = np.full((len(rows), T), IGNORE, dtype=np.int16)
+    doc_start = np.tile(np.arange(T, dtype=np.int16), (len(rows), 1))  # padding sees only itself
+    owner = np.full((len(rows), T), -1, dtype=np.int32)
+    for r, indices in enumerate(rows):
+        start = 0
+        for index in indices:
+            example = examples[index]
+            end = start + len(example.ids)
+            owner[r, start:end] = index
+            tokens[r, start:end] = example.ids
+            doc_start[r, start:end] = start
+            # the prompt's last token is the first that predicts something
+            first = start + max(example.prompt_len - 1, 0)
+            targets[r, first : end - 1] = tokens[r, first + 1 : end]
+            start = end
+    return Rows(tokens, targets, doc_start, owner, int((owner >= 0).sum()), skipped)
+
+
+def assign_rows(lengths, T, window):
+    """Which documents go into which row: best fit, among at most `window` open rows.
+
+    Returns a list per row of the indices of its documents, in order, and the number of documents
+    longer than T.
+    """
+    rows = []
+    open_rows = []  # [free places, indices of its documents]
+    skipped = 0
+    for index, n in enumerate(lengths):
         if n > T:
             skipped += 1
             continue
-        best = min((row for row in open_rows if row[0] >= n), key=lambda row: row[0], default=None)
+        with_room = (row for row in open_rows if row[0] >= n)
+        best = min(with_room, key=lambda row: row[0], default=None)  # the fullest
         if best is None:
             best = [T, []]
             rows.append(best)
@@ -72,95 +116,137 @@ def pack(examples, T, window=256):
                 open_rows.remove(min(open_rows, key=lambda row: row[0]))
         best[0] -= n
         best[1].append(index)
-        if best[0] < 3:
+        if best[0] < SHORTEST:
             open_rows.remove(best)
-    tokens = np.full((len(rows), T), PAD, dtype=np.int16)
-    targets = np.full((len(rows), T), IGNORE, dtype=np.int16)
-    doc_start = np.tile(np.arange(T, dtype=np.int16), (len(rows), 1))  # padding sees only itself
-    owner = np.full((len(rows), T), -1, dtype=np.int32)
-    for r, (_, indices) in enumerate(rows):
-        at = 0
-        for index in indices:
-            e = examples[index]
-            end = at + len(e.ids)
-            owner[r, at:end] = index
-            tokens[r, at:end] = e.ids
-            learned = at + max(e.prompt_len - 1, 0)
-            targets[r, learned : end - 1] = tokens[r, learned + 1 : end]
-            doc_start[r, at:end] = at
-            at = end
-    return Rows(tokens, targets, doc_start, owner, int((owner >= 0).sum()), skipped)
+    return [indices for _, indices in rows], skipped
 
 
 def join(parts):
     """One Rows of several, in order; without owners, whose indices would clash."""
-    stack = lambda name: np.concatenate([getattr(part, name) for part in parts])
-    return Rows(stack("tokens"), stack("targets"), stack("doc_start"), None, sum(p.real for p in parts), sum(p.skipped for p in parts))
+    arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS]
+    real = sum(part.real for part in parts)
+    skipped = sum(part.skipped for part in parts)
+    return Rows(*arrays, None, real, skipped)
+
+
+# Micro-batches of responses, for reinforcement learning
 
 
 def response_batches(examples, values, row_tokens, micro_tokens, device, at_least=1):
-    """Pack responses behind their prompts and cut the rows into micro-batches: dicts of tensors for one forward pass each.
+    """Pack responses behind their prompts and cut the rows into micro-batches, one per pass.
 
-    examples: {row: Example}; values: {name: (N, L) tensor}, a number for each token of each response. A micro-batch holds tokens and doc_start
-    (B, T); select (M,) the places of B * T that predict a response token; and for those places targets, response (M,), which counts the responses
-    of the micro-batch from 0, and every one of `values`. Responses longer than row_tokens go apart, in rows of their own length: on
-    a CPU attention pays for T squared. micro_tokens: most tokens of a pass; at_least: passes to aim for, where there are rows enough.
+    examples: {row: Example}; values: {name: (N, L) tensor}, a number for each token of each
+    response. A micro-batch is a dict of tensors:
+
+        tokens, doc_start  (B, T)
+        select             (M,) the places of B * T that predict a response token
+        targets            (M,) the tokens they predict
+        response           (M,) the response they belong to, counted from 0 in the micro-batch
+        each of `values`   (M,)
+
+    Responses longer than row_tokens go apart, in rows of their own length: on a CPU attention
+    costs T squared. micro_tokens: most tokens of a pass; at_least: passes to aim for, where there
+    are rows enough.
     """
-    for short in (True, False):
-        some = [row for row, e in examples.items() if (len(e.ids) <= row_tokens) == short]
-        packed = pack([examples[row] for row in some], row_tokens if short else max((len(examples[row].ids) for row in some), default=1))
-        some, prompt_len, T = np.array(some, dtype=int), np.array([examples[row].prompt_len for row in some], dtype=int), packed.tokens.shape[1]
+    short = [row for row, e in examples.items() if len(e.ids) <= row_tokens]
+    long = [row for row, e in examples.items() if len(e.ids) > row_tokens]
+    longest = max((len(examples[row].ids) for row in long), default=1)
+    for rows, T in ((short, row_tokens), (long, longest)):
+        packed = pack([examples[row] for row in rows], T)
+        prompt_lens = np.array([examples[row].prompt_len for row in rows], dtype=int)
+        rows = np.array(rows, dtype=int)
         at_once = max(1, min(micro_tokens // T, len(packed) // at_least))
         for at in range(0, len(packed), at_once):
-            cut = slice(at, at + at_once)
-            tokens, targets, doc_start = packed.batch(cut, device)
-            place = (packed.targets[cut].ravel() != IGNORE).nonzero()[0]  # (M,)
-            owner = packed.owner[cut].ravel()[place]
-            offset = place % T - packed.doc_start[cut].ravel()[place] + 1 - prompt_len[owner]  # index of the target in its response
-            select = torch.from_numpy(place).to(device)
-            response = torch.from_numpy(np.unique(owner, return_inverse=True)[1]).to(device)
-            yield dict(tokens=tokens, doc_start=doc_start, select=select, targets=targets.flatten()[select], response=response,
-                       **{name: value[some[owner], offset].to(device) for name, value in values.items()})
+            part = slice(at, at + at_once)
+            yield _packed_batch(packed, part, rows, prompt_lens, values, device)
+
+
+def _packed_batch(packed, part, rows, prompt_lens, values, device):
+    """One micro-batch of `response_batches`: the slice `part` of the packed rows.
+
+    rows, prompt_lens: (examples,) by the index that `packed.owner` holds.
+    """
+    T = packed.tokens.shape[1]
+    tokens, targets, doc_start = packed.batch(part, device)
+    place = (packed.targets[part].ravel() != IGNORE).nonzero()[0]  # (M,)
+    owner = packed.owner[part].ravel()[place]
+    in_document = place % T - packed.doc_start[part].ravel()[place]
+    in_response = in_document + 1 - prompt_lens[owner]  # index of the target in its response
+    select = torch.from_numpy(place).to(device)
+    response = np.unique(owner, return_inverse=True)[1]
+    chosen = {name: v[rows[owner], in_response].to(device) for name, v in values.items()}
+    return dict(
+        tokens=tokens,
+        doc_start=doc_start,
+        select=select,
+        targets=targets.flatten()[select],
+        response=torch.from_numpy(response).to(device),
+        **chosen,
+    )
 
 
 def shared_batches(prompts, responses, values, micro_tokens, at_least=1):
-    """Micro-batches, as `response_batches` makes them, that hold a prompt once for all its responses: on a CPU.
+    """Micro-batches as `response_batches` makes them, a prompt once for all its responses.
 
-    prompts: list of lists of ids; responses: {row: (index of its prompt, ids)}, by prompt; values: {name: (N, L) tensor}. A micro-batch is one row of
-    tokens (1, T), the prompt in front of its responses. doc_start is an attention.Documents and positions (1, T) count each response from the end of
-    the prompt. Worked example: prompt [7 8], responses [1 2] and [3]
+    For a CPU. prompts: list of lists of ids; responses: {row: (index of its prompt, ids)}, by
+    prompt; values: {name: (N, L) tensor}. A micro-batch is one row of tokens (1, T), the prompt in
+    front of its responses. doc_start is an attention.Documents, and positions (1, T) count each
+    response from the end of the prompt. Worked example: prompt [7 8], responses [1 2] and [3]
 
         tokens     7  8  1  2  3
         positions  0  1  2  3  2
         documents  [7 8 1 2] and [7 8 3]; of the places 1 2 1, the targets are 1 2 3
 
-    Of 512 responses of 33 tokens to questions of 20, in groups of 8, it leaves 18,000 tokens of 27,000.
+    Of 512 responses of 33 tokens to questions of 20, in groups of 8, it leaves 18,000 tokens of
+    27,000.
     """
-    batch, size, last = [], 0, None
-    most = max(1, len(responses) // at_least)  # responses in a micro-batch
-    for row, (p, ids) in responses.items():
-        new = len(ids) + (len(prompts[p]) if p != last else 0)
-        if batch and (size + new > micro_tokens or len(batch) == most):
-            yield _shared_batch(batch, prompts, responses, values)
-            batch, size = [], 0
-            new = len(prompts[p]) + len(ids)  # a group may be cut: its prompt then stands in both
-        batch.append((p, row))
-        size, last = size + new, p
-    if batch:
+    for batch in _fill_batches(prompts, responses, micro_tokens, at_least):
         yield _shared_batch(batch, prompts, responses, values)
 
 
+def _fill_batches(prompts, responses, micro_tokens, at_least):
+    """Lists of (index of a prompt, row), in order, each within micro_tokens where that is possible.
+
+    A group may be cut: its prompt then stands in both micro-batches.
+    """
+    most = max(1, len(responses) // at_least)  # responses in a micro-batch
+    batch = []
+    size = 0
+    for row, (p, ids) in responses.items():
+        follows = bool(batch) and batch[-1][0] == p  # the prompt is in the batch already
+        new = len(ids) if follows else len(prompts[p]) + len(ids)
+        if batch and (size + new > micro_tokens or len(batch) == most):
+            yield batch
+            batch = []
+            size = 0
+            new = len(prompts[p]) + len(ids)
+        batch.append((p, row))
+        size += new
+    if batch:
+        yield batch
+
+
 def _shared_batch(batch, prompts, responses, values):
-    """One micro-batch of `shared_batches`; batch: [(prompt, row)], by prompt."""
+    """One micro-batch of `shared_batches`; batch: [(index of a prompt, row)], by prompt."""
     ids = [responses[row][1] for _, row in batch]
-    inputs, first, before = share_prompts([(prompts[p], mine) for (p, _), mine in zip(batch, ids)])
-    select = [at for start, last, mine in zip(first, before, ids) for at in (last, *range(start, start + len(mine) - 1))]
-    length = torch.tensor([len(mine) for mine in ids])
+    pairs = [(prompts[p], mine) for (p, _), mine in zip(batch, ids)]
+    inputs, first, before = share_prompts(pairs)
+    # a response's first token is predicted by its prompt's last, the others by those before them
+    select = []
+    for start, last, mine in zip(first, before, ids):
+        select += [last, *range(start, start + len(mine) - 1)]
     rows = torch.tensor([row for _, row in batch])
+    length = torch.tensor([len(mine) for mine in ids])
     response = torch.repeat_interleave(torch.arange(len(rows)), length)  # (M,)
-    offset = torch.cat([torch.arange(len(mine)) for mine in ids])
-    return dict(inputs, select=torch.tensor(select), targets=torch.tensor([i for mine in ids for i in mine]), response=response,
-                **{name: value[rows[response], offset] for name, value in values.items()})
+    in_response = torch.cat([torch.arange(len(mine)) for mine in ids])  # (M,)
+    chosen = {name: v[rows[response], in_response] for name, v in values.items()}
+    return dict(
+        inputs,
+        select=torch.tensor(select),
+        targets=torch.tensor([i for mine in ids for i in mine]),
+        response=response,
+        **chosen,
+    )
 
 
 def share_prompts(pairs):
@@ -170,11 +256,16 @@ def share_prompts(pairs):
     Returns what a model reads, {"tokens": (1, T), "positions": (1, T), "doc_start": Documents},
     and per response the index of its first token and that of its prompt's last, two lists.
     """
-    tokens, positions, spans, first, before = [], [], [], [], []
+    tokens = []
+    positions = []
+    spans = []  # (own start, own length, start of the prompt, length of the prompt)
+    first = []
+    before = []
     last = None
     for prompt, ids in pairs:
         if prompt != last:
-            start, last = len(tokens), prompt
+            start = len(tokens)
+            last = prompt
             tokens += prompt
             positions += range(len(prompt))
         first.append(len(tokens))
@@ -184,16 +275,26 @@ def share_prompts(pairs):
         positions += range(len(prompt), len(prompt) + len(ids))
     own, length, start, shared = torch.tensor(spans).T
     documents = Documents(own, length, len(tokens), (start, shared))
-    inputs = dict(tokens=torch.tensor([tokens]), positions=torch.tensor([positions]), doc_start=documents)
+    inputs = dict(
+        tokens=torch.tensor([tokens]),
+        positions=torch.tensor([positions]),
+        doc_start=documents,
+    )
     return inputs, first, before
 
+
+# Corpus files
 
 ARRAYS = ("tokens", "targets", "doc_start")  # of a corpus file: int16, row after row
 
 
 def write_rows(folder, parts, about):
-    """Write Rows, as they come, to a folder that `open_rows` can map into memory: one raw file an array, and meta.json, which comes last:
-    a folder without it was never finished. about: what made the rows, kept in meta.json. Raises FileExistsError for a finished folder."""
+    """Write Rows, as they come, to a folder that `open_rows` can map into memory.
+
+    One raw file per array, and meta.json, which is written last: a folder without it was never
+    finished. about: what made the rows, kept in meta.json. Returns the counts that it holds.
+    Raises FileExistsError for a finished folder.
+    """
     folder = Path(folder)
     if (folder / "meta.json").exists():
         raise FileExistsError(str(folder))
@@ -203,7 +304,10 @@ def write_rows(folder, parts, about):
     for part in parts:
         for name, file in files.items():
             file.write(getattr(part, name).astype("<i2").tobytes())
-        count = dict(rows=count["rows"] + len(part), row_tokens=part.tokens.shape[1], real=count["real"] + part.real, skipped=count["skipped"] + part.skipped)
+        count["rows"] += len(part)
+        count["row_tokens"] = part.tokens.shape[1]
+        count["real"] += part.real
+        count["skipped"] += part.skipped
     for file in files.values():
         file.close()
     scratch = folder / "meta.tmp"
@@ -213,23 +317,28 @@ def write_rows(folder, parts, about):
 
 
 def open_rows(folder):
-    """Rows of a folder that `write_rows` left, mapped from disk and not read: (Rows, meta). Raises ValueError where there is no whole corpus."""
+    """(Rows, meta) of a folder that `write_rows` left, mapped from disk and not read.
+
+    Raises ValueError where there is no whole corpus.
+    """
     folder = Path(folder)
     try:
         meta = json.loads((folder / "meta.json").read_text())
         shape = int(meta["rows"]), int(meta["row_tokens"])
-        arrays = [np.memmap(folder / f"{name}.bin", dtype="<i2", mode="r", shape=shape) for name in ARRAYS]
+        files = [folder / f"{name}.bin" for name in ARRAYS]
+        arrays = [np.memmap(file, dtype="<i2", mode="r", shape=shape) for file in files]
         return Rows(*arrays, None, int(meta["real"]), int(meta["skipped"])), meta
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} holds no whole corpus ({error})") from None
 
 
 def batches(n_rows, rows_per_batch, epochs, seed, rank=0, world=1):
-    """Row indices of each batch, this rank's share of it: every epoch is a fresh permutation of all rows.
+    """Row indices of each batch, this rank's share of it: an epoch is a permutation of all rows.
 
-    Yields arrays; rank r of w takes every w-th row of the batch, so that all ranks together see what one would.
-    The rows left over at the end of an epoch open the next one.
+    Yields arrays. Rank r of w takes every w-th row of the batch, so that all ranks together see
+    what one would. The rows left over at the end of an epoch open the next one.
     """
-    order = np.concatenate([np.random.default_rng((seed, epoch)).permutation(n_rows) for epoch in range(epochs)])
+    orders = [np.random.default_rng((seed, epoch)).permutation(n_rows) for epoch in range(epochs)]
+    order = np.concatenate(orders)
     for at in range(0, len(order) - rows_per_batch + 1, rows_per_batch):
         yield order[at : at + rows_per_batch][rank::world]

@@ -1,4 +1,5 @@
-"""Measuring: accuracy with its interval by family and level, coverage, how good a judge is, behaviours."""
+"""Measuring: accuracy with its interval, by family and level; coverage; behaviours; how well a
+reward model's scores agree with the exact checker."""
 
 from dataclasses import dataclass
 from math import comb, sqrt
@@ -13,97 +14,37 @@ from nanoreason.tasks import REASONING, audit, problem_set
 from nanoreason.tokenizer import parse_response, render_prompt
 from nanoreason.reward_model import scores
 
-CUES = {"verification": "Check: ", "self_correction": "Wait, ", "another_way": "Another way: "}
+CUES = {
+    "verification": "Check: ",
+    "self_correction": "Wait, ",
+    "another_way": "Another way: ",
+}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One judged response."""
+    """One response and whether its answer is right. tokens: of the whole response."""
 
     response: object
     tokens: int
     correct: bool
 
 
+# Estimates and intervals
+
+
 def wilson(right, n, z=1.96):
-    """95% score interval of a proportion (Wilson 1927): (low, high). right may be a fractional count. (0, 1) when n is 0."""
+    """95% score interval of a proportion (Wilson 1927): (low, high); (0, 1) when n is 0.
+
+    right may be a fractional count.     5 of 10  ->  (0.2366, 0.7634)
+    """
     if n == 0:
         return 0.0, 1.0
     p = right / n
-    middle, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
-
-
-def pass_at_k(n, c, k):
-    """Chance that at least one of k samples, drawn without replacement from n of which c are right, is right.
-
-    1 - C(n - c, k) / C(n, k), the unbiased estimator of Chen et al. 2107.03374, equation 1. Raises ValueError when k > n.
-    """
-    if k > n:
-        raise ValueError(f"coverage of {k} samples cannot be estimated from {n}")
-    return 1.0 - comb(n - c, k) / comb(n, k)
-
-
-def over_seeds(values, digits=1):
-    """Mean and sample standard deviation as text; the value alone where there is one.     [1, 3]  ->  '2.0 ± 1.4'"""
-    return f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
-
-
-def auc(scores, labels):
-    """Chance that a right one scores above a wrong one, ties counting half (area under the ROC curve); None where one kind is missing. labels in {0, 1}."""
-    scores, labels = np.asarray(scores, dtype=float), np.asarray(labels) > 0.5
-    if labels.all() or not labels.any():
-        return None
-    _, group, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    rank = (counts.cumsum() - (counts - 1) / 2)[group]  # mean rank of equals
-    n = labels.sum()
-    return round(float((rank[labels].sum() - n * (n + 1) / 2) / (n * (len(labels) - n))), 4)
-
-
-def brier(chances, labels):
-    """Mean squared difference between chance and outcome (Brier 1950); None where nothing was judged. Half chances score 0.25."""
-    return round(float(np.mean((np.asarray(chances) - np.asarray(labels)) ** 2)), 4) if len(chances) else None
-
-
-def reliability(chances, labels, bins=10):
-    """Calibration: [{"chance", "right", "n"}] of equal bins of the chance, its mean and the share that was right; empty bins left out."""
-    chances, labels = np.asarray(chances, dtype=float), np.asarray(labels, dtype=float)
-    bin_of = np.minimum((chances * bins).astype(int), bins - 1)
-    return [dict(chance=round(float(chances[bin_of == b].mean()), 4), right=round(float(labels[bin_of == b].mean()), 4), n=int((bin_of == b).sum()))
-            for b in range(bins) if (bin_of == b).any()]
-
-
-def behaviours(responses):
-    """Share of responses that think at all, and that show each cue of CUES at the start of a line."""
-    n = max(1, len(responses))
-    shares = {"thinks": sum(bool(r.thinking.strip()) for r in responses) / n}
-    for name, cue in CUES.items():
-        shares[name] = sum(any(line.startswith(cue) for line in r.steps) for r in responses) / n
-    return shares
-
-
-def collect(model, problems, samples, temperature, max_new_tokens, seed, max_rows=512, on_progress=None):
-    """Judge `samples` responses to each problem: a list of lists of Sample, in the problems' order."""
-    prompts = [render_prompt(p.question) for p in problems]
-    rollout = generate(model, prompts, samples, max_new_tokens, temperature, generator(seed, "evaluate"), max_rows, on_progress=on_progress).cpu()
-    judged = []
-    for p, problem in enumerate(problems):
-        rows = range(p * samples, (p + 1) * samples)
-        responses = [rollout.response(row) for row in rows]
-        parsed = [parse_response(ids) for ids in responses]
-        judged.append([Sample(r, len(ids), bool(outcome_reward(problem, r))) for r, ids in zip(parsed, responses)])
-    return judged
-
-
-def held_out_problems(families, levels, count, split="test", seed=0):
-    """`count` different problems of each family, shared out evenly over the levels; what a small level lacks, the next ones make up for."""
-    problems = []
-    for family in families:
-        found = []
-        for i, level in enumerate(levels):
-            found += problem_set(family, level, split, count * (i + 1) // len(levels) - len(found), seed)
-        problems += found
-    return problems
+    middle = p + z * z / (2 * n)
+    half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def accuracy(right, n):
@@ -112,52 +53,218 @@ def accuracy(right, n):
     return {"acc": round(right / max(1, n), 4), "n": n, "ci": [round(low, 4), round(high, 4)]}
 
 
-def greedy_accuracy(model, problems, max_new_tokens):
-    """{'acc', 'n', 'ci'} of one greedy response to each problem."""
-    judged = collect(model, problems, 1, 0.0, max_new_tokens, seed=0)
-    return accuracy(sum(samples[0].correct for samples in judged), len(judged))
-
-
-def sampled_accuracy(model, problems, max_new_tokens, seed):
-    """The same of one response to each problem, sampled at temperature 1."""
-    judged = collect(model, problems, 1, 1.0, max_new_tokens, seed)
-    return accuracy(sum(samples[0].correct for samples in judged), len(judged))
-
-
-def greedy_figures(model, problems, max_new_tokens):
-    """What a model's greedy responses are worth: accuracy in all, by family and by level; of the right ones, the share that holds a step which the exact
-    judge does not accept, or none from which the answer follows ("unsound"; families to reason about); tokens a response; and FLOPs of a whole answer."""
-    judged = [samples[0] for samples in collect(model, problems, 1, 0.0, max_new_tokens, seed=0)]
-    right = [audit(p, s.response.steps).sound for p, s in zip(problems, judged) if s.correct and p.family in REASONING]
-    tokens, read = np.array([s.tokens for s in judged]), np.array([len(render_prompt(p.question)) for p in problems])
-    return dict(params=model.num_params, greedy=accuracy(sum(s.correct for s in judged), len(judged)), accuracy=by_family(problems, [[s] for s in judged]),
-                levels={level: accuracy(sum(s.correct for p, s in zip(problems, judged) if p.level == level), sum(p.level == level for p in problems)) for level in sorted({p.level for p in problems})},
-                unsound=accuracy(right.count(False), len(right)), mean_tokens=round(float(tokens.mean()), 2), mean_flops=float((model.flops_per_token() * (read + tokens)).mean()))
-
-
-def by_family(problems, judged):
-    """Accuracy of the first sample of each problem: {family: {'acc', 'n', 'ci', 'levels': {level: {...}}}}."""
-    table = {}
-    for family in dict.fromkeys(p.family for p in problems):
-        of = [(p.level, s[0].correct) for p, s in zip(problems, judged) if p.family == family]
-        table[family] = accuracy(sum(c for _, c in of), len(of))
-        table[family]["levels"] = {str(level): accuracy(sum(c for l, c in of if l == level), sum(l == level for l, _ in of))
-                                   for level in sorted({l for l, _ in of})}
-    return table
+def accuracy_of(correct):
+    """`accuracy` of a list of bools."""
+    return accuracy(sum(correct), len(correct))
 
 
 def interval_of_mean(values, seed=0, draws=1000):
     """95% bootstrap interval of the mean over problems (percentile method, Efron 1979)."""
     values = np.asarray(values, dtype=float)
     picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-    return [round(float(q), 4) for q in np.quantile(values[picks].mean(1), (0.025, 0.975))]
+    means = values[picks].mean(1)  # (draws,)
+    return [round(float(q), 4) for q in np.quantile(means, (0.025, 0.975))]
+
+
+def pass_at_k(n, c, k):
+    """Probability that at least one of k samples is right. The k are drawn without replacement
+    from n, of which c are right.
+
+    1 - C(n - c, k) / C(n, k), the unbiased estimator of Chen et al. 2107.03374, equation 1. Raises
+    ValueError when k > n.
+    """
+    if k > n:
+        raise ValueError(f"coverage of {k} samples cannot be estimated from {n}")
+    return 1.0 - comb(n - c, k) / comb(n, k)
+
+
+def over_seeds(values, digits=1):
+    """Mean and sample standard deviation as text, or the value alone where there is one.
+
+    [1, 3]  ->  '2.0 ± 1.4'
+    """
+    mean = f"{np.mean(values):.{digits}f}"
+    if len(values) < 2:
+        return mean
+    deviation = np.std(values, ddof=1)
+    return f"{mean} ± {deviation:.{digits}f}"
+
+
+# How good the scores of a reward model are
+
+
+def auc(scores, labels):
+    """Area under the ROC curve: the probability that a right response scores above a wrong one,
+    ties counting half. None where either kind is missing. scores, labels: (n,), labels in {0, 1}.
+    """
+    scores = np.asarray(scores, dtype=float)
+    right = np.asarray(labels) > 0.5
+    if right.all() or not right.any():
+        return None
+    _, group, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    mean_rank = counts.cumsum() - (counts - 1) / 2  # of each group of equal scores
+    rank = mean_rank[group]  # (n,)
+    n = right.sum()
+    # the rank sum of the right ones, less its minimum, counts the pairs (Mann and Whitney 1947)
+    return round(float((rank[right].sum() - n * (n + 1) / 2) / (n * (len(right) - n))), 4)
+
+
+def brier(chances, labels):
+    """Mean squared difference between chance and outcome (Brier 1950). None where there are no
+    chances. A chance of one half always scores 0.25."""
+    if not len(chances):
+        return None
+    return round(float(np.mean((np.asarray(chances) - np.asarray(labels)) ** 2)), 4)
+
+
+def reliability(chances, labels, bins=10):
+    """Calibration: [{"chance", "right", "n"}], one per bin of the chance, all bins of equal width:
+    the mean chance in it, the share that was right, and the count. Empty bins are left out."""
+    chances = np.asarray(chances, dtype=float)
+    labels = np.asarray(labels, dtype=float)
+    bin_of = np.minimum((chances * bins).astype(int), bins - 1)
+    rows = []
+    for b in range(bins):
+        here = bin_of == b
+        if here.any():
+            chance = round(float(chances[here].mean()), 4)
+            right = round(float(labels[here].mean()), 4)
+            rows.append(dict(chance=chance, right=right, n=int(here.sum())))
+    return rows
 
 
 def reward_model_scorer(reward_model, prompts, how="last", bf16=False):
-    """A reward model as the search.Judge of responses to these prompts; `how`: one of reward_model.AGGREGATES."""
-    return Scorer(lambda owner, responses: scores(reward_model, [prompts[i] for i in owner], responses, bf16), how, reward_model.gpt.flops_per_token())
+    """A reward model as the search.Scorer of responses to these prompts. how: one of
+    reward_model.AGGREGATES."""
+
+    def rate(owner, responses):
+        return scores(reward_model, [prompts[i] for i in owner], responses, bf16)
+
+    return Scorer(rate, how, reward_model.gpt.flops_per_token())
 
 
 def oracle_scorer(problems):
     """The exact checker as a Scorer, for upper bounds: 1 for a right response, else 0."""
-    return Scorer(lambda owner, responses: [[(len(r) - 1, outcome_reward(problems[i], parse_response(r)))] for i, r in zip(owner, responses, strict=True)])
+
+    def rate(owner, responses):
+        rated = []
+        for i, ids in zip(owner, responses, strict=True):
+            reward = outcome_reward(problems[i], parse_response(ids))
+            rated.append([(len(ids) - 1, reward)])
+        return rated
+
+    return Scorer(rate)
+
+
+# Problems and responses
+
+
+def held_out_problems(families, levels, count, split="test", seed=0):
+    """`count` different problems of each family, shared out evenly over the levels. Where a level
+    has too few, the next levels make up for it."""
+    problems = []
+    for family in families:
+        found = []
+        for i, level in enumerate(levels):
+            due = count * (i + 1) // len(levels)  # problems up to and including this level
+            found += problem_set(family, level, split, due - len(found), seed)
+        problems += found
+    return problems
+
+
+def collect(
+    model, problems, samples, temperature, max_new_tokens, seed, max_rows=512, on_progress=None
+):
+    """Sample `samples` responses to each problem and check them: a list of lists of Sample, in the
+    problems' order."""
+    prompts = [render_prompt(problem.question) for problem in problems]
+    noise = generator(seed, "evaluate")
+    rollout = generate(
+        model, prompts, samples, max_new_tokens, temperature, noise, max_rows,
+        on_progress=on_progress,
+    ).cpu()
+    checked = []
+    for p, problem in enumerate(problems):
+        own = []
+        for row in range(p * samples, (p + 1) * samples):
+            ids = rollout.response(row)
+            response = parse_response(ids)
+            own.append(Sample(response, len(ids), bool(outcome_reward(problem, response))))
+        checked.append(own)
+    return checked
+
+
+def behaviours(responses):
+    """Share of responses that think at all, and that show each cue of CUES at the start of a line.
+    {"thinks", *CUES}, all 0 where there are no responses."""
+    n = max(1, len(responses))
+    shares = {"thinks": sum(bool(r.thinking.strip()) for r in responses) / n}
+    for name, cue in CUES.items():
+        shown = sum(any(step.startswith(cue) for step in r.steps) for r in responses)
+        shares[name] = shown / n
+    return shares
+
+
+# Accuracy of a model
+
+
+def greedy_accuracy(model, problems, max_new_tokens):
+    """{'acc', 'n', 'ci'} of one greedy response to each problem."""
+    checked = collect(model, problems, 1, 0.0, max_new_tokens, seed=0)
+    return accuracy_of([samples[0].correct for samples in checked])
+
+
+def sampled_accuracy(model, problems, max_new_tokens, seed):
+    """The same of one response to each problem, sampled at temperature 1."""
+    checked = collect(model, problems, 1, 1.0, max_new_tokens, seed)
+    return accuracy_of([samples[0].correct for samples in checked])
+
+
+def greedy_figures(model, problems, max_new_tokens):
+    """How good a model's greedy responses are, as a dictionary for reports.
+
+    params       parameters of the model
+    greedy       accuracy over all problems, {'acc', 'n', 'ci'}
+    accuracy     `by_family`
+    levels       {level: accuracy}
+    unsound      of the right responses to families to reason about, the share with a step that the
+                 exact checker does not accept, or with no steps from which the answer follows
+    mean_tokens  tokens per response
+    mean_flops   FLOPs to read a prompt and write its response
+    """
+    checked = collect(model, problems, 1, 0.0, max_new_tokens, seed=0)
+    samples = [own[0] for own in checked]
+    levels = {}
+    for level in sorted({problem.level for problem in problems}):
+        correct = [s.correct for p, s in zip(problems, samples) if p.level == level]
+        levels[level] = accuracy_of(correct)
+    unsound = [
+        not audit(problem, sample.response.steps).sound
+        for problem, sample in zip(problems, samples)
+        if sample.correct and problem.family in REASONING
+    ]
+    prompt_tokens = np.array([len(render_prompt(problem.question)) for problem in problems])
+    completion_tokens = np.array([sample.tokens for sample in samples])
+    flops = model.flops_per_token() * (prompt_tokens + completion_tokens)
+    return dict(
+        params=model.num_params,
+        greedy=accuracy_of([sample.correct for sample in samples]),
+        accuracy=by_family(problems, checked),
+        levels=levels,
+        unsound=accuracy_of(unsound),
+        mean_tokens=round(float(completion_tokens.mean()), 2),
+        mean_flops=float(flops.mean()),
+    )
+
+
+def by_family(problems, checked):
+    """Accuracy of the first sample of each problem: {family: {'acc', 'n', 'ci', 'levels': {level:
+    {...}}}}, with levels as text."""
+    table = {}
+    for family in dict.fromkeys(problem.family for problem in problems):
+        rows = [(p.level, s[0].correct) for p, s in zip(problems, checked) if p.family == family]
+        levels = {}
+        for level in sorted({level for level, _ in rows}):
+            levels[str(level)] = accuracy_of([correct for own, correct in rows if own == level])
+        table[family] = accuracy_of([correct for _, correct in rows]) | {"levels": levels}
+    return table

@@ -6,15 +6,23 @@ import sys
 
 
 class UserError(Exception):
-    """Something the user can put right. Scripts print it as one line on stderr and exit with status 2."""
+    """Something that the user can put right.
+
+    Scripts print it as one line on stderr and exit with status 2 (machine.run_script).
+    """
 
 
 def flag(default, help, choices=None, low=None, high=None):
-    """A dataclass field that is also a command-line flag, with its sentence of help and its limits."""
-    return dataclasses.field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high))
+    """A dataclass field that is also a command-line flag.
+
+    help: its sentence in --help; choices: the values it may have; low and high: the limits of a
+    number, both included. The type of `default` is the type of the flag.
+    """
+    meta = dict(help=help, choices=choices, low=low, high=high)
+    return dataclasses.field(default=default, metadata=meta)
 
 
-RENAMED = {
+RENAMED = {  # {flag of an earlier version: what it is called now}
     "--verifier": "--reward-model",
     "--verifiers": "--reward-models",
     "--verifier-questions": "--reward-model-questions",
@@ -23,42 +31,87 @@ RENAMED = {
 
 
 class _Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is a UserError; its own way prints the usage, many lines."""
+
     def error(self, message):
         raise UserError(message)
 
 
 def parse_config(cls, argv=None, presets=None, brings=None, doc="", positional=None):
-    """Flags -> config. Every field of dataclass `cls` is a --kebab-case flag; `positional` names the one that is not.
+    """Flags -> config. Every field of dataclass `cls` is a --kebab-case flag.
 
-    presets: {name: {field: value}}, chosen by --preset. brings: {field: {value: {other field: value}}}, what a choice on the command line
-    changes besides itself. Where they disagree, flags win over `brings`, and that over the preset.
-    Raises UserError for an unknown flag, a value of the wrong type, outside `choices`, or outside [low, high].
+    argv: list of words, by default those of the command line.
+    presets: {name: {field: value}}, chosen by --preset.
+    brings: {field: {value: {other field: value}}}, what a choice on the command line changes
+    besides itself. Where they disagree, a flag wins over `brings`, and `brings` over the preset.
+    doc: the text above the flags in --help. positional: the field that is given without a flag.
+
+    Raises UserError for an unknown or renamed flag, and for a value of the wrong type, outside
+    `choices` or outside [low, high].
     """
-    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    argv = sys.argv[1:] if argv is None else argv
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(description=doc, formatter_class=layout, allow_abbrev=False)
     if presets:
-        parser.add_argument("--preset", choices=list(presets), help="a set of defaults for a kind of machine; flags win over it")
+        explained = "a set of defaults for a kind of machine; flags win over it"
+        parser.add_argument("--preset", choices=list(presets), help=explained)
     for field in dataclasses.fields(cls):
-        meta, kind = field.metadata, type(field.default)
-        shown = f"{meta['help']} (default: {field.default})".replace("%", "%%")
-        if field.name == positional:
-            parser.add_argument(field.name, nargs="?", default=argparse.SUPPRESS, help=shown)
-        elif kind is bool:
-            parser.add_argument("--" + field.name.replace("_", "-"), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=shown)
-        else:
-            parser.add_argument("--" + field.name.replace("_", "-"), type=kind, choices=meta["choices"], default=argparse.SUPPRESS, help=shown)
-    for word in sys.argv[1:] if argv is None else argv:
-        if new := RENAMED.get(word.split("=")[0]):
-            raise UserError(f"{word.split('=')[0]} is called {new} now")
+        _add_flag(parser, field, positional)
+    _refuse_old_names(argv)
     given = vars(parser.parse_args(argv))
-    preset = given.pop("preset", None)
-    brought = {name: value for chooser, table in (brings or {}).items() if chooser in given for name, value in table[given[chooser]].items()}
-    config = cls(**{**(presets[preset] if preset else {}), **brought, **given})
-    for field in dataclasses.fields(cls):
-        value, low, high = getattr(config, field.name), field.metadata["low"], field.metadata["high"]
-        if (low is not None and not value >= low) or (high is not None and not value <= high):
-            raise UserError(f"--{field.name.replace('_', '-')} is {value}; it must be {f'at least {low}' if low is not None else ''}"
-                            f"{' and ' if low is not None and high is not None else ''}{f'at most {high}' if high is not None else ''}")
+    values = {}
+    if preset := given.pop("preset", None):
+        values |= presets[preset]
+    for chooser, table in (brings or {}).items():
+        if chooser in given:
+            values |= table[given[chooser]]
+    config = cls(**{**values, **given})
+    _check_limits(config)
     return config
+
+
+def _flag_of(field):
+    return "--" + field.name.replace("_", "-")
+
+
+def _add_flag(parser, field, positional):
+    """Tell argparse of a field. A flag that is not given leaves no value, so presets can win."""
+    kind = type(field.default)
+    shown = f"{field.metadata['help']} (default: {field.default})"
+    options = dict(default=argparse.SUPPRESS, help=shown.replace("%", "%%"))
+    if field.name == positional:
+        parser.add_argument(field.name, nargs="?", **options)
+    elif kind is bool:
+        parser.add_argument(_flag_of(field), action=argparse.BooleanOptionalAction, **options)
+    else:
+        choices = field.metadata["choices"]
+        parser.add_argument(_flag_of(field), type=kind, choices=choices, **options)
+
+
+def _refuse_old_names(argv):
+    """Raise a UserError that names the new flag where an old one is given."""
+    for word in argv:
+        old = word.split("=")[0]  # --flag value or --flag=value
+        if old in RENAMED:
+            raise UserError(f"{old} is called {RENAMED[old]} now")
+
+
+def _check_limits(config):
+    """Raise UserError for a value outside its limits. They also hold for what presets bring."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        low = field.metadata["low"]
+        high = field.metadata["high"]
+        # `not >=` and not `<`: a NaN is outside of every limit
+        too_low = low is not None and not value >= low
+        too_high = high is not None and not value <= high
+        if too_low or too_high:
+            limits = []
+            if low is not None:
+                limits.append(f"at least {low}")
+            if high is not None:
+                limits.append(f"at most {high}")
+            raise UserError(f"{_flag_of(field)} is {value}; it must be {' and '.join(limits)}")
 
 
 def whole_numbers(text, name):

@@ -1,14 +1,21 @@
-"""The rollout engine: many prompts, many samples each, one token a step for all of them, until each one stops.
+"""The rollout engine: sample many responses to many prompts at once.
 
-    prefill   every prompt is read once, whatever the number of its samples; uneven prompts are padded on the right only
-    decode    one token a step, against the key/value cache, for each branch: rows whose responses agree so far; on a GPU a step is one recorded CUDA graph
-    leave     rows that have stopped are dropped from the batch and the cache, so nobody computes for the finished
+    prefill   each prompt is read once, whatever the number of its samples
+    decode    every row gets one more token per step, from a key/value cache
+    drop      rows that stopped leave the batch and the cache
 
-Every response draws from its own row of random numbers, fixed before the first token: which rows share a batch, when others leave, and how
-many ranks share the work change no sample, but for the rounding of matrix products of another size. The model computes in the dtype of its weights; `sampler` makes a copy in a faster one.
+Prompts of uneven length are padded on the right, for the prefill only. Rows that have written the
+same tokens so far are computed once (class Decoding). On a GPU each step is the replay of one
+recorded CUDA graph (class GraphDecoding).
 
-Letters: P prompts, G samples a prompt, N = P * G rows in prompt-major order (row p * G + g), L longest response, V vocabulary,
-B rows still in the batch.
+Each response draws from its own row of random numbers, fixed before the first token. So a sample
+does not depend on which rows share its batch, when other rows leave, or how many ranks share the
+work, except through the rounding of matrix products of another size. The model computes in the
+dtype of its weights; `sampler` makes a copy in a faster one.
+
+Letters: P prompts, G samples per prompt, N = P * G rows in prompt-major order (row p * G + g is
+sample g of prompt p), L longest response, V vocabulary, B rows still in the batch, M rows of the
+cache.
 """
 
 import copy
@@ -21,15 +28,20 @@ from nanoreason.model import KVCache
 from nanoreason.tokenizer import END, PAD
 
 MAX_ROWS = 512  # rows decoded at once
-SLOT_BLOCK = 32  # on a CPU the cache grows by this many slots, for every step reads it whole
-GRAPH_STEPS = 16  # on a GPU, steps between two looks at who has stopped: a look makes the CPU wait for the GPU
+SLOT_BLOCK = 32  # on a CPU the cache grows by this many slots, because each step reads all slots
+GRAPH_STEPS = 16  # on a GPU, steps between two checks for stopped rows: a check waits for the GPU
 
 
 @dataclass
 class Rollout:
-    """Responses, without their prompts. ids (N, L) int64, PAD after the stop; mask (N, L) bool, True where a token was sampled
-    (the stop token included); logprobs (N, L) float32, log-probability of each sampled token under the distribution it was
-    drawn from, temperature included, 0 where masked; ended (N,) bool, False for responses cut off by the length limit."""
+    """Sampled responses, without their prompts.
+
+    ids       (N, L) int64, PAD after the stop token
+    mask      (N, L) bool, True where a token was sampled, the stop token included
+    logprobs  (N, L) float32, log-probability of each sampled token under the distribution that it
+              was drawn from, temperature included (greedy: at temperature 1); 0 where masked
+    ended     (N,) bool, False for a response that was cut off by the length limit
+    """
 
     ids: torch.Tensor
     mask: torch.Tensor
@@ -38,50 +50,73 @@ class Rollout:
 
     @property
     def lengths(self):
-        """(N,) tokens a response, the stop token included."""
+        """(N,) int64, tokens per response, the stop token included."""
         return self.mask.sum(1)
 
     def cpu(self):
-        """The same on the CPU, moved at once: single responses would each wait for the GPU."""
+        """The same on the CPU. One copy: to read responses one by one would wait for the GPU at
+        each of them."""
         return Rollout(self.ids.cpu(), self.mask.cpu(), self.logprobs.cpu(), self.ended.cpu())
 
     def select(self, rows):
-        """Some of the rows, in this order; rows: a list of indices."""
+        """The Rollout of some rows, in this order. rows: a list of indices."""
         rows = torch.tensor(rows, dtype=torch.long, device=self.ids.device)
         return Rollout(self.ids[rows], self.mask[rows], self.logprobs[rows], self.ended[rows])
 
     def response(self, row):
-        """Ids of one response as a list."""
+        """Ids of one response as a list, without padding."""
         return self.ids[row, : int(self.mask[row].sum())].tolist()
 
 
 def join_rollouts(parts):
-    """One Rollout of several, in order; shorter ones are padded."""
+    """One Rollout of several, in their order. Shorter ones are padded on the right."""
     longest = max(part.ids.size(1) for part in parts)
-    stack = lambda name, fill: torch.cat([F.pad(getattr(part, name), (0, longest - part.ids.size(1)), value=fill) for part in parts])
-    return Rollout(stack("ids", PAD), stack("mask", False), stack("logprobs", 0.0), torch.cat([part.ended for part in parts]))
+
+    def join(name, fill):
+        tensors = [getattr(part, name) for part in parts]
+        return torch.cat([F.pad(x, (0, longest - x.size(1)), value=fill) for x in tensors])
+
+    ended = torch.cat([part.ended for part in parts])
+    return Rollout(join("ids", PAD), join("mask", False), join("logprobs", 0.0), ended)
+
+
+# Sampling one token
 
 
 def sample_token(logits, temperature, uniform, branch=None):
-    """Draw one token a row. logits (M, V), uniform (B,) in [0, 1), branch (B,) which of the M each row draws from, itself if left out -> ids (B,)
-    and their log-probabilities (B,) at this temperature; 0 means greedy.
+    """Draw one token per row.
 
-    One uniform number a row and the inverse of the cumulative distribution: as exact as torch.multinomial, which draws V numbers a row.
+    logits (M, V); temperature: 0 takes the most likely token; uniform (B,) in [0, 1), not read
+    when greedy; branch (B,) int64: which row of the logits each row draws from, by default its own.
+    Returns ids (B,) int64 and their log-probabilities (B,) float32 at this temperature, or at
+    temperature 1 when greedy.
+
+    Inverse transform sampling: the token is the first whose cumulative probability exceeds the
+    row's uniform number. That is as exact as torch.multinomial, which needs V numbers per row.
+
+        p [0.2, 0.5, 0.3], cumulative [0.2, 0.7, 1.0]:   uniform 0.1 -> 0,  0.6 -> 1,  0.9 -> 2
     """
-    branch = torch.arange(len(logits), device=logits.device) if branch is None else branch
+    if branch is None:
+        branch = torch.arange(len(logits), device=logits.device)
     if temperature == 0:
-        ids = logits.argmax(-1, keepdim=True)
-        return ids.squeeze(1)[branch], logits.float().log_softmax(-1).gather(1, ids).squeeze(1)[branch]
-    p = (logits.float() / temperature).softmax(-1)
+        best = logits.argmax(-1)  # (M,)
+        logprobs = logits.float().log_softmax(-1).gather(1, best[:, None]).squeeze(1)  # (M,)
+        return best[branch], logprobs[branch]
+    p = (logits.float() / temperature).softmax(-1)  # (M, V)
     cumulative = p.cumsum(-1)[branch]  # (B, V)
-    ids = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).clamp_(max=logits.size(1) - 1)
-    ids = ids.squeeze(1)
-    return ids, p[branch, ids].clamp_min(1e-30).log()  # rounding may choose the last token, whatever its chance
+    total = cumulative[:, -1:]  # 1 but for rounding
+    ids = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)  # (B, 1)
+    ids = ids.clamp_(max=logits.size(1) - 1).squeeze(1)  # (B,)
+    # rounding may choose the last token even where its probability is 0
+    return ids, p[branch, ids].clamp_min(1e-30).log()
 
 
 @torch.no_grad()
 def sampler(model, bf16, out=None):
-    """A frozen copy of the model to sample from, in bfloat16 where that is faster; `out`: an earlier copy to refresh in place."""
+    """A frozen copy of the model to sample from, in bfloat16 where that is faster.
+
+    out: an earlier copy, to be refreshed in place with the model's present weights.
+    """
     if out is None:
         out = copy.deepcopy(model).requires_grad_(False).eval()
         return out.bfloat16() if bf16 else out
@@ -91,131 +126,242 @@ def sampler(model, bf16, out=None):
 
 
 def noise(shape, generator):
-    """Uniform numbers for `generate`, one a token: shape (N, L), on the generator's device."""
+    """Uniform numbers in [0, 1) for `generate`, one per token: shape (N, L), float32, on the
+    generator's device."""
     return torch.rand(shape, generator=generator, device=generator.device)
 
 
+# Sampling whole responses
+
+
 @torch.inference_mode()
-def generate(model, prompts, samples=1, max_new_tokens=256, temperature=1.0, uniform=None, max_rows=MAX_ROWS, compile=False, on_progress=None, stop=(END,)):
+def generate(
+    model, prompts, samples=1, max_new_tokens=256, temperature=1.0, uniform=None,
+    max_rows=MAX_ROWS, compile=False, on_progress=None, stop=(END,),
+):
     """Sample `samples` responses to each prompt.
 
-    prompts: list of P lists of ids. temperature: 0 is greedy. uniform: a torch.Generator, or the numbers that `noise` made, (P * samples, at
-    least max_new_tokens); required unless greedy. max_rows: rows decoded at once; more prompts are served in turns. compile: torch.compile the
-    decoding step: seconds at the first call, for good in a long run. on_progress: called with the number of rows that just finished. stop: ids that
-    end a response, and belong to it.
-    Returns a Rollout of P * samples rows on the model's device, which is empty where there are no prompts. Raises ValueError for an empty prompt or one that leaves no
-    room for a single new token in the model's context.
+    prompts: list of P lists of ids. temperature: 0 is greedy. uniform: a torch.Generator, or the
+    numbers that `noise` made, (P * samples, max_new_tokens or more); required unless greedy.
+    max_rows: rows decoded at once; where there are more, the prompts are served in turns.
+    compile: torch.compile the decoding step, which takes seconds at the first call and pays off in
+    a long run. on_progress: called with the number of rows that finished since its last call.
+    stop: ids that end a response; the stop token is the last token of the response.
+
+    Returns a Rollout of P * samples rows on the model's device, empty where there are no prompts.
+    Raises ValueError for an empty prompt, for one that leaves no room for a single new token in
+    the model's context, and where uniform is missing.
     """
+    device = model.embed.weight.device
     if not prompts:
-        none = torch.zeros(0, 1, device=model.embed.weight.device)
-        return Rollout(none.long(), none.bool(), none, none[:, 0].bool())
-    room = model.config.max_len - max(map(len, prompts))
-    if room < 1 or min(map(len, prompts)) < 1:
-        raise ValueError(f"a prompt of {max(map(len, prompts))} tokens does not fit the context of {model.config.max_len} with room to answer")
-    limit, N, device = min(max_new_tokens, room), len(prompts) * samples, model.embed.weight.device
+        return empty_rollout(device)
+    limit = min(max_new_tokens, room_to_answer(model, prompts))
+    N = len(prompts) * samples
+    uniform = uniform_numbers(uniform, temperature, (N, max_new_tokens))[:, :limit].to(device)
+    ids = torch.full((N, limit), PAD, device=device)
+    logprobs = torch.zeros(N, limit, device=device)
+    decoding = GraphDecoding if device.type == "cuda" else Decoding
+    prompts_per_turn = max(1, max_rows // samples)
+    for first in range(0, len(prompts), prompts_per_turn):
+        last = first + prompts_per_turn
+        rows = slice(first * samples, last * samples)
+        turn = decoding(
+            model, prompts[first:last], samples, ids[rows], logprobs[rows], uniform[rows],
+            temperature, compile, stop,
+        )
+        turn.run(on_progress)  # fills these rows of ids and logprobs
+    return finished_rollout(ids, logprobs, stop)
+
+
+def empty_rollout(device):
+    """A Rollout of no rows, with the dtypes of any other."""
+    none = torch.zeros(0, 1, device=device)
+    return Rollout(none.long(), none.bool(), none, none[:, 0].bool())
+
+
+def room_to_answer(model, prompts):
+    """Tokens that the model's context leaves behind the longest prompt. Raises ValueError where
+    that is none, or where a prompt is empty."""
+    longest = max(map(len, prompts))
+    context = model.config.max_len
+    if longest >= context or min(map(len, prompts)) < 1:
+        raise ValueError(
+            f"a prompt of {longest} tokens does not fit the context of {context} "
+            "with room to answer"
+        )
+    return context - longest
+
+
+def uniform_numbers(uniform, temperature, shape):
+    """The random numbers of a rollout, (N, max_new_tokens or more). Raises ValueError where they
+    are needed and missing."""
     if temperature == 0:
-        uniform = torch.zeros(N, 1).expand(N, limit)
-    elif uniform is None:
+        return torch.zeros(shape[0], 1).expand(shape)  # greedy decoding reads none of them
+    if uniform is None:
         raise ValueError("sampling needs an explicit generator")
-    elif isinstance(uniform, torch.Generator):
-        uniform = noise((N, max_new_tokens), uniform)
-    uniform = uniform[:, :limit].to(device)
-    ids, logprobs = torch.full((N, limit), PAD, device=device), torch.zeros(N, limit, device=device)
-    at_once, decoding = max(1, max_rows // samples), GraphDecoding if device.type == "cuda" else Decoding
-    for at in range(0, len(prompts), at_once):
-        part = slice(at * samples, (at + at_once) * samples)
-        decoding(model, prompts[at : at + at_once], samples, ids[part], logprobs[part], uniform[part], temperature, compile, stop).run(on_progress)
-    stopped = torch.isin(ids, torch.tensor(stop, device=device)).long()
-    mask = stopped.cumsum(1) - stopped == 0  # up to and including the first stop token
+    return noise(shape, uniform) if isinstance(uniform, torch.Generator) else uniform
+
+
+def finished_rollout(ids, logprobs, stop):
+    """The Rollout of decoded rows, ids and logprobs (N, limit), cut to the longest response.
+
+    With stop token 9:   ids [[5, 9, PAD, PAD], [5, 6, 9, PAD]]
+        ->  ids [[5, 9, PAD], [5, 6, 9]]   mask [[True, True, False], [True, True, True]]
+    """
+    is_stop = torch.isin(ids, torch.tensor(stop, device=ids.device)).long()  # (N, limit)
+    stops_before = is_stop.cumsum(1) - is_stop
+    mask = stops_before == 0  # up to the first stop token, and that token too
     longest = int(mask.sum(1).max())
-    return Rollout(ids[:, :longest], mask[:, :longest], logprobs[:, :longest], stopped.any(1))
+    return Rollout(ids[:, :longest], mask[:, :longest], logprobs[:, :longest], is_stop.any(1))
+
+
+def pad_prompts(prompts):
+    """Prompts as one tensor (P, T) int64, padded on the right, and their lengths (P,).
+
+    [[5, 6, 7], [8]]  ->  [[5, 6, 7], [8, PAD, PAD]], [3, 1]
+    """
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    padded = torch.full((len(prompts), int(lengths.max())), PAD)
+    for row, prompt in enumerate(prompts):
+        padded[row, : len(prompt)] = torch.tensor(prompt)
+    return padded, lengths
+
+
+# The decoding loop
 
 
 class Decoding:
     """One turn of `generate`: the state of the rows that are decoded together.
 
-    Rows whose responses agree so far are one branch: computed once, with one row of the cache. Each of them draws its next token from its own random
-    numbers, and the branch splits where they differ, so that every row gets what it would have got alone. Measured against a row of the cache for
-    every row (1.05M parameters, one core, levels 1 to 3): 256 samples of a question take 0.56 of the time, 8 samples 0.80.
+    Rows that have written the same tokens behind the same prompt form a branch. A branch has one
+    row of the cache and is computed once. Each of its rows draws the next token from its own random
+    numbers, and the branch splits where the tokens differ; so every row gets what it would have got
+    alone. Compared with a cache row for every row (1.05M parameters, one core, levels 1 to 3),
+    256 samples per question take 0.56 of the time and 8 samples take 0.80.
 
-    ids, logprobs, uniform: (N, limit), the first two to be filled. Of the B rows still in the batch: rows (B,) which of the N each is, branch (B,) which row
-    of the cache it is on; token (M,) the newest of each of the cache's M rows, of which some may be idle; t: index of the next token.
+    ids, logprobs, uniform: (N, limit); the first two are filled.
+    rows    (B,) which of the N each row in the batch is
+    branch  (B,) which cache row it reads
+    token   (M,) the newest token of each cache row; some cache rows may be idle
+    t       index of the next token
     """
 
-    def __init__(self, model, prompts, samples, ids, logprobs, uniform, temperature, compile, stop=(END,)):
-        self.model, self.ids, self.logprobs, self.uniform, self.temperature = model, ids, logprobs, uniform, temperature
-        self.device, self.limit = ids.device, ids.size(1)
+    def __init__(
+        self, model, prompts, samples, ids, logprobs, uniform, temperature, compile, stop=(END,)
+    ):
+        self.ids = ids
+        self.logprobs = logprobs
+        self.uniform = uniform
+        self.temperature = temperature
+        self.device = ids.device
+        self.limit = ids.size(1)  # longest response, in tokens
         self.stop = torch.tensor(stop, device=self.device)
         self.decode = torch.compile(model.decode, dynamic=True) if compile else model.decode
-        lengths = torch.tensor([len(p) for p in prompts])
-        self.longest = int(lengths.max())  # tokens in the longest row, the newest one not counted
-        padded = torch.full((len(prompts), self.longest), PAD)  # (P, T)
-        for row, prompt in enumerate(prompts):
-            padded[row, : len(prompt)] = torch.tensor(prompt)
-        self.cache = KVCache(model.config, len(prompts), self.first_slots(), self.device, model.embed.weight.dtype)
-        logits = model.prefill(padded.to(self.device), lengths.to(self.device), self.cache)  # (P, V)
-        self.rows = torch.arange(len(ids), device=self.device)
+        self.reported = 0  # rows that on_progress has been told of
+
+        padded, lengths = pad_prompts(prompts)  # (P, T), (P,)
+        self.longest = padded.size(1)  # longest prompt, in tokens
+        dtype = model.embed.weight.dtype
+        self.cache = KVCache(model.config, len(prompts), self.first_slots(), self.device, dtype)
+        logits = model.prefill(padded.to(self.device), lengths.to(self.device), self.cache)
+        self.rows = torch.arange(len(ids), device=self.device)  # (N,), prompt-major
         self.begin(logits, self.rows // samples)
 
     def first_slots(self):
+        """Tokens per row that the cache has room for at the start."""
         return self.longest
 
     def begin(self, logits, prompt):
-        """The first token. logits: (P, V) behind the prompts; prompt: (B,) whose each row is."""
-        self.branch, self.t = prompt, 0
+        """Draw the first token. logits (P, V) behind the prompts; prompt (N,): each row's prompt.
+
+        All samples of a prompt begin as one branch, on the cache row that the prefill filled.
+        """
+        self.branch = prompt
+        self.t = 0
         self.pick(logits)
 
     def pick(self, logits):
-        """Draw the next token of every row from its branch's logits (M, V), write it down, let go who has stopped, and part who differs."""
-        token, logprob = sample_token(logits, self.temperature, self.uniform[self.rows, self.t], self.branch)
-        self.ids[self.rows, self.t], self.logprobs[self.rows, self.t] = token, logprob
+        """Draw the next token of every row from its branch's logits (M, V).
+
+        Rows that stopped are dropped. Rows of one branch whose tokens differ get their own cache
+        row; rows whose tokens agree stay together. Four rows, before and after:
+
+            row  branch  draws         row  branch
+             0     0       4      ->    0     0      newest token 4
+             1     0       4      ->    1     0
+             2     0       8      ->    2     1      newest token 8; cache row 1 was free, and
+             3     1      stop    ->   dropped       holds a copy of cache row 0 now
+        """
+        uniform = self.uniform[self.rows, self.t]  # (B,)
+        token, logprob = sample_token(logits, self.temperature, uniform, self.branch)
+        self.ids[self.rows, self.t] = token
+        self.logprobs[self.rows, self.t] = logprob
         self.t += 1
-        live = (token[:, None] != self.stop).all(1)
+
+        live = (token[:, None] != self.stop).all(1)  # (B,)
         self.rows = self.rows[live]
-        parts, part = torch.unique(self.branch[live] * logits.size(1) + token[live], return_inverse=True)
-        if len(parts) == 0:
+        if len(self.rows) == 0:
             return
-        if len(parts) == 1:
-            parts = parts.repeat(2)  # torch.compile would specialise on a batch of one
-        row = self.cache.continue_from(parts // logits.size(1))
-        self.branch = row[part]
-        self.token = torch.zeros_like(self.cache.lengths).index_copy_(0, row, parts % logits.size(1))
+
+        # Each different pair (branch, token) is one branch of the next step, in ascending order.
+        V = logits.size(1)
+        pairs = self.branch[live] * V + token[live]
+        pairs, pair_of_row = torch.unique(pairs, return_inverse=True)
+        if len(pairs) == 1:
+            pairs = pairs.repeat(2)  # torch.compile would specialise on a batch of one
+        cache_row = self.cache.continue_from(pairs // V)
+        self.branch = cache_row[pair_of_row]
+        self.token = torch.zeros_like(self.cache.lengths).index_copy_(0, cache_row, pairs % V)
 
     def run(self, on_progress):
         """Decode until every row has stopped or reached the limit."""
-        shown = 0
         while True:
-            done = len(self.ids) - (len(self.rows) if self.t < self.limit else 0)
-            if on_progress and done > shown:
-                on_progress(done - shown)
-                shown = done
-            if done == len(self.ids):
-                break
+            live = len(self.rows) if self.t < self.limit else 0
+            self.report(live, on_progress)
+            if live == 0:
+                return
             if self.longest + self.t > self.cache.slots:
                 self.cache.grow(self.cache.slots + SLOT_BLOCK)
-            self.pick(self.decode(self.token, self.cache))
+            logits = self.decode(self.token, self.cache)  # (M, V)
+            self.pick(logits)
+
+    def report(self, live, on_progress):
+        """Tell on_progress how many rows have finished since the last report."""
+        finished = len(self.ids) - live
+        if on_progress and finished > self.reported:
+            on_progress(finished - self.reported)
+            self.reported = finished
 
 
 class GraphDecoding(Decoding):
-    """The same on a GPU, where a step is one recorded graph: no shape may change from step to step, so that every row keeps a row of the cache to itself,
-    stopped ones stay for a while, and the cache has room for the longest response from the start.
+    """The same on a GPU, where each step replays one recorded CUDA graph.
 
-    rows, token, live, at: (B,), which of the N each row is, its newest token, whether it has yet to stop, the index of its next token.
+    A graph allows no change of shape from step to step. So every row keeps a cache row to itself,
+    a row that stopped stays in the batch for a while, and the cache has room for the longest
+    response from the start.
+
+    rows    (B,) which of the N each row in the batch is
+    token   (B,) its newest token
+    live    (B,) bool, whether it has yet to stop
+    at      (B,) index of its next token; the same in all rows, but a tensor, as a graph needs
     """
 
     def first_slots(self):
         return self.longest + self.limit
 
     def begin(self, logits, prompt):
+        """Give every row a copy of its prompt's cache row, then draw the first token."""
         self.cache.select(prompt)
-        self.live = torch.ones(len(prompt), dtype=torch.bool, device=self.device)
-        self.at = torch.zeros(len(prompt), dtype=torch.long, device=self.device)
-        self.token = torch.empty(len(prompt), dtype=torch.long, device=self.device)
-        self.pick(logits[prompt])
+        N = len(prompt)
+        self.live = torch.ones(N, dtype=torch.bool, device=self.device)
+        self.at = torch.zeros(N, dtype=torch.long, device=self.device)
+        self.token = torch.empty(N, dtype=torch.long, device=self.device)
+        self.pick(logits[prompt])  # (P, V) -> (N, V)
 
     def pick(self, logits):
-        """Draw the next token of every row, and write it down for those that have not stopped."""
-        where = self.rows, self.at
+        """Draw the next token of every row from its logits (B, V), and keep it for those that
+        have not stopped. Everything happens in place and on the GPU: the graph records it."""
+        where = (self.rows, self.at)
         token, logprob = sample_token(logits, self.temperature, self.uniform[where])
         self.token.copy_(token)
         self.ids[where] = torch.where(self.live, token, PAD)
@@ -224,55 +370,64 @@ class GraphDecoding(Decoding):
         self.at += 1
 
     def step(self):
-        """One more token for every row."""
-        self.pick(self.decode(self.token, self.cache))
+        """One more token for every row: what the graph records."""
+        logits = self.decode(self.token, self.cache)  # (B, V)
+        self.pick(logits)
 
     def leave(self, count):
-        """Drop rows that have stopped, down to the next halving that keeps the `count` live ones: each size is recorded anew."""
+        """Halve the batch while all `count` live rows fit, dropping rows that stopped.
+
+        Returns whether the batch changed. Halves keep the number of sizes small, because the step
+        is recorded anew for each.     20 rows, 4 of them live  ->  10  ->  5
+        """
         size = len(self.rows)
         while (size + 1) // 2 >= max(count, 2):
             size = (size + 1) // 2
         if size == len(self.rows):
             return False
-        keep = self.live.int().argsort(descending=True, stable=True)[:size]
+        keep = self.live.int().argsort(descending=True, stable=True)[:size]  # live rows first
         self.cache.select(keep)
-        self.rows, self.token, self.live, self.at = (x[keep] for x in (self.rows, self.token, self.live, self.at))
+        self.rows = self.rows[keep]
+        self.token = self.token[keep]
+        self.live = self.live[keep]
+        self.at = self.at[keep]
         return True
 
     def run(self, on_progress):
         """Decode until every row has stopped or reached the limit."""
-        step, shown = record(self.step), 0
+        step = RecordedStep(self.step)
         for t in range(1, self.limit):
             if t % GRAPH_STEPS == 0:
-                count = int(self.live.sum())
-                if on_progress and len(self.ids) - count > shown:
-                    on_progress(len(self.ids) - count - shown)
-                    shown = len(self.ids) - count
-                if count == 0:
-                    break
-                if self.leave(count):
-                    step = record(self.step)
+                live = int(self.live.sum())
+                self.report(live, on_progress)
+                if live == 0:
+                    return
+                if self.leave(live):
+                    step = RecordedStep(self.step)
             step()
-        if on_progress and shown < len(self.ids):
-            on_progress(len(self.ids) - shown)
+        self.report(0, on_progress)
 
 
-def record(step):
-    """`step`, a function without arguments or results, as a CUDA graph: hundreds of kernel launches become one.
+class RecordedStep:
+    """A function without arguments or results as a CUDA graph: one launch instead of hundreds.
 
-    The first call runs it as it is, which loads kernels and compiles what is to be compiled; the second records it. Everything that it
-    reads and writes must stay at its address, and no shape may change.
+    The first call runs the function as it is, which loads kernels and compiles what is to be
+    compiled. The second call records it; that and all later calls replay the recording. Everything
+    that the function reads and writes must stay at its address, and no shape may change.
     """
-    state = {}
 
-    def call():
-        if "warm" not in state:
-            state["warm"] = True
-            return step()
-        if "graph" not in state:
-            state["graph"] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(state["graph"]):
-                step()
-        state["graph"].replay()
+    def __init__(self, step):
+        self.step = step
+        self.warm = False
+        self.graph = None
 
-    return call
+    def __call__(self):
+        if not self.warm:
+            self.warm = True
+            self.step()
+            return
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):  # records, without running
+                self.step()
+        self.graph.replay()

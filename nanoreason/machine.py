@@ -1,4 +1,4 @@
-"""Where a script runs: its device, its place among torchrun's ranks, seeds, bfloat16, and how it ends."""
+"""Where a script runs: its device, its rank under torchrun, seeds, bfloat16, and how it ends."""
 
 import ctypes
 import hashlib
@@ -18,77 +18,119 @@ import torch.distributed as dist
 
 from nanoreason.flags import UserError
 
-PATIENCE = timedelta(minutes=10)  # a rank that keeps the others waiting for longer is taken to hang, and the run ends
-LOST = re.compile(r"Connection (?:closed|reset) by peer|Broken pipe|Timed out waiting \d+ms|remote process exited")  # what gloo and NCCL say
+# a rank that keeps the others waiting for longer is taken to hang, and the run ends
+PATIENCE = timedelta(minutes=10)
+# what gloo and NCCL say when another rank is gone
+LOST = re.compile(
+    r"Connection (?:closed|reset) by peer|Broken pipe|Timed out waiting \d+ms|remote process exited"
+)
 
 
 def torchrun_place():
-    """(rank, number of ranks, rank on this host) as torchrun sets them; (0, 1, 0) without it. The one place that reads the rank."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    """(rank, number of ranks, rank on this host) as torchrun sets them; (0, 1, 0) without it.
+
+    The one place that reads the rank.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    return rank, world, local_rank
 
 
 def complain(text):
     """One line on stderr: the script's name, the rank where there are several, the text."""
     rank, world, _ = torchrun_place()
-    sys.stderr.write(f"{Path(sys.argv[0]).name}: {f'rank {rank}: ' if world > 1 else ''}{text}\n")
+    script = Path(sys.argv[0]).name
+    who = f"rank {rank}: " if world > 1 else ""
+    sys.stderr.write(f"{script}: {who}{text}\n")
     sys.stderr.flush()
 
 
 def run_script(main):
-    """Call main(); a UserError becomes one line on stderr and exit status 2, Ctrl-C ends with 130.
+    """Call main(); a UserError becomes one line on stderr and exit status 2, Ctrl-C exits with 130.
 
-    Under torchrun a rank that fails says why and leaves without a word to the others: any farewell might wait for them. Its connections
-    close, whoever exchanges with it fails in turn, and torchrun sends SIGTERM to all that are left. These say that it was not their fault.
+    Under torchrun, a rank that fails says why and exits without a collective call, because a
+    collective would block if a rank is gone. Its connections close, so the next exchange of any
+    other rank with it fails too, and torchrun sends SIGTERM to all ranks that are left. Each of
+    these says in one line that another rank failed.
     """
-    rank, world, _ = torchrun_place()
+    _, world, _ = torchrun_place()
     status = 0
     try:
         main()
         if dist.is_available() and dist.is_initialized():
-            dist.barrier()  # a rank that leaves early can abort the others' last exchange
+            dist.barrier()  # a rank that exits early can abort the others' last exchange
             dist.destroy_process_group()
     except UserError as error:
-        if rank > 0:
-            _let_torchrun_end_us()  # most mistakes are every rank's, and rank 0 has said them by now
-        complain(" ".join(str(error).split()))
-        if rank == 0 and world > 1:
-            time.sleep(1)  # a rank that a busy machine keeps back comes to the same mistake before torchrun ends it
+        _report_mistake(error)
         status = 2
     except KeyboardInterrupt:
         status = 130
     except Exception as error:
         if world == 1:
             raise
-        status, lost = 1, LOST.search(str(error)) if isinstance(error, RuntimeError) else None
-        if lost:
-            complain(f"stopped ({lost[0]}): another rank failed, hangs or was lost; its own message, if it left one, is above")
-            _let_torchrun_end_us()  # it takes the first to leave for the culprit
-        else:
-            sys.excepthook(*sys.exc_info())  # torch's, which begins every line with the rank
+        _report_failure(error)
+        status = 1
     if world > 1 and status:
         sys.stdout.flush()
-        os._exit(status)
+        os._exit(status)  # sys.exit would run exit handlers, and these may wait for other ranks
     if status:
         sys.exit(status)
 
 
-def _let_torchrun_end_us():
-    """Wait a moment for the SIGTERM that torchrun sends once another rank has ended, and die of it in silence."""
+def _report_mistake(error):
+    """A UserError as one line. Most mistakes are every rank's, so rank 0 alone should say them."""
+    rank, world, _ = torchrun_place()
+    if rank > 0:
+        _wait_for_sigterm()  # if rank 0 made the same mistake, this process ends here
+    complain(" ".join(str(error).split()))
+    if rank == 0 and world > 1:
+        # another rank may be slower on a busy machine: it should come to the same mistake, and
+        # not to a lost connection, before torchrun ends it
+        time.sleep(1)
+
+
+def _report_failure(error):
+    """Any other exception of one of several ranks, which may be the loss of another rank."""
+    lost = LOST.search(str(error)) if isinstance(error, RuntimeError) else None
+    if lost:
+        complain(
+            f"stopped ({lost[0]}): another rank failed, hangs or was lost; "
+            "its own message, if it left one, is above"
+        )
+        _wait_for_sigterm()  # torchrun reports the first rank to exit as the one that failed
+    else:
+        sys.excepthook(*sys.exc_info())  # torch's, which begins every line with the rank
+
+
+def _wait_for_sigterm():
+    """Wait a moment for the SIGTERM that torchrun sends once another rank has exited.
+
+    The signal then ends this process without a message.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(3)
 
 
-def _heed_sigterm():
-    """Say so and leave when SIGTERM comes. A thread does it: the main one may be waiting inside an exchange, where Python handles no signal."""
-    told, tell = os.pipe()
-    os.set_blocking(tell, False)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # without a handler in Python nothing would be written to the pipe
-    signal.set_wakeup_fd(tell)
+def _exit_on_sigterm():
+    """On SIGTERM, say one line and exit.
+
+    A thread waits for the signal: the main thread may be inside an exchange with other ranks,
+    where Python handles no signal.
+    """
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    # without a handler in Python nothing would be written to the pipe
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(write_end)
 
     def wait():
-        while os.read(told, 1)[0] != signal.SIGTERM:
+        while os.read(read_end, 1)[0] != signal.SIGTERM:
             pass
-        complain("stopped (SIGTERM): another rank failed, hangs or was lost, or torchrun was told to end; the reason, if there is one, is above")
+        complain(
+            "stopped (SIGTERM): another rank failed, hangs or was lost, or torchrun was told "
+            "to end; the reason, if there is one, is above"
+        )
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -96,7 +138,7 @@ def _heed_sigterm():
 
 @dataclass(frozen=True)
 class Machine:
-    """Where this process runs: its device and its place among torchrun's ranks."""
+    """Where this process runs: its device, its rank, and `world`, the number of ranks."""
 
     device: torch.device
     rank: int = 0
@@ -104,27 +146,33 @@ class Machine:
 
     @property
     def main(self):
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     @property
     def memory(self):
-        """Bytes that this process could use on its device: all of a GPU, or its share of the machine's own."""
+        """Bytes that this process may use: all of its GPU, or its share of the host's memory."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_properties(self.device).total_memory
         if self.device.type == "mps":
             return torch.mps.recommended_max_memory()
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return host // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
     def total(self, value):
         """Sum of a number over all ranks, as a float."""
         if self.world == 1:
             return float(value)
-        tensor = torch.tensor([float(value)], dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device)
+        dtype = torch.float64 if self.device.type != "mps" else torch.float32
+        tensor = torch.tensor([float(value)], dtype=dtype, device=self.device)
         dist.all_reduce(tensor)
         return tensor.item()
 
     def sum(self, tensor):
-        """Sum of a small tensor over all ranks, element by element."""
+        """Sum of a small tensor over all ranks, element by element.
+
+        Use what is returned: `tensor` itself may be overwritten.
+        """
         if self.world == 1:
             return tensor
         shared = tensor.to(self.device)
@@ -132,58 +180,77 @@ class Machine:
         return shared.to(tensor.device)
 
     def sum_gradients(self, model):
-        """Sum every gradient over all ranks in one bucket; a parameter without one counts as zero, and where no rank has any, none appears."""
-        if self.world == 1 or not self.total(any(p.grad is not None for p in model.parameters())):
+        """Sum the gradients of all ranks, in place, in one exchange.
+
+        A parameter without a gradient on this rank counts as zero. Where no rank has a gradient,
+        none appears: the optimizer then makes no step.
+        """
+        if self.world == 1:
             return
-        for p in model.parameters():
+        params = list(model.parameters())
+        if not self.total(any(p.grad is not None for p in params)):
+            return
+        for p in params:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        flat = torch.cat([p.grad.flatten() for p in model.parameters()])
+        flat = torch.cat([p.grad.flatten() for p in params])  # (number of parameters,)
         dist.all_reduce(flat)
-        for p, g in zip(model.parameters(), flat.split([p.numel() for p in model.parameters()])):
-            p.grad.copy_(g.view_as(p))
+        sums = flat.split([p.numel() for p in params])
+        for p, total in zip(params, sums):
+            p.grad.copy_(total.view_as(p))
 
 
 def keep_freed_memory():
-    """Ask glibc to keep freed memory instead of handing it back to the kernel after every large tensor.
+    """Ask glibc to keep freed memory and not to hand it back to the kernel.
 
-    Eager training on a CPU frees and takes megabytes thousands of times a second, and each round trip costs page faults:
-    21 thousand tokens/s with this against 16 to 19 thousand without (micro model, 2 cores). Elsewhere it does nothing.
+    Eager training on a CPU frees and takes megabytes thousands of times per second, and each time
+    that memory comes from the kernel costs page faults: 21 thousand tokens/s with this against
+    16 to 19 thousand without (micro model, 2 cores). Without glibc it does nothing.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # not Linux, or no glibc
         return
-    for parameter, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 1 << 26)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
-        mallopt(parameter, value)
+    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    mallopt(-2, 1 << 26)  # M_TOP_PAD
 
 
 def start_machine(device="auto"):
-    """Pick the device and, under torchrun, join the other ranks; an exchange that takes longer than PATIENCE ends the run.
+    """Pick the device and, under torchrun, join the other ranks.
 
-    device: auto, cpu, cuda or mps. Raises UserError when the one asked for is not there.
+    device: auto, cpu, cuda or mps. An exchange between ranks that takes longer than PATIENCE ends
+    the run. Raises UserError when this machine has no such device.
     """
     has_mps = torch.backends.mps.is_available()
+    has_cuda = torch.cuda.is_available()
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
-    if (device == "cuda" and not torch.cuda.is_available()) or (device == "mps" and not has_mps):
+        device = "cuda" if has_cuda else "mps" if has_mps else "cpu"
+    if (device == "cuda" and not has_cuda) or (device == "mps" and not has_mps):
         raise UserError(f"--device {device}: this machine has none")
     if device == "cpu":
         keep_freed_memory()
     rank, world, local_rank = torchrun_place()
     if device == "cuda":
         torch.cuda.set_device(local_rank)
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("high")  # float32 products may use TF32
         device = f"cuda:{torch.cuda.current_device()}"
     if world > 1 and not dist.is_initialized():
-        _heed_sigterm()
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
+        _exit_on_sigterm()
+        backend = "nccl" if device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE)
     return Machine(torch.device(device), rank, world)
 
 
 def seed_for(seed, *purpose):
-    """A 63-bit seed from (seed, purpose, ...) by hashing: neighbouring seeds share nothing, unlike seed + index."""
-    return int.from_bytes(hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest(), "big") >> 1
+    """A 63-bit seed from (seed, purpose, ...) by hashing.
+
+    Neighbouring seeds share nothing, unlike seed + index: there, index 1 of seed 0 is index 0 of
+    seed 1.
+    """
+    text = repr((seed, *purpose)).encode()
+    digest = hashlib.blake2b(text, digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def generator(seed, *purpose, device="cpu"):
@@ -192,8 +259,10 @@ def generator(seed, *purpose, device="cpu"):
 
 
 def bf16_pays(device):
-    """Whether matrix products in bfloat16 beat float32 here. A GPU is asked, an x86 CPU without
-    AVX-512 has no such arithmetic, any other CPU is timed: 2 ms, or 30 where bfloat16 is emulated.
+    """Whether matrix products in bfloat16 are faster than in float32 on this device.
+
+    A GPU is asked. An x86 CPU without AVX-512 has no bfloat16 arithmetic. Any other CPU is timed:
+    that takes 2 ms, or 30 where bfloat16 is emulated.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
@@ -213,12 +282,15 @@ def bf16_pays(device):
 
 
 def autocast(device, enabled):
-    """bfloat16 autocast where it is wanted, else nothing."""
+    """A context: bfloat16 autocast on `device` if `enabled`, else nothing."""
     return torch.autocast(device.type, torch.bfloat16) if enabled else nullcontext()
 
 
 def choose_bf16(precision, machine, began=None):
-    """--precision auto|fp32|bf16 -> whether to use bfloat16; rank 0 decides for all. began: what a run that is resumed began with; auto keeps it."""
+    """--precision auto|fp32|bf16 -> whether to use bfloat16; rank 0 decides for all ranks.
+
+    began: what a run that is resumed began with; auto keeps it.
+    """
     if precision != "auto":
         return precision == "bf16"
     if began is not None:

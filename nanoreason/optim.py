@@ -25,12 +25,12 @@ import torch
 
 from nanoreason.flags import UserError
 
-STEPS = 5
+STEPS = 5  # of Newton-Schulz, in `orthogonalize`
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c of Jordan et al.: steep at zero
 
 
 def orthogonalize(matrices):
-    """The orthogonal factors of a batch of matrices, approximately: U diag(s) V^T -> U diag(s') V^T.
+    """The orthogonal factors of a batch of matrices: U diag(s) V^T -> U diag(s') V^T, s' near 1.
 
     matrices: (N, m, n), float32 or float64, and so the result. Scaled to norm 1, each goes STEPS
     times through the odd polynomial p(X) = a X + b (X X^T) X + c (X X^T)^2 X. It acts on the
@@ -40,7 +40,8 @@ def orthogonalize(matrices):
 
     A step is Q X with Q = a I + b R + c R^2 and R = X X^T; the next R is Q R Q, and all these
     commute. So the steps are multiplied together on the short side, Q5 Q4 Q3 Q2 Q1 X, and X itself
-    is read twice however many there are: 2.0 GFLOP per update of the micro model instead of 2.9.
+    is read twice, however many steps there are: 2.0 GFLOP per update of the micro model and not
+    2.9.
     The polynomials of R blow rounding up: the result is within 0.001 in float32, but in TF32 or
     bfloat16 it would be lost.
     """
@@ -73,7 +74,8 @@ def full_float32():
 class Optimizer:
     """What both have: parameters, a learning rate `lr` to be set before a step, and their state.
 
-    state: {name: list of tensors, one per parameter}.
+    state: {name: list of tensors, one per parameter}. A subclass defines parts(), which begins a
+    step and returns its work as a list of functions.
     """
 
     def __init__(self, params, lr, weight_decay=0.0):
@@ -125,7 +127,8 @@ class Muon(Optimizer):
         self.momentum = momentum
         self.state = dict(momentum=self.zeros())
         self.groups = {}  # {shape: indices of the parameters that have it}, the largest first
-        for i, p in sorted(enumerate(self.params), key=lambda item: -item[1].numel()):
+        largest_first = sorted(enumerate(self.params), key=lambda item: -item[1].numel())
+        for i, p in largest_first:
             self.groups.setdefault(tuple(p.shape), []).append(i)
 
     def parts(self):

@@ -1,11 +1,16 @@
-"""Many samples a problem, drawn once: kept in a cache, judged by everybody, and every smaller N estimated from them.
+"""Many samples per problem, drawn once: kept in a cache, scored by every reward model, and used to
+estimate what any smaller number of samples would give.
 
     pool = draw_pool(model, problems, 256, 1.0, 240, seed, Path("runs/cache"))
     pool.add_reward_model("orm", reward_model)
-    scaling(pool, [1, 4, 16, 64, 256])         coverage, vote, mean log-probability, orm: best of N and weighted vote
+    scaling(pool, [1, 4, 16, 64, 256])     accuracy at each N by every rule: coverage, vote, and
+                                           best of N and weighted vote, by likelihood and by orm
 
-A problem's samples come from random numbers of its own, so that they are the same (but for the rounding of matrix products of another size) whatever
-the order of the problems and whoever shares the batch. P problems, N samples of each.
+The samples of a problem come from random numbers of its own. So they do not depend on the order of
+the problems or on which of them share a batch, except through the rounding of matrix products of
+another size.
+
+Letters: P problems, N samples of each.
 """
 
 import hashlib
@@ -31,15 +36,24 @@ from nanoreason.tokenizer import parse_response, render_prompt
 from nanoreason.reward_model import AGGREGATES, aggregate, scores
 from nanoreason.workers import spread
 
-ROWS = 2048  # rows decoded at once: many samples of a question share their first tokens, and what they share is computed once
-WORTH_IT = 20_000  # samples from which on several processes pay for their start
-DRAWS = 64  # random subsets a problem that a vote over n < N samples is estimated from
+ROWS = 2048  # rows decoded at once; more than elsewhere, because samples of a prompt share branches
+WORTH_IT = 20_000  # samples from which on it pays to start further processes
+DRAWS = 64  # random subsets per problem that estimate a vote over n < N samples
 
 
 @dataclass
 class Pool:
-    """ids: P lists of N responses; tokens (P, N): of whole responses; right (P, N) bool; answer (P, N): number of the answer among its
-    problem's different ones, -1 for none; scores {rule: (P, N) in [0, 1]}; key: what the samples are kept under."""
+    """N samples of each of P problems, checked, with scores.
+
+    problems  P Problems
+    ids       P lists of N responses, lists of ids
+    tokens    (P, N) int, tokens per response, the stop token included
+    right     (P, N) bool, whether the exact checker accepts the answer
+    answer    (P, N) int, number of the answer among the different answers to its problem; -1: none
+    key       name that the samples are kept under in the cache
+    cache     folder, or None
+    scores    {rule: (P, N) floats in [0, 1]}
+    """
 
     problems: list
     ids: list
@@ -52,50 +66,78 @@ class Pool:
 
     @property
     def samples(self):
+        """N."""
         return self.right.shape[1]
 
     def select(self, which, samples=None):
-        """The pool of some of the problems, a list of indices, and of their first `samples` samples."""
+        """The pool of some of the problems, a list of indices, and of their first `samples`
+        samples."""
         n = samples or self.samples
-        return Pool([self.problems[p] for p in which], [self.ids[p][:n] for p in which], self.tokens[which, :n], self.right[which, :n],
-                    self.answer[which, :n], "", None, {name: s[which, :n] for name, s in self.scores.items()})
+        return Pool(
+            problems=[self.problems[p] for p in which],
+            ids=[self.ids[p][:n] for p in which],
+            tokens=self.tokens[which, :n],
+            right=self.right[which, :n],
+            answer=self.answer[which, :n],
+            key="",
+            cache=None,
+            scores={rule: score[which, :n] for rule, score in self.scores.items()},
+        )
 
     def add_reward_model(self, name, reward_model, bf16=False):
-        """Score every sample: rule `name` for an orm, `name`-last, -min and -prod for a prm. Kept in the cache by the reward model's weights."""
+        """Score every sample with a reward model. The rule is called `name` for an ORM; a PRM gives
+        three rules, `name`-last, `name`-min and `name`-prod. The scores are kept in the cache, by
+        the reward model's weights. Returns the pool."""
         path = self.cache and self.cache / f"{self.key}-{fingerprint(reward_model)}.npz"
+        is_orm = reward_model.kind == "orm"
         kept = read_arrays(path)
         if kept is None:
-            rules = ("last",) if reward_model.kind == "orm" else tuple(AGGREGATES)
-            jobs = [(render_prompt(problem.question), ids, rules, bf16) for problem, ids in zip(self.problems, self.ids)]
-            rows = list(spread(_judge, reward_model, jobs, processes(reward_model.score.weight.device, self.right.size)))
-            kept = {rule: np.array([row[i] for row in rows], np.float32) for i, rule in enumerate(rules)}
+            kept = self._scores_by(reward_model, ("last",) if is_orm else tuple(AGGREGATES), bf16)
             write_arrays(path, kept)
-        for rule, values in kept.items():
-            self.scores[name if reward_model.kind == "orm" else f"{name}-{rule}"] = values
+        for how, values in kept.items():
+            self.scores[name if is_orm else f"{name}-{how}"] = values
         return self
 
+    def _scores_by(self, reward_model, aggregates, bf16):
+        """{aggregate: (P, N) float32} of a reward model."""
+        jobs = [
+            (render_prompt(problem.question), responses, aggregates, bf16)
+            for problem, responses in zip(self.problems, self.ids)
+        ]
+        workers = processes(reward_model.score.weight.device, self.right.size)
+        rows = list(spread(_score_responses, reward_model, jobs, workers))  # P rows of lists
+        return {
+            how: np.array([row[i] for row in rows], np.float32) for i, how in enumerate(aggregates)
+        }
 
-def _judge(reward_model, prompt, responses, rules, bf16):
-    """One number a rule and response; equal responses are read once."""
+
+def _score_responses(reward_model, prompt, responses, aggregates, bf16):
+    """Scores of the responses to one prompt: per aggregate a list of N."""
     rated = scores(reward_model, [prompt] * len(responses), responses, bf16)
-    return [[aggregate(r, rule) for r in rated] for rule in rules]
+    return [[aggregate(chances, how) for chances in rated] for how in aggregates]
 
 
 def processes(device, samples):
-    """How many should share the work on so many samples: one on a GPU, and where it is done before another has started."""
+    """How many processes should share the work on so many samples: one on a GPU, and one where the
+    work is done before another process has started."""
     return torch.get_num_threads() if device.type == "cpu" and samples >= WORTH_IT else 1
 
 
+# The cache
+
+
 def fingerprint(model):
-    """Of a model's weights and kind."""
+    """12 hex digits of a model's kind and weights."""
     digest = hashlib.sha256(getattr(model, "kind", "").encode())
     for name, tensor in model.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        digest.update(name.encode() + data)
     return digest.hexdigest()[:12]
 
 
 def read_arrays(path):
-    """{name: array} of a cache file; None where there is none. One that is damaged is said and made again."""
+    """{name: array} of a cache file; None where there is none. A damaged file is reported and
+    counts as none."""
     if path is None or not path.exists():
         return None
     try:
@@ -107,149 +149,243 @@ def read_arrays(path):
 
 
 def write_arrays(path, arrays):
-    """Keep arrays, so that a reader never sees half a file."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(path.name + f".{os.getpid()}.tmp")
-        with open(scratch, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(scratch, path)
+    """Keep {name: array} in a cache file, in one move: a reader never sees half of it. Nothing
+    happens where path is None."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + f".{os.getpid()}.tmp")
+    with open(scratch, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(scratch, path)
 
 
-def draw_pool(model, problems, samples, temperature, max_new_tokens, seed, cache=None, on_progress=None):
-    """`samples` judged responses to each problem, from the cache folder where they have been drawn before with the same weights, problems and seed.
-    Raises ValueError for a question that does not fit the model."""
-    prompts = [render_prompt(p.question) for p in problems]
-    about = repr((fingerprint(model), vocabulary(), model.embed.weight.dtype, prompts, samples, temperature, max_new_tokens, seed))
+# Drawing and checking samples
+
+
+def draw_pool(
+    model, problems, samples, temperature, max_new_tokens, seed, cache=None, on_progress=None
+):
+    """The Pool of `samples` responses to each problem. cache: a folder, from which they are read
+    where they were drawn before with the same weights, problems and seed; None: nowhere.
+
+    Raises ValueError for a question that does not fit the model.
+    """
+    prompts = [render_prompt(problem.question) for problem in problems]
+    dtype = model.embed.weight.dtype
+    about = repr((
+        fingerprint(model), vocabulary(), dtype, prompts, samples, temperature, max_new_tokens, seed
+    ))
     key = hashlib.sha256(about.encode()).hexdigest()[:16]
     path = Path(cache) / f"{key}.npz" if cache else None
     kept = read_arrays(path)
     if kept is None:
-        kept = _sample(model, problems, prompts, samples, temperature, max_new_tokens, seed, on_progress)
+        kept = _sample(
+            model, problems, prompts, samples, temperature, max_new_tokens, seed, on_progress
+        )
         write_arrays(path, kept)
     tokens = kept["tokens"].astype(np.int64)  # (P, N)
-    ends = tokens.ravel().cumsum()
-    flat = kept["ids"].tolist()
-    ids = [flat[end - n : end] for end, n in zip(ends.tolist(), tokens.ravel().tolist())]
-    ids = [ids[p * samples : (p + 1) * samples] for p in range(len(problems))]
-    right, answer = np.zeros(tokens.shape, bool), np.full(tokens.shape, -1)
+    ids = split_responses(kept["ids"], tokens)
+    right = np.zeros(tokens.shape, bool)
+    answer = np.full(tokens.shape, -1)
     for p, problem in enumerate(problems):
         right[p], answer[p] = check_samples(problem, ids[p])
     pool = Pool(problems, ids, tokens, right, answer, key, path and path.parent)
-    pool.scores["likelihood"] = np.exp(kept["logprob"] / np.maximum(tokens, 1))
+    pool.scores["likelihood"] = np.exp(kept["logprob"] / np.maximum(tokens, 1))  # per token
     return pool
 
 
+def split_responses(ids, tokens):
+    """P lists of N responses, from their ids end to end and their lengths (P, N).
+
+    [5, 6, 7, 8, 9, 9], [[2, 1], [2, 1]]  ->  [[[5, 6], [7]], [[8, 9], [9]]]
+    """
+    flat = ids.tolist()
+    ends = tokens.cumsum().reshape(tokens.shape)
+    return [
+        [flat[end - n : end] for end, n in zip(own_ends, own_tokens)]
+        for own_ends, own_tokens in zip(ends.tolist(), tokens.tolist())
+    ]
+
+
 def _sample(model, problems, prompts, samples, temperature, max_new_tokens, seed, on_progress):
-    """The arrays of a pool: all ids end to end, and tokens and log-probability (P, N) of the responses."""
-    at_once = max(1, ROWS // samples)
-    seeds = [(seed, "pool", repr(p.key), p.question) for p in problems]
-    jobs = [(prompts[at : at + at_once], seeds[at : at + at_once], samples, temperature, max_new_tokens) for at in range(0, len(problems), at_once)]
+    """The arrays of a pool: the ids of all responses end to end, int16; tokens (P, N) int32 and
+    log-probability (P, N) float32 of each."""
+    per_job = max(1, ROWS // samples)
+    seeds = [(seed, "pool", repr(problem.key), problem.question) for problem in problems]
+    jobs = []
+    for first in range(0, len(problems), per_job):
+        some = slice(first, first + per_job)
+        jobs.append((prompts[some], seeds[some], samples, temperature, max_new_tokens))
+    workers = processes(model.embed.weight.device, len(problems) * samples)
     parts = []
-    for part in spread(sample_some, model, jobs, processes(model.embed.weight.device, len(problems) * samples)):
+    for part in spread(sample_some, model, jobs, workers):
         parts.append(part)
         if on_progress:
-            on_progress(part[1].size)
+            _, tokens, _ = part
+            on_progress(tokens.size)
     ids, tokens, logprob = (np.concatenate(arrays) for arrays in zip(*parts))
     return dict(ids=ids, tokens=tokens.astype(np.int32), logprob=logprob.astype(np.float32))
 
 
 def sample_some(model, prompts, seeds, samples, temperature, max_new_tokens):
-    """ids end to end, and tokens and log-probability (P, samples), of responses to a few prompts; seeds: what each prompt's random numbers come from."""
-    uniform = torch.cat([noise((samples, max_new_tokens), generator(*own)) for own in seeds])
-    rollout = generate(model, prompts, samples, max_new_tokens, temperature, uniform, max_rows=ROWS).cpu()
-    return rollout.ids[rollout.mask].short().numpy(), rollout.lengths.view(-1, samples).numpy(), rollout.logprobs.sum(1).view(-1, samples).numpy()
+    """Responses to a few prompts: ids end to end, and tokens and log-probability (P, samples) of
+    each response. seeds: per prompt the tuple that seeds its random numbers."""
+    shape = (samples, max_new_tokens)
+    uniform = torch.cat([noise(shape, generator(*own)) for own in seeds])  # (P * samples, L)
+    rollout = generate(
+        model, prompts, samples, max_new_tokens, temperature, uniform, max_rows=ROWS
+    ).cpu()
+    ids = rollout.ids[rollout.mask].short().numpy()
+    tokens = rollout.lengths.view(-1, samples).numpy()
+    logprob = rollout.logprobs.sum(1).view(-1, samples).numpy()
+    return ids, tokens, logprob
 
 
 def check_samples(problem, responses):
-    """right (N,) and the answers' numbers (N,), -1 for none; equal responses are judged once."""
-    verdicts, numbers, out = {}, {}, []
+    """For each of N responses, whether it is right, (N,), and the number of its answer, (N,), -1
+    for none. Answers are numbered as they first appear; equal responses are checked once."""
+    checked = {}
+    numbers = {}
+    found = []
     for ids in responses:
-        if tuple(ids) not in verdicts:
+        key = tuple(ids)
+        if key not in checked:
             response = parse_response(ids)
             word = canonical(response.answer)
             number = -1 if word is None else numbers.setdefault(word, len(numbers))
-            verdicts[tuple(ids)] = bool(outcome_reward(problem, response)), number
-        out.append(verdicts[tuple(ids)])
-    return zip(*out)
+            checked[key] = (bool(outcome_reward(problem, response)), number)
+        found.append(checked[key])
+    return zip(*found)
+
+
+# Estimators: what n < N samples would give
 
 
 @cache
-def reach(N, n):
-    """(N + 1,) chance that none of n drawn without replacement from N is among the first r, r = 0 ... N: C(N - r, n) / C(N, n)."""
+def none_of_the_first(N, n):
+    """(N + 1,) probability that none of n samples, drawn without replacement from N, is among the
+    first r, for r = 0 ... N: C(N - r, n) / C(N, n)."""
     return np.array([comb(N - r, n) / comb(N, n) for r in range(N + 1)])
 
 
 def best_at(score, value, ns):
-    """Expected `value` of the sample with the highest score among n drawn without replacement, exact and unbiased, for every n of ns; among equal
-    scores each is as likely. score, value (N,).
+    """Expected `value` of the sample with the highest score among n, for every n of ns: (len(ns),).
 
-    Sorted by falling score, the best of n stands at rank r or later with chance C(N - r, n) / C(N, n).
+    The n are drawn without replacement from N, and equal scores are chosen with equal chances; the
+    expectation is exact and unbiased. score, value (N,).
+
+    Sorted by falling score, the best of n has rank r or later with probability
+    C(N - r, n) / C(N, n).
 
         score [0.9, 0.5, 0.1], value [0, 1, 1], n = 2   ->   1/3 (the pair without the first)
     """
     N = len(score)
     _, group, counts = np.unique(-score, return_inverse=True, return_counts=True)
-    mean = np.bincount(group, value) / counts
-    edges = np.concatenate(([0], counts.cumsum()))
-    later = np.array([reach(N, n)[edges] for n in ns])  # (ns, groups + 1)
-    return (later[:, :-1] - later[:, 1:]) @ mean
+    mean = np.bincount(group, value) / counts  # (groups,), of samples with equal scores
+    edges = np.concatenate(([0], counts.cumsum()))  # (groups + 1,), first rank of each group
+    later = np.array([none_of_the_first(N, n)[edges] for n in ns])  # (ns, groups + 1)
+    chosen = later[:, :-1] - later[:, 1:]  # (ns, groups), probability that the best is in a group
+    return chosen @ mean
 
 
 def votes_at(answer, right, weights, ns, rng, draws=DRAWS):
-    """Expected accuracy of votes over n samples drawn without replacement: {rule: one for every n of ns}. Exact for n = N and, by rule, where a single
-    sample decides; else a mean over `draws` random subsets, the same for all rules. answer, right (N,); weights {rule: (N,)}.
+    """Expected accuracy of votes over n samples, drawn without replacement from N: {rule: (ns,)}.
 
-    Answers with equal sums share the verdict; where nothing was answered it is wrong.
+    answer, right (N,) as in Pool; weights {rule: (N,)}. Answers with equal sums of weights share
+    the decision; where no sample has an answer it is wrong. Exact for n = N and n = 1, where a
+    single sample decides; else a mean over `draws` random subsets, the same for all rules.
     """
-    N, A = len(answer), int(answer.max()) + 2
-    truth = np.bincount(answer + 1, right, A) / np.maximum(np.bincount(answer + 1, minlength=A), 1)  # (A,) of each answer; the first stands for none
-    order, out = rng.permuted(np.tile(np.arange(N), (draws, 1)), axis=1), {rule: [] for rule in weights}
+    N = len(answer)
+    A = int(answer.max()) + 2  # different answers, and place 0 for none
+    count = np.bincount(answer + 1, minlength=A)
+    truth = np.bincount(answer + 1, right, A) / np.maximum(count, 1)  # (A,), 1 for a right answer
+    order = rng.permuted(np.tile(np.arange(N), (draws, 1)), axis=1)  # (draws, N)
+    found = {rule: [] for rule in weights}
     for n in ns:
-        some = order[: 1 if n == N else draws, :n]
-        cell = np.arange(len(some))[:, None] * A + answer[some] + 1  # (draws, n)
+        subsets = order[: 1 if n == N else draws, :n]  # (draws, n)
         for rule, weight in weights.items():
             if n == 1:
-                out[rule].append(right.mean())
-                continue
-            total = np.bincount(cell.ravel(), weight[some].ravel(), len(some) * A).reshape(len(some), A)
-            total[:, 0] = 0.0
-            top = (total >= total.max(1, keepdims=True) * (1 - 1e-9)) & (total > 0)
-            out[rule].append(((top * truth).sum(1) / np.maximum(top.sum(1), 1)).mean())
-    return {rule: np.array(values) for rule, values in out.items()}
+                found[rule].append(right.mean())
+            else:
+                found[rule].append(vote_accuracy(answer[subsets] + 1, weight[subsets], truth))
+    return {rule: np.array(values) for rule, values in found.items()}
+
+
+def vote_accuracy(answer, weight, truth):
+    """Mean accuracy of weighted votes in D subsets of n samples.
+
+    answer (D, n) int: number of each sample's answer, 0 for none; weight (D, n); truth (A,): 1.0
+    for a right answer, else 0.0.
+    """
+    D = len(answer)
+    A = len(truth)
+    cell = np.arange(D)[:, None] * A + answer  # (D, n), place of each sample in a table (D, A)
+    total = np.bincount(cell.ravel(), weight.ravel(), D * A).reshape(D, A)
+    total[:, 0] = 0.0  # no answer, no vote
+    highest = total.max(1, keepdims=True) * (1 - 1e-9)  # sums that differ by rounding are equal
+    winners = (total >= highest) & (total > 0)  # (D, A)
+    return ((winners * truth).sum(1) / np.maximum(winners.sum(1), 1)).mean()
 
 
 def estimates(pool, ns, seed=0):
-    """Expected accuracy at every n of ns, problem by problem: {rule: (P, len(ns))}. Rules: coverage, vote, and for every score its best of n, under
-    its own name, and its weighted vote, "weighted-" before it. Raises ValueError where an n exceeds the samples."""
+    """Expected accuracy at every n of ns, problem by problem: {rule: (P, len(ns))}.
+
+    Rules: coverage, vote, and for every score of the pool its best of n, under its own name, and
+    its weighted vote, as "weighted-" and the name. Raises ValueError where an n exceeds N.
+    """
     if max(ns) > pool.samples:
         raise ValueError(f"{max(ns)} samples cannot be estimated from {pool.samples}")
-    out = {}
+    found = {}
     for p in range(len(pool.problems)):
-        answered, rng = pool.answer[p] >= 0, np.random.default_rng((seed, p))
-        rules = {"coverage": np.array([pass_at_k(pool.samples, int(pool.right[p].sum()), n) for n in ns])}
-        weights = {"vote": np.ones(pool.samples)} | {f"weighted-{name}": s[p] for name, s in pool.scores.items()}
-        rules |= votes_at(pool.answer[p], pool.right[p], weights, ns, rng)
-        rules |= {name: best_at(np.where(answered, s[p], -1.0), pool.right[p], ns) for name, s in pool.scores.items()}
-        for rule, values in rules.items():
-            out.setdefault(rule, []).append(values)
-    return {rule: np.array(values) for rule, values in out.items()}
+        rng = np.random.default_rng((seed, p))
+        for rule, values in problem_estimates(pool, p, ns, rng).items():
+            found.setdefault(rule, []).append(values)
+    return {rule: np.array(values) for rule, values in found.items()}
+
+
+def problem_estimates(pool, p, ns, rng):
+    """`estimates` of problem p: {rule: (len(ns),)}."""
+    right = pool.right[p]
+    answer = pool.answer[p]
+    n_right = int(right.sum())
+    found = {"coverage": np.array([pass_at_k(pool.samples, n_right, n) for n in ns])}
+    weights = {"vote": np.ones(pool.samples)}
+    for name, score in pool.scores.items():
+        weights[f"weighted-{name}"] = score[p]
+    found |= votes_at(answer, right, weights, ns, rng)
+    for name, score in pool.scores.items():
+        answered = np.where(answer >= 0, score[p], -1.0)  # a response without an answer is last
+        found[name] = best_at(answered, right, ns)
+    return found
 
 
 def log_fit(ns, values):
-    """Least squares of values = a + b ln N: {'a', 'b', 'r2'}."""
-    x, y = np.log(ns), np.asarray(values)
+    """Least squares of values = a + b ln N: {'a', 'b', 'r2'}. r2 is 1 for equal values."""
+    x = np.log(ns)
+    y = np.asarray(values)
     b, a = np.polyfit(x, y, 1)
-    residual, spread = ((y - a - b * x) ** 2).sum(), ((y - y.mean()) ** 2).sum()
-    return {"a": round(float(a), 4), "b": round(float(b), 4), "r2": round(float(1 - residual / spread), 4) if spread else 1.0}
+    residual = ((y - a - b * x) ** 2).sum()
+    variation = ((y - y.mean()) ** 2).sum()
+    r2 = round(float(1 - residual / variation), 4) if variation else 1.0
+    return {"a": round(float(a), 4), "b": round(float(b), 4), "r2": r2}
 
 
-def scaling(pool, ns, seed=0, made=None):
-    """What N samples buy, by every rule: {"ns", "problems", "tokens", rule: accuracies, rule_ci: 95% intervals over problems}, lists in the order of
-    ns; "rules" names them. made: `estimates` of this pool, if they are at hand."""
-    made = estimates(pool, ns, seed) if made is None else made
-    out = {"ns": list(ns), "problems": len(pool.problems), "tokens": [round(n * float(pool.tokens.mean()), 1) for n in ns], "rules": list(made)}
-    for rule, values in made.items():
-        out[rule] = [round(float(v), 4) for v in values.mean(0)]
-        out[rule + "_ci"] = [interval_of_mean(v, seed) for v in values.T]
-    return out
+def scaling(pool, ns, seed=0):
+    """What N samples give, by every rule, for reports.
+
+    {"ns", "problems", "tokens": per problem, "rules": names, and per rule its accuracies under its
+    name and their 95% intervals over problems under rule_ci}; lists are in the order of ns.
+    """
+    accuracies = estimates(pool, ns, seed)
+    per_sample = float(pool.tokens.mean())
+    figures = {
+        "ns": list(ns),
+        "problems": len(pool.problems),
+        "tokens": [round(n * per_sample, 1) for n in ns],
+        "rules": list(accuracies),
+    }
+    for rule, values in accuracies.items():  # values (P, len(ns))
+        figures[rule] = [round(float(mean), 4) for mean in values.mean(0)]
+        figures[rule + "_ci"] = [interval_of_mean(column, seed) for column in values.T]
+    return figures

@@ -30,9 +30,12 @@ LARGEST = 20_000_000  # parameters; operators of larger models are long enough t
 
 
 def replica_count(model, machine, shares):
-    """How many processes pay: one per thread that PyTorch would use, and no more than `shares`, the
-    pieces that a step falls into. 1 where there is nothing to gain: on a GPU, for a large model,
-    under torchrun, whose ranks are replicas already; and where processes cannot be forked."""
+    """How many processes to train with: one per thread that PyTorch would use, and no more than
+    `shares`, the pieces that a step falls into.
+
+    1 where there is nothing to gain: on a GPU, for a large model, and under torchrun, whose ranks
+    are replicas already; and where processes cannot be forked.
+    """
     if machine.device.type != "cpu" or machine.world > 1 or model.num_params > LARGEST:
         return 1
     if sys.platform != "linux":  # macOS has fork, and libraries that do not survive it
@@ -41,8 +44,11 @@ def replica_count(model, machine, shares):
 
 
 def shared_zeros(shapes):
-    """Float32 zeros of these shapes, in one piece of memory that forked processes share. It has no
-    name and no file: containers often leave 64 MiB for those."""
+    """Float32 zeros of these shapes, in one piece of memory that forked processes share.
+
+    Returns (flat, views): all numbers as one tensor, and one view of it per shape. The memory has
+    no name and no file: containers often leave 64 MiB for those.
+    """
     sizes = [shape.numel() for shape in shapes]
     flat = torch.frombuffer(mmap.mmap(-1, 4 * sum(sizes)), dtype=torch.float32)
     return flat, [part.view(shape) for part, shape in zip(flat.split(sizes), shapes)]
@@ -68,21 +74,25 @@ class Replicas:
         params = list(model.parameters())
         states = [x for optimizer in optimizers for xs in optimizer.state.values() for x in xs]
         tensors = [*params, *states]
-        for x, place in zip(tensors, shared_zeros([x.shape for x in tensors])[1]):
+        _, places = shared_zeros([x.shape for x in tensors])
+        for x, place in zip(tensors, places):
             place.copy_(x.detach())
             x.data = place
+        # per process, (flat, views) of its gradients
         self.gradients_of = [shared_zeros([p.shape for p in params]) for _ in range(count)]
         for rank in range(1, count):
             self._fork(rank)
-        self._look_at(0)
+        self._use_gradients_of(0)
         torch.set_num_threads(1)
 
-    def _look_at(self, rank):
+    def _use_gradients_of(self, rank):
         """Let the parameters' gradients be those of one process."""
-        for p, place in zip(self.model.parameters(), self.gradients_of[rank][1]):
+        _, places = self.gradients_of[rank]
+        for p, place in zip(self.model.parameters(), places):
             p.grad = place
 
     def _fork(self, rank):
+        """Start the process `rank`, and keep a pipe to it."""
         context = multiprocessing.get_context("fork")
         here, there = context.Pipe()
         self.pipes.append(here)
@@ -92,46 +102,54 @@ class Replicas:
         there.close()
 
     def _serve(self, rank, pipe):
-        """What a forked process does: as it is told, until the first one is gone."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first one decides when to stop
+        """What a forked process does: the tasks it is sent, until the first process is gone."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides when to stop
         torch.set_num_threads(1)
-        for theirs in self.pipes:
-            theirs.close()  # or it would keep itself and the others waiting for the first one
+        for inherited in self.pipes:
+            inherited.close()  # a pipe ends only when nobody holds the end of the first process
         while True:
             try:
-                told = pipe.recv()
+                task, argument = pipe.recv()
             except (EOFError, OSError):
                 os._exit(0)
             try:
-                pipe.send((None, self._do(rank, *told)))
+                pipe.send((None, self._do(rank, task, argument)))
             except Exception as error:
                 pipe.send((error, None))
 
-    def _do(self, rank, what, told):
-        """One task of the process `rank`: gradients of a share, or its part of the optimizers."""
-        if what == "gradients":
+    def _do(self, rank, task, argument):
+        """One task of the process `rank`.
+
+        "gradients": the result of `work` on a share, the argument. "step": this process's part of
+        the optimizers' work; the argument is their learning rates.
+        """
+        if task == "gradients":
             if rank > 0:
-                self._look_at(rank)
+                self._use_gradients_of(rank)
                 self.gradients_of[rank][0].zero_()
-            return self.work(self.model, told)
+            return self.work(self.model, argument)
         if rank > 0:
-            self._look_at(0)  # where the sum is
+            self._use_gradients_of(0)  # where the sum is
         parts = []
-        for optimizer, rate in zip(self.optimizers, told):
+        for optimizer, rate in zip(self.optimizers, argument):
             optimizer.lr = rate
             parts += optimizer.parts()
         for part in parts[rank :: self.count]:
             part()
 
-    def _everywhere(self, what, told):
-        """Give every process a task, and do that of this one; returns their results in order."""
-        for pipe, message in zip(self.pipes, told[1:]):
-            pipe.send((what, message))
-        results = [self._do(0, what, told[0])]
+    def _everywhere(self, task, arguments):
+        """Send every process a task, and do that of this one; returns their results in order.
+
+        arguments: one per process. Raises what a process raised, and RuntimeError when one is gone.
+        """
+        for pipe, argument in zip(self.pipes, arguments[1:]):
+            pipe.send((task, argument))
+        results = [self._do(0, task, arguments[0])]
         try:
             replies = [pipe.recv() for pipe in self.pipes]
         except EOFError:
-            raise RuntimeError("a process of this run was killed, perhaps for want of memory") from None
+            said = "a process of this run was killed, perhaps for want of memory"
+            raise RuntimeError(said) from None
         for error, result in replies:
             if error:
                 raise error
@@ -139,8 +157,10 @@ class Replicas:
         return results
 
     def gradients(self, shares):
-        """[work(model, share), ...] of `count` shares, side by side. The model then has the sum of
-        all gradients."""
+        """[work(model, share), ...] of `count` shares, side by side.
+
+        The model then has the sum of all gradients.
+        """
         results = self._everywhere("gradients", shares)
         if self.count > 1:
             total, *others = (flat for flat, _ in self.gradients_of)
@@ -154,7 +174,8 @@ class Replicas:
             for optimizer in self.optimizers:
                 optimizer.step()
         else:
-            self._everywhere("step", [[o.lr for o in self.optimizers]] * self.count)
+            rates = [optimizer.lr for optimizer in self.optimizers]
+            self._everywhere("step", [rates] * self.count)
         # DDP keeps gradients in its buckets, and several processes in their shared memory
         stay = self.count > 1 or isinstance(self.model, DistributedDataParallel)
         for optimizer in self.optimizers:

@@ -1,4 +1,4 @@
-"""A run and its folder: configuration, metrics, progress, and ways to stop and go on."""
+"""A run and its folder: configuration, metrics, progress, and ways to stop and to continue."""
 
 import dataclasses
 import json
@@ -13,22 +13,36 @@ from nanoreason.flags import UserError
 
 
 class Metrics:
-    """metrics.jsonl: one JSON object a logged step. Resuming at step n drops what a killed run wrote from n on."""
+    """metrics.jsonl: one JSON object per logged step, floats rounded to six digits.
+
+    resume_step: the first step that this run will log; rows of a killed run from there on are
+    dropped, as the steps are made again. write: False on ranks above 0, which log nothing.
+    """
 
     def __init__(self, path, resume_step=0, write=True):
-        self.path, self.write = Path(path), write
+        self.path = Path(path)
+        self.write = write
         if write:
-            kept = [row for row in read_metrics(self.path) if row["step"] < resume_step] if resume_step else []
+            before = read_metrics(self.path) if resume_step else []
+            kept = [row for row in before if row["step"] < resume_step]
             self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def log(self, **row):
-        if self.write:
-            with open(self.path, "a") as f:
-                f.write(json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}) + "\n")
+        """Append one row; it holds at least `step`."""
+        if not self.write:
+            return
+        for name, value in row.items():
+            if isinstance(value, float):
+                row[name] = float(f"{value:.6g}")
+        with open(self.path, "a") as f:
+            f.write(json.dumps(row) + "\n")
 
 
 def read_metrics(path):
-    """Rows of a metrics.jsonl; [] when there is no such file. A last line cut short by a kill is left out."""
+    """Rows of a metrics.jsonl; [] when there is no such file.
+
+    A last line that was cut short by a kill is left out.
+    """
     rows = []
     if Path(path).exists():
         for line in Path(path).read_text().splitlines():
@@ -48,19 +62,32 @@ def write_json(path, value):
 
 
 def progress(total, desc, machine=None, initial=0):
-    """tqdm on a terminal; elsewhere, and on ranks above 0, a silent one. Long silent runs print lines through `say` instead."""
+    """A tqdm bar on a terminal; a silent one elsewhere and on ranks above 0.
+
+    Long runs without a terminal print lines through `say` instead.
+    """
     from tqdm import tqdm
 
     quiet = (machine is not None and not machine.main) or not sys.stderr.isatty()
-    return tqdm(total=total, desc=desc, initial=initial, disable=quiet, dynamic_ncols=True, leave=False)
+    return tqdm(
+        total=total, desc=desc, initial=initial, disable=quiet, dynamic_ncols=True, leave=False
+    )
 
 
 class StepBar:
-    """Progress of a training run: a tqdm bar on a terminal; elsewhere a line every ten seconds, on rank 0."""
+    """Progress of a training run from step `first` to step `total`.
+
+    A tqdm bar on a terminal; elsewhere rank 0 prints a line every ten seconds.
+    """
 
     def __init__(self, total, desc, machine, first=0):
-        self.bar, self.total, self.machine, self.start, self.spoken = progress(total, desc, machine, first), total, machine, time.time(), 0.0
-        self.first, self.estimated = first, False
+        self.bar = progress(total, desc, machine, first)
+        self.total = total
+        self.machine = machine
+        self.first = first
+        self.start = time.time()
+        self.last_line = 0.0  # when the last line was printed
+        self.estimated = False  # whether the duration of the run has been printed
 
     def show(self, step, text):
         """`step` (from 0) is done; text: its figures in a few words."""
@@ -68,20 +95,28 @@ class StepBar:
         self.bar.set_postfix_str(text)
         done = step + 1 - self.first
         if not self.estimated and done >= 3 and self.seconds > 3:
-            self.estimated = True
-            per_step = self.seconds / done
-            left = per_step * (self.total - self.first)
-            say(f"{self.total - self.first} steps of {per_step:.2f} s: about {left / 60:.1f} minutes here", self.machine)
-        if self.bar.disable and (time.time() - self.spoken > 10 or step == self.total - 1):
-            self.spoken = time.time()
-            say(f"  step {step:5d}/{self.total}  {text}  {self.spoken - self.start:.0f}s", self.machine)
+            self._print_estimate(done)
+        is_last = step == self.total - 1
+        if self.bar.disable and (time.time() - self.last_line > 10 or is_last):
+            self.last_line = time.time()
+            seconds = self.last_line - self.start
+            say(f"  step {step:5d}/{self.total}  {text}  {seconds:.0f}s", self.machine)
+
+    def _print_estimate(self, done):
+        """Say once how long the run takes, from the time of its first steps."""
+        self.estimated = True
+        steps = self.total - self.first
+        per_step = self.seconds / done
+        minutes = per_step * steps / 60
+        say(f"{steps} steps of {per_step:.2f} s: about {minutes:.1f} minutes here", self.machine)
 
     @property
     def seconds(self):
-        """Since it was made."""
+        """Seconds since the bar was made."""
         return time.time() - self.start
 
     def close(self):
+        """Take the bar off the terminal."""
         self.bar.close()
 
 
@@ -94,25 +129,41 @@ def say(text, machine=None):
         sys.stdout.flush()
 
 
-# what a resumed run may do otherwise and still give the same numbers: where and how long it runs, and how it splits its work
-FREE_TO_CHANGE = {"resume", "init", "out", "device", "precision", "compile", "steps", "max_steps", "token_budget", "save_every", "micro_tokens", "gradient_accumulation",
-                  "checkpoint_activations"}
+# what a resumed run may do otherwise and still give the same numbers: where and how long it runs,
+# and how it splits its work
+FREE_TO_CHANGE = {
+    "resume",
+    "init",
+    "out",
+    "device",
+    "precision",
+    "compile",
+    "steps",
+    "max_steps",
+    "token_budget",
+    "save_every",
+    "micro_tokens",
+    "gradient_accumulation",
+    "checkpoint_activations",
+}
 
 
 def prepare_out(out, config, resume, machine=None):
-    """Make --out and write config.json. An existing run is only continued on purpose, and only with the flags it began with: else UserError, and
-    nothing is touched."""
-    out, wanted = Path(out), dataclasses.asdict(config)
+    """Make the folder --out and write config.json (rank 0); returns its path.
+
+    A run that exists is continued only with --resume, and only with the flags it began with.
+    Raises UserError otherwise, and when the folder cannot be written; nothing is touched then.
+    """
+    out = Path(out)
+    wanted = dataclasses.asdict(config)
     if (out / "ckpt.pt").exists() and not resume:
-        raise UserError(f"--out {out} already holds a run; continue it with --resume or choose another folder")
+        raise UserError(
+            f"--out {out} already holds a run; continue it with --resume or choose another folder"
+        )
     if resume and (out / "config.json").exists():
-        try:
-            old = json.loads((out / "config.json").read_text())
-        except ValueError:
-            raise UserError(f"--resume: {out / 'config.json'} is damaged; without it the run goes on with the flags given now") from None
-        if other := [name for name in wanted if name not in FREE_TO_CHANGE and old.get(name, wanted[name]) != wanted[name]]:
-            raise UserError(f"--resume: the run in {out} began with other flags: " + ", ".join(f"--{name.replace('_', '-')} {old[name]}" for name in other))
-        wanted["init"] = old.get("init", wanted.get("init"))
+        began = _read_config(out / "config.json")
+        _check_resumed(out, began, wanted)
+        wanted["init"] = began.get("init", wanted.get("init"))
     if machine is None or machine.main:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -122,11 +173,36 @@ def prepare_out(out, config, resume, machine=None):
     return out
 
 
+def _read_config(path):
+    """The flags that a run began with: {field: value}."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise UserError(
+            f"--resume: {path} is damaged; without it the run goes on with the flags given now"
+        ) from None
+
+
+def _check_resumed(out, began, wanted):
+    """Raise UserError when a flag that changes the numbers is not what the run began with."""
+    other = []
+    for name, value in wanted.items():
+        if name not in FREE_TO_CHANGE and began.get(name, value) != value:
+            other.append(f"--{name.replace('_', '-')} {began[name]}")
+    if other:
+        raise UserError(f"--resume: the run in {out} began with other flags: {', '.join(other)}")
+
+
 class Interrupt:
-    """Ctrl-C as a wish: the running step is finished and saved, so that the continued run gives the same numbers. Twice stops at once."""
+    """Ctrl-C as a wish: the running step is finished and saved, then the script ends.
+
+    So a continued run gives the same numbers. A second Ctrl-C stops at once.
+    """
 
     def __init__(self):
-        self.wanted, self.in_main = False, threading.current_thread() is threading.main_thread()
+        self.wanted = False
+        # Python gives signals to the main thread only
+        self.in_main = threading.current_thread() is threading.main_thread()
         if self.in_main:
             self.before = signal.signal(signal.SIGINT, self._pressed)
 
@@ -146,6 +222,6 @@ class Interrupt:
         raise KeyboardInterrupt
 
     def close(self):
-        """Give Ctrl-C back to whoever had it."""
+        """Give Ctrl-C back to whatever handled it before."""
         if self.in_main:
             signal.signal(signal.SIGINT, self.before)

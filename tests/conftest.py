@@ -1,4 +1,4 @@
-"""Shared fixtures: one thread, the repository root on the path, and models small enough for milliseconds."""
+"""Shared by all tests: one thread, the repository root on the path, models of milliseconds."""
 
 import os
 import shutil
@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined: before anything imports nanoreason.kernels
+    # read when the kernels are defined: before anything imports nanoreason.kernels
+    os.environ["TRITON_INTERPRET"] = "1"
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -24,17 +25,36 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_finish(session):
-    """Begin the rehearsal of the speedrun, if a test wants it: two dozen processes, on a core that the tests leave idle (a minute less for the whole suite)."""
-    if any("rehearsal" in getattr(item, "fixturenames", ()) for item in session.items) and not session.config.option.collectonly:
-        folder = Path(tempfile.mkdtemp())
-        command = [sys.executable, "-m", "nanoreason.speedrun", "--quick", "--out", str(folder / "run")]
-        alone = (lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})) if hasattr(os, "sched_setaffinity") else None
-        with open(folder / "log", "w") as log:
-            process = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ, OMP_NUM_THREADS="1"), stdout=log, stderr=subprocess.STDOUT, preexec_fn=alone, start_new_session=True)
-        session.config.rehearsal = folder, command, process
+    """Begin the rehearsal of the speedrun, if a test wants it.
+
+    Its two dozen processes run on a core that the tests leave idle: a minute less for the suite.
+    """
+    wanted = any("rehearsal" in getattr(item, "fixturenames", ()) for item in session.items)
+    if not wanted or session.config.option.collectonly:
+        return
+    folder = Path(tempfile.mkdtemp())
+    out = str(folder / "run")
+    command = [sys.executable, "-m", "nanoreason.speedrun", "--quick", "--out", out]
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=dict(os.environ, OMP_NUM_THREADS="1"),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=use_last_core if hasattr(os, "sched_setaffinity") else None,
+            start_new_session=True,
+        )
+    session.config.rehearsal = folder, command, process
+
+
+def use_last_core():
+    """Keep this process and those that it starts to one core."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def pytest_sessionfinish(session):
+    """End the rehearsal where the tests ended before it, and delete its folder."""
     if found := getattr(session.config, "rehearsal", None):
         folder, _, process = found
         if process.poll() is None:
@@ -52,9 +72,12 @@ def rehearsal(request):
 
 
 def make_tiny(n_kv_head=2, seed=0, **changes):
-    """A GPT of two layers whose weights are larger than at initialisation, so that its logits are far from flat."""
-    shape = dict(n_layer=2, n_head=4, n_kv_head=n_kv_head, n_embd=32, head_dim=8, d_ff=64, max_len=128) | changes
-    model = GPT(GPTConfig(**shape))
+    """A GPT of two layers with logits that are far from flat.
+
+    Its weights are larger than at initialisation.
+    """
+    shape = dict(n_layer=2, n_head=4, n_kv_head=n_kv_head, n_embd=32, head_dim=8, d_ff=64)
+    model = GPT(GPTConfig(**dict(shape, max_len=128) | changes))
     noise = generator(seed, "tiny")
     for p in model.parameters():
         if p.dim() == 2:
@@ -65,7 +88,7 @@ def make_tiny(n_kv_head=2, seed=0, **changes):
 
 
 def make_stopping(bias=5.0, **kwargs):
-    """The tiny GPT, leaning towards the stop token, so that its responses end after uneven lengths."""
+    """The tiny GPT, leaning towards the stop token: its responses end after uneven lengths."""
     model = make_tiny(**kwargs)
     head = nn.Linear(model.config.n_embd, VOCAB_SIZE)
     head.weight = model.embed.weight

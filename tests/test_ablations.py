@@ -1,4 +1,5 @@
-"""The study of GRPO's switches: rows are runs that train_grpo.py takes, the table is what the runs left, and a run that is done is not repeated."""
+"""The study of GRPO's switches: rows are runs that train_grpo.py takes, the table is what the runs
+left, and a run that is done is not repeated."""
 
 import json
 import shlex
@@ -10,13 +11,15 @@ import torch
 from conftest import make_tiny
 
 import train_grpo
-from nanoreason import checkpoint
+from nanoreason import checkpoint, plots
 from nanoreason.studies import ablations
-from nanoreason.studies.ablations import FIGURES, STUDIES, Config, collect_table, command, execute, folder, markdown, wanted_rows
+from nanoreason.studies.ablations import (
+    FIGURES, STUDIES, Config, collect_table, command, execute, folder, markdown, wanted_rows)
 from nanoreason.flags import parse_config, UserError
 from nanoreason.machine import generator, Machine
 from nanoreason.evaluate import held_out_problems
 from nanoreason.generate import generate
+from nanoreason.grpo_run import check_config
 from nanoreason.rewards import outcome_reward
 from nanoreason.tokenizer import parse_response, render_prompt
 
@@ -25,20 +28,29 @@ ROWS = [(study, row) for study, rows in STUDIES.items() for row in rows]
 
 def flags(words):
     """What train_grpo.py makes of these words."""
-    return parse_config(train_grpo.Config, words[1:], presets=train_grpo.PRESETS, brings={"loss": train_grpo.PAPERS}, doc=train_grpo.__doc__)
+    return parse_config(
+        train_grpo.Config, words[1:], presets=train_grpo.PRESETS,
+        brings={"loss": train_grpo.PAPERS}, doc=train_grpo.__doc__)
 
 
 @pytest.mark.parametrize("study, row", ROWS, ids=lambda text: text.replace(" ", "-"))
 def test_every_row_is_a_run_that_train_grpo_takes_with_the_rows_own_flags(study, row, tmp_path):
-    config = Config(study=study, cold="some/cold", base="some/base", out=str(tmp_path / "with blank"), tokens=777)
+    config = Config(
+        study=study, cold="some/cold", base="some/base", out=str(tmp_path / "with blank"),
+        tokens=777)
     words = command(config, row, 5)
-    assert words[0] == "train_grpo.py" and shlex.split(shlex.join(map(str, words))) == list(map(str, words))
-    run = flags(list(map(str, words)))
-    train_grpo.check_config(run, Machine(torch.device("cpu")))
-    wanted = {k: v for k, v in STUDIES[study][row].items() if k != "init"} | dict(seed=5, token_budget=777, eval_every=0, out=str(folder(config, row, 5)))
-    assert {name: getattr(run, name) for name in wanted} == wanted and run.steps * run.batch_size > Config().tokens  # the budget ends runs, not the steps
+    assert words[0] == "train_grpo.py"
+    assert shlex.split(shlex.join(words)) == words
+    run = flags(words)
+    check_config(run, Machine(torch.device("cpu")))
+    own = STUDIES[study][row]
+    wanted = {name: value for name, value in own.items() if name != "init"}
+    wanted |= dict(seed=5, token_budget=777, eval_every=0, out=str(folder(config, row, 5)))
+    assert {name: getattr(run, name) for name in wanted} == wanted
+    assert run.steps * run.batch_size > Config().tokens  # the budget ends runs, not the steps
     assert run.init == ("some/base" if row == "from the base" else "some/cold")
-    left = {name: value for name, value in train_grpo.PAPERS.get(STUDIES[study][row].get("loss"), {}).items() if name not in STUDIES[study][row]}
+    brought = train_grpo.PAPERS.get(own.get("loss"), {})
+    left = {name: value for name, value in brought.items() if name not in own}
     plain = train_grpo.Config()
     for name in train_grpo.Config.__dataclass_fields__:
         if name not in {*wanted, "init", "steps"}:
@@ -48,55 +60,94 @@ def test_every_row_is_a_run_that_train_grpo_takes_with_the_rows_own_flags(study,
 @pytest.mark.parametrize("study", STUDIES)
 def test_no_two_rows_of_a_study_are_the_same_run_nor_share_a_folder(study):
     config = Config(study=study)
-    runs = [flags(list(map(str, command(config, row, 0)))) for row in STUDIES[study]]
+    runs = [flags(command(config, row, 0)) for row in STUDIES[study]]
     for run in runs:
         run.out = ""
     assert all(a != b for i, a in enumerate(runs) for b in runs[:i])
-    assert len({folder(config, row, seed) for row in STUDIES[study] for seed in (0, 1, 10)}) == 3 * len(STUDIES[study])
+    folders = {folder(config, row, seed) for row in STUDIES[study] for seed in (0, 1, 10)}
+    assert len(folders) == 3 * len(STUDIES[study])
 
 
 def test_rows_are_taken_by_name_in_the_order_given_and_an_unknown_one_is_a_user_error():
-    assert wanted_rows(Config()) == list(STUDIES["losses"]) and wanted_rows(Config(rows="gspo, KL k2")) == ["gspo", "KL k2"]
+    assert wanted_rows(Config()) == list(STUDIES["losses"])
+    assert wanted_rows(Config(rows="gspo, KL k2")) == ["gspo", "KL k2"]
     with pytest.raises(UserError, match="study losses has no row 'ppo'; it has grpo, dr-grpo"):
         wanted_rows(Config(rows="grpo,ppo"))
     with pytest.raises(UserError, match="study tuning has no row 'gspo'"):
         wanted_rows(Config(study="tuning", rows="gspo"))
 
 
-def write_run(config, row, seed, sampled, greedy, coverage, length, entropy, steps, seconds, tokens):
+def write_run(
+    config, row, seed, sampled, greedy, coverage, length, entropy, steps, seconds, tokens
+):
+    """A run that is done: what it left of its measurement, its report and two steps."""
     out = folder(config, row, seed)
     out.mkdir(parents=True)
-    measured = dict(sampled=sampled, greedy=dict(acc=greedy, n=10, ci=[0, 1]), coverage=coverage, length=length, entropy=entropy, behaviours={})
+    measured = dict(
+        sampled=sampled, greedy=dict(acc=greedy, n=10, ci=[0, 1]), coverage=coverage,
+        length=length, entropy=entropy, behaviours={})
     (out / "measured.json").write_text(json.dumps(measured))
-    (out / "report.json").write_text(json.dumps(dict(steps=steps, seconds=1.0, sampled_tokens=tokens)))  # its seconds count from the last resumption
-    (out / "metrics.jsonl").write_text("".join(json.dumps(dict(step=i, rollout_seconds=0.75 * seconds / 2, update_seconds=0.25 * seconds / 2)) + "\n" for i in range(2)))
+    # the report's seconds count from the last resumption
+    report = dict(steps=steps, seconds=1.0, sampled_tokens=tokens)
+    (out / "report.json").write_text(json.dumps(report))
+    rows = []
+    for step in range(2):
+        rows.append(dict(
+            step=step, rollout_seconds=0.75 * seconds / 2, update_seconds=0.25 * seconds / 2))
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_the_table_shows_mean_and_standard_deviation_over_seeds_of_what_the_runs_left(tmp_path):
-    config = Config(out=str(tmp_path), rows="gspo,grpo", problems=3, samples=4, tokens=900)
+def write_two_rows(config):
+    """Two rows of two seeds each."""
     write_run(config, "grpo", 0, 0.50, 0.60, 0.75, 20.0, 0.5, 10, 61.0, 1000)
     write_run(config, "grpo", 7, 0.54, 0.60, 0.95, 30.0, 0.7, 13, 70.4, 1234)
     write_run(config, "gspo", 0, 0.10, 0.00, 1.00, 40.0, 0.123, 7, 100.0, 2000)
     write_run(config, "gspo", 7, 0.20, 1.00, 1.00, 42.0, 0.125, 8, 90.0, 950)
+
+
+def test_the_table_shows_mean_and_standard_deviation_over_seeds_of_what_the_runs_left(tmp_path):
+    config = Config(out=str(tmp_path), rows="gspo,grpo", problems=3, samples=4, tokens=900)
+    write_two_rows(config)
     table = collect_table(config, [0, 7])
     assert list(table) == ["gspo", "grpo"] and set(FIGURES) <= set(table["grpo"])
-    assert table["grpo"] == dict(sampled=pytest.approx([50, 54]), greedy=pytest.approx([60, 60]), coverage=pytest.approx([75, 95]), length=[20, 30], entropy=[0.5, 0.7],
-                                 steps=[10, 13], seconds=[61.0, 70.4], tokens=[1000, 1234])
+    assert table["grpo"] == dict(
+        sampled=pytest.approx([50, 54]), greedy=pytest.approx([60, 60]),
+        coverage=pytest.approx([75, 95]), length=[20, 30], entropy=[0.5, 0.7],
+        steps=[10, 13], seconds=[61.0, 70.4], tokens=[1000, 1234])
     lines = markdown(config, table, [0, 7]).splitlines()
-    assert lines[:2] == ["| losses | sampled, % | greedy, % | pass@4, % | tokens a response | entropy, nats a token | steps |", "| --- " * 7 + "|"]
-    assert lines[2] == "| gspo | 15.0 ± 7.1 | 50.0 ± 70.7 | 100.0 ± 0.0 | 41.0 ± 1.4 | 0.124 ± 0.001 | 8 |"  # two numbers deviate by their distance / sqrt(2)
-    assert lines[3] == "| grpo | 52.0 ± 2.8 | 60.0 ± 0.0 | 85.0 ± 14.1 | 25.0 ± 7.1 | 0.600 ± 0.141 | 12 |"
-    assert lines[5] == ("Mean ± standard deviation over seeds 0, 7; 15 problems, 4 samples of each; 950 to 2,000 sampled tokens and 61 to 100 s a run.")
+    assert lines[:2] == [
+        "| losses | sampled, % | greedy, % | pass@4, % | tokens per response | "
+        "entropy, nats per token | steps |",
+        "| --- " * 7 + "|"]
+    # two numbers deviate by their distance / sqrt(2)
+    assert lines[2] == (
+        "| gspo | 15.0 ± 7.1 | 50.0 ± 70.7 | 100.0 ± 0.0 | 41.0 ± 1.4 | 0.124 ± 0.001 | 8 |")
+    assert lines[3] == (
+        "| grpo | 52.0 ± 2.8 | 60.0 ± 0.0 | 85.0 ± 14.1 | 25.0 ± 7.1 | 0.600 ± 0.141 | 12 |")
+    assert lines[5] == (
+        "Mean ± standard deviation over seeds 0, 7; 15 problems, 4 samples of each; "
+        "950 to 2,000 sampled tokens and 61 to 100 s per run.")
     shown = [shlex.split(line.split("`")[1])[1:] for line in lines[7:]]
-    assert shown == [list(map(str, command(config, row, 0))) for row in ("gspo", "grpo")]
-    three = markdown(config, {"grpo": {key: [1.0, 2.0, 6.0] for key in table["grpo"]} | dict(tokens=[1, 2, 3])}, [0, 1, 2]).splitlines()[2]
-    assert three == "| grpo | 3.0 ± 2.6 | 3.0 ± 2.6 | 3.0 ± 2.6 | 3.0 ± 2.6 | 3.000 ± 2.646 | 3 |"  # (4 + 1 + 9) / 2 = 7
-    one = markdown(config, {"grpo": {key: [1.0] for key in table["grpo"]} | dict(tokens=[1])}, [0]).splitlines()[2]
-    assert one == "| grpo | 1.0 ± 0.0 | 1.0 ± 0.0 | 1.0 ± 0.0 | 1.0 ± 0.0 | 1.000 ± 0.000 | 1 |"
+    assert shown == [command(config, row, 0) for row in ("gspo", "grpo")]
+
+
+def test_the_standard_deviation_is_that_of_a_sample_and_nothing_for_one_seed():
+    config = Config()
+    keys = (*FIGURES, "steps", "seconds")
+    three = {key: [1.0, 2.0, 6.0] for key in keys} | dict(tokens=[1, 2, 3])
+    assert markdown(config, {"grpo": three}, [0, 1, 2]).splitlines()[2] == (
+        "| grpo | 3.0 ± 2.6 | 3.0 ± 2.6 | 3.0 ± 2.6 | 3.0 ± 2.6 | 3.000 ± 2.646 | 3 |"
+    )  # (4 + 1 + 9) / 2 = 7
+    one = {key: [1.0] for key in keys} | dict(tokens=[1])
+    assert markdown(config, {"grpo": one}, [0]).splitlines()[2] == (
+        "| grpo | 1.0 ± 0.0 | 1.0 ± 0.0 | 1.0 ± 0.0 | 1.0 ± 0.0 | 1.000 ± 0.000 | 1 |")
 
 
 class Spawned:
-    """subprocess.run, in this process: interpreters take seconds to start. Keeps the words of each script."""
+    """subprocess.run, in this process: interpreters take seconds to start.
+
+    Keeps the words of each script.
+    """
 
     def __init__(self, monkeypatch):
         self.words = []
@@ -104,7 +155,8 @@ class Spawned:
         self.monkeypatch = monkeypatch
 
     def __call__(self, words, env, **options):
-        assert words[0] == sys.executable and env["OMP_NUM_THREADS"].isdigit() and env["PYTHONPATH"].split(":")[0] == str(ablations.ROOT)
+        assert words[0] == sys.executable and env["OMP_NUM_THREADS"].isdigit()
+        assert env["PYTHONPATH"].split(":")[0] == str(ablations.ROOT)
         self.words.append(words[1:])
         with self.monkeypatch.context() as inner:
             if words[1] == "-m":
@@ -117,52 +169,92 @@ class Spawned:
         return SimpleNamespace(returncode=0, stderr="")
 
 
-TINY = "--batch-size 8 --num-samples-per-prompt 4 --max-reasoning-tokens 8 --row-tokens 64 --precision fp32 --device cpu"
+TINY = (
+    "--batch-size 8 --num-samples-per-prompt 4 --max-reasoning-tokens 8 --row-tokens 64 "
+    "--precision fp32 --device cpu")
 
 
-def test_a_study_of_two_rows_trains_measures_and_draws_and_starts_nothing_again(tmp_path, monkeypatch):
+def call_main(monkeypatch, *words):
+    """ablations.main() with these words."""
+    monkeypatch.setattr(sys, "argv", ["ablations.py", *words])
+    ablations.main()
+
+
+def entropies(model, prompt, response):
+    """Exact entropy of the model at each token of a response, in nats."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + response]))[0, len(prompt) - 1 : -1]
+    return torch.distributions.Categorical(logits=logits).entropy().tolist()
+
+
+def check_measured(out, problems):
+    """A run's measured.json, against its model's responses, taken one at a time."""
+    model = checkpoint.load_model(out / "ckpt.pt")
+    prompts = [render_prompt(problem.question) for problem in problems]
+    rollout = generate(model, prompts, 2, 8, 1.0, generator(0, "ablations"))
+    responses = [rollout.response(i) for i in range(10)]
+    nats = []
+    right = []
+    for i, response in enumerate(responses):
+        nats += entropies(model, prompts[i // 2], response)
+        right.append(outcome_reward(problems[i // 2], parse_response(response)))
+    measured = json.loads((out / "measured.json").read_text())
+    length = sum(map(len, responses)) / 10
+    assert measured["entropy"] == pytest.approx(sum(nats) / len(nats), abs=2e-4)
+    assert measured["length"] == pytest.approx(length, abs=0.01)
+    assert measured["sampled"] == sum(right) / 10
+    assert (measured["problems"], measured["samples"], measured["greedy"]["n"]) == (5, 2, 5)
+
+
+def test_a_study_of_two_rows_trains_measures_and_draws_and_starts_nothing_again(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(ablations, "choose_bf16", lambda *args: False)
-    monkeypatch.setattr(train_grpo.plots, "rl_figures", lambda *args: None)  # drawn and tested elsewhere
-    start, spawned = make_tiny(), Spawned(monkeypatch)
+    monkeypatch.setattr(plots, "rl_figures", lambda *args: None)  # drawn and tested elsewhere
+    start = make_tiny()
+    spawned = Spawned(monkeypatch)
     for name in ("cold", "base"):
         (tmp_path / name).mkdir()
         checkpoint.save(tmp_path / name / "ckpt.pt", start)
-    words = f"--cold {tmp_path / 'cold'} --base {tmp_path / 'base'} --out {tmp_path} --rows exact-process,dr-grpo"
-    monkeypatch.setattr(sys, "argv", ["ablations.py", *words.split(), *"--tokens 100 --problems 1 --samples 2 --seeds 3 --workers 1".split()])
-    ablations.main()
+    words = f"--cold {tmp_path / 'cold'} --base {tmp_path / 'base'} --out {tmp_path}".split()
+    words += "--rows exact-process,dr-grpo --tokens 100 --problems 1 --samples 2".split()
+    words += "--seeds 3 --workers 1".split()
+    call_main(monkeypatch, *words)
     out = tmp_path / "losses"
-    assert [w[0].split("/")[-1] for w in spawned.words] == ["train_grpo.py", "-m", "train_grpo.py", "-m"] and not any("--resume" in w for w in spawned.words)
-    assert {path.name for path in out.iterdir()} == {"table.md", "table.json", "table.png", "exact-process-3", "dr-grpo-3"}
+    begun = [w[0].split("/")[-1] for w in spawned.words]
+    assert begun == ["train_grpo.py", "-m", "train_grpo.py", "-m"]
+    assert not any("--resume" in w for w in spawned.words)
+    assert {path.name for path in out.iterdir()} == {
+        "table.md", "table.json", "table.png", "exact-process-3", "dr-grpo-3"}
     table = json.loads((out / "table.json").read_text())
-    assert list(table) == ["exact-process", "dr-grpo"] and all(len(values) == 1 for row in table.values() for values in row.values())
-    assert all(100 <= row["tokens"][0] < 100 + 8 * 8 and row["steps"] == [2] for row in table.values())  # steps of at most 64 tokens, to the budget
+    assert list(table) == ["exact-process", "dr-grpo"]
+    assert all(len(values) == 1 for row in table.values() for values in row.values())
+    for row in table.values():  # steps of at most 64 tokens, to the budget
+        assert 100 <= row["tokens"][0] < 100 + 8 * 8 and row["steps"] == [2]
     problems = held_out_problems(ablations.FAMILIES, (1, 2), 1)
-    for row in table:  # measured again, one response at a time
-        model = checkpoint.load_model(out / f"{row}-3" / "ckpt.pt")
-        rollout = generate(model, [render_prompt(p.question) for p in problems], 2, 8, 1.0, generator(0, "ablations"))
-        responses, nats = [rollout.response(i) for i in range(10)], []
-        with torch.no_grad():
-            for i, response in enumerate(responses):
-                prompt = render_prompt(problems[i // 2].question)
-                nats += torch.distributions.Categorical(logits=model(torch.tensor([prompt + response]))[0, len(prompt) - 1 : -1]).entropy().tolist()
-        right = [outcome_reward(problems[i // 2], parse_response(response)) for i, response in enumerate(responses)]
-        measured, length = json.loads((out / f"{row}-3" / "measured.json").read_text()), sum(map(len, responses)) / 10
-        assert measured["entropy"] == pytest.approx(sum(nats) / len(nats), abs=2e-4) and measured["length"] == pytest.approx(length, abs=0.01)
-        assert (measured["sampled"], measured["problems"], measured["samples"], measured["greedy"]["n"]) == (sum(right) / 10, 5, 2, 5)
-    ablations.main()
+    for row in table:
+        check_measured(out / f"{row}-3", problems)
+
+    call_main(monkeypatch, *words)
     assert len(spawned.words) == 4
     (out / "dr-grpo-3" / "measured.json").unlink()
-    ablations.main()
+    call_main(monkeypatch, *words)
     assert [w[0] for w in spawned.words[4:]] == ["-m"]  # trained already, only measured
-    for more, other in (("--tokens 101", "token-budget"), ("--problems 2", "problems"), ("--samples 3", "samples"), (f"--cold {tmp_path / 'base'}", "init")):
-        monkeypatch.setattr(sys, "argv", sys.argv[:17] + more.split())
-        with pytest.raises(UserError, match=f"was made with another {other}; choose another --out, or remove it"):
-            ablations.main()
+    for more, other in (
+        ("--tokens 101", "token-budget"),
+        ("--problems 2", "problems"),
+        ("--samples 3", "samples"),
+        (f"--cold {tmp_path / 'base'}", "init"),
+    ):
+        complaint = f"was made with another {other}; choose another --out, or remove it"
+        with pytest.raises(UserError, match=complaint):
+            call_main(monkeypatch, *words, *more.split())
     assert len(spawned.words) == 5
 
 
 def test_a_run_that_was_stopped_is_resumed_and_one_that_fails_says_why(tmp_path, monkeypatch):
-    config, words = Config(out=str(tmp_path), workers=1), []
+    config = Config(out=str(tmp_path), workers=1)
+    words = []
     failed = SimpleNamespace(returncode=2, stderr="warning\ntrain_grpo.py: no such thing\n")
     monkeypatch.setattr(ablations.subprocess, "run", lambda w, **options: words.append(w) or failed)
     with pytest.raises(UserError, match="^grpo, seed 4: train_grpo.py: no such thing$"):
@@ -171,11 +263,16 @@ def test_a_run_that_was_stopped_is_resumed_and_one_that_fails_says_why(tmp_path,
     (folder(config, "grpo", 4) / "ckpt.pt").write_bytes(b"")
     with pytest.raises(UserError):
         execute(config, "grpo", 4)
-    assert [w[-1] == "--resume" for w in words] == [False, True] and words[1][:-1] == words[0]
+    assert [w[-1] == "--resume" for w in words] == [False, True]
+    assert words[1][:-1] == words[0]
 
 
-def test_seeds_that_are_no_numbers_and_starts_that_are_not_there_are_user_errors(tmp_path, monkeypatch):
-    for words, complaint in (("--seeds 0,x", "--seeds 0,x"), (f"--cold {tmp_path}", "no checkpoint at")):
-        monkeypatch.setattr(sys, "argv", ["ablations.py", *words.split()])
+def test_seeds_that_are_no_numbers_and_starts_that_are_not_there_are_user_errors(
+    tmp_path, monkeypatch
+):
+    for words, complaint in (
+        ("--seeds 0,x", "--seeds 0,x"),
+        (f"--cold {tmp_path}", "no checkpoint at"),
+    ):
         with pytest.raises(UserError, match=complaint):
-            ablations.main()
+            call_main(monkeypatch, *words.split())

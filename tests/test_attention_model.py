@@ -8,19 +8,40 @@ import torch
 import torch.nn.functional as F
 from conftest import make_tiny
 
-from nanoreason.attention import Documents, attention, by_document, cached_attention, document_mask, masked_attention, matmul_attention, visible_slots
-from nanoreason.machine import generator
-from nanoreason.generate import sampler
-from nanoreason.data import pack
+from nanoreason.attention import (
+    Documents,
+    attention,
+    by_document,
+    cached_attention,
+    document_mask,
+    masked_attention,
+    matmul_attention,
+    visible_slots,
+)
 from nanoreason.corpus import Example
-from nanoreason.machine import Machine
-from nanoreason.model import (GPT, PRESETS, GPTConfig, KVCache, NormRope, RMSNorm, apply_rope, cache_memory, memory_line, rl_memory, rope_tables, training_flops,
-                              training_memory)
+from nanoreason.data import pack
+from nanoreason.generate import sampler
+from nanoreason.machine import generator, Machine
+from nanoreason.model import (
+    GPT,
+    PRESETS,
+    GPTConfig,
+    KVCache,
+    NormRope,
+    RMSNorm,
+    apply_rope,
+    cache_memory,
+    memory_line,
+    rl_memory,
+    rope_tables,
+    training_flops,
+    training_memory,
+)
 
 
 def naive_attention(q, k, v, doc_start):
     """softmax(q k / sqrt(D)) v in float64, one query at a time."""
-    q, k, v = q.double(), k.double(), v.double()
+    q, k, v = (x.double() for x in (q, k, v))
     B, T, H, D = q.shape
     share = H // k.size(2)
     out = torch.zeros_like(q)
@@ -28,7 +49,8 @@ def naive_attention(q, k, v, doc_start):
         for t in range(T):
             first = 0 if doc_start is None else int(doc_start[b, t])
             for h in range(H):
-                keys, values = k[b, first : t + 1, h // share], v[b, first : t + 1, h // share]  # (n, D)
+                keys = k[b, first : t + 1, h // share]  # (n, D)
+                values = v[b, first : t + 1, h // share]
                 out[b, t, h] = torch.softmax(keys @ q[b, t, h] / math.sqrt(D), 0) @ values
     return out
 
@@ -51,7 +73,8 @@ def test_attention_matches_a_float64_loop(path, packed, K):
     for T in (1, 2, 37):
         q, k, v = random_qkv(T, K)
         doc_start = random_doc_start(2, T) if packed else None
-        assert torch.allclose(path(q, k, v, doc_start).double(), naive_attention(q, k, v, doc_start), atol=2e-6)
+        wanted = naive_attention(q, k, v, doc_start)
+        assert torch.allclose(path(q, k, v, doc_start).double(), wanted, atol=2e-6)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -59,13 +82,14 @@ def test_attention_matches_a_float64_loop(path, packed, K):
 def test_long_and_short_rows_agree_between_both_paths(T, packed):
     q, k, v = random_qkv(T, K=2, B=1)
     doc_start = random_doc_start(1, T) if packed else None
-    a, b = attention(q, k, v, doc_start), matmul_attention(q, k, v, doc_start)
+    a = attention(q, k, v, doc_start)
+    b = matmul_attention(q, k, v, doc_start)
     assert torch.allclose(a, b, atol=1e-5)
-    some = [0, 1, 100, 255, T - 1]
-    first = [0 if doc_start is None else int(doc_start[0, t]) for t in some]
-    for t, at in zip(some, first):  # the naive loop on a few queries only
-        exact = naive_attention(q[:, at : t + 1], k[:, at : t + 1], v[:, at : t + 1], None)[:, -1] if t - at < 60 else None
-        if exact is not None:
+    for t in (0, 1, 100, 255, T - 1):  # the naive loop on a few queries only
+        first = 0 if doc_start is None else int(doc_start[0, t])
+        if t - first < 60:
+            document = (x[:, first : t + 1] for x in (q, k, v))
+            exact = naive_attention(*document, None)[:, -1]
             assert torch.allclose(a[:, t].double(), exact, atol=2e-6)
 
 
@@ -77,8 +101,10 @@ def test_bfloat16_attention_is_close_and_its_gradients_match_float32(packed):
     exact = attention(q, k, v, doc_start)
     wanted = torch.autograd.grad((exact * weight).sum(), (q, k, v))
     out = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), doc_start)
-    assert out.dtype == torch.bfloat16 and (out.float() - exact).norm() < 0.02 * exact.norm()
-    for got, want in zip(torch.autograd.grad((out.float() * weight).sum(), (q, k, v)), wanted):
+    assert out.dtype == torch.bfloat16
+    assert (out.float() - exact).norm() < 0.02 * exact.norm()
+    gradients = torch.autograd.grad((out.float() * weight).sum(), (q, k, v))
+    for got, want in zip(gradients, wanted):
         assert (got - want).norm() < 0.03 * want.norm()
 
 
@@ -91,7 +117,14 @@ def test_attention_gradients_match_finite_differences():
 
 def test_the_document_mask_of_the_worked_example():
     mask = document_mask(torch.tensor([[0, 0, 0, 3, 3, 5]]))[0, 0]
-    assert mask.int().tolist() == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 1]]
+    assert mask.int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
 
 
 @pytest.mark.parametrize("K", [1, 2, 4])
@@ -99,10 +132,12 @@ def test_cached_attention_is_the_last_row_of_attention_over_what_is_visible(K):
     q, k, v = random_qkv(20, K, B=3)
     lengths = [20, 7, 1]
     last = torch.stack([q[b, n - 1] for b, n in enumerate(lengths)])
-    k_cache, v_cache, filled = k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous(), torch.tensor(lengths)
+    k_cache, v_cache = (x.transpose(1, 2).contiguous() for x in (k, v))
+    filled = torch.tensor(lengths)
     out = cached_attention(last, k_cache, v_cache, filled, visible_slots(filled, 20, last))
     for b, n in enumerate(lengths):
-        assert torch.allclose(out[b].double(), naive_attention(q[b : b + 1, :n], k[b : b + 1, :n], v[b : b + 1, :n], None)[0, -1], atol=2e-6)
+        row = (x[b : b + 1, :n] for x in (q, k, v))
+        assert torch.allclose(out[b].double(), naive_attention(*row, None)[0, -1], atol=2e-6)
 
 
 def test_heads_that_do_not_divide_are_an_error():
@@ -124,23 +159,30 @@ def test_the_future_does_not_change_the_past(tiny):
     ids = random_ids(1, 20)
     changed = ids.clone()
     changed[0, 12:] = random_ids(1, 8, seed=1)
-    a, b = tiny(ids), tiny(changed)
-    assert torch.allclose(a[:, :12], b[:, :12], atol=1e-5) and (a[:, 12] - b[:, 12]).abs().max() > 0.1
+    a = tiny(ids)
+    b = tiny(changed)
+    assert torch.allclose(a[:, :12], b[:, :12], atol=1e-5)
+    assert (a[:, 12] - b[:, 12]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("T", [64, 160])
 @pytest.mark.parametrize("K", [1, 2, 4])
 def test_a_packed_row_equals_its_documents_in_rows_of_their_own(K, T):
-    """By a mask in short rows, in groups of documents of similar length in long ones. Sums in another order: 5e-5 on logits up to 10."""
+    """By a mask in short rows, in groups of documents of similar length in long ones.
+
+    Sums in another order: 5e-5 on logits up to 10.
+    """
     model = make_tiny(n_kv_head=K, max_len=256)
-    examples = [Example(random_ids(1, n, seed=n)[0].tolist(), 0) for n in (5, 17, 1, 30, 9, 24, 2, 11, 43, 40)]
+    lengths = (5, 17, 1, 30, 9, 24, 2, 11, 43, 40)
+    examples = [Example(random_ids(1, n, seed=n)[0].tolist(), 0) for n in lengths]
     rows = pack(examples, T)
-    assert isinstance(by_document(rows.batch(slice(None), "cpu")[2]), Documents) == (T > 128)
     tokens, _, doc_start = rows.batch(slice(None), "cpu")
+    assert isinstance(by_document(doc_start), Documents) == (T > 128)
     logits = model(tokens, doc_start)
     for index, example in enumerate(examples):
         alone = model(torch.tensor([example.ids]))[0]
-        assert torch.allclose(logits[torch.from_numpy(rows.owner == index)], alone, atol=5e-5)
+        packed = logits[torch.from_numpy(rows.owner == index)]
+        assert torch.allclose(packed, alone, atol=5e-5)
 
 
 def test_forward_with_select_is_indexing(tiny):
@@ -159,47 +201,64 @@ def test_rope_sees_only_differences_of_positions():
     config = GPTConfig(head_dim=16)
     q, k = torch.randn(2, 1, 16, generator=generator(0, "rope"), dtype=torch.float64)
 
+    def turned(x, position):
+        return apply_rope(x, *rope_tables(config, torch.tensor(position)))
+
     def score(i, j):
-        return (apply_rope(q, *rope_tables(config, torch.tensor(i))) * apply_rope(k, *rope_tables(config, torch.tensor(j)))).sum().item()
+        return (turned(q, i) * turned(k, j)).sum().item()
 
     for i, j in ((5, 2), (9, 0), (3, 3)):
         for shift in (1, 17, 300):
             assert score(i, j) == pytest.approx(score(i + shift, j + shift), abs=1e-4)
-    assert abs(score(5, 2) - score(5, 4)) > 1e-2 and score(3, 3) == pytest.approx((q * k).sum().item(), abs=1e-6)
+    assert abs(score(5, 2) - score(5, 4)) > 1e-2
+    assert score(3, 3) == pytest.approx((q * k).sum().item(), abs=1e-6)
 
 
 def test_rope_rotates_by_position_times_frequency():
-    """The pair (i, i + D/2) at position p turns by p theta^(-2i/D): complex multiplication says the same."""
+    """The pair (i, i + D/2) at position p turns by p theta^(-2i/D), as complex numbers do."""
     config = GPTConfig(head_dim=8, rope_theta=50.0)
     x = torch.randn(3, 1, 8, generator=generator(0, "x"), dtype=torch.float64)
     out = apply_rope(x, *rope_tables(config, torch.tensor([0, 1, 7])))
     z = torch.complex(x[..., :4], x[..., 4:])
     for row, position in enumerate((0, 1, 7)):
-        turned = z[row, 0] * torch.tensor([complex(math.cos(a), math.sin(a)) for a in (position * 50.0 ** (-2 * i / 8) for i in range(4))])
-        assert torch.allclose(torch.complex(out[row, 0, :4], out[row, 0, 4:]), turned.to(torch.complex128), atol=1e-5)
+        angles = [position * 50.0 ** (-2 * i / 8) for i in range(4)]
+        turn = torch.tensor([complex(math.cos(a), math.sin(a)) for a in angles])
+        turned = (z[row, 0] * turn).to(torch.complex128)
+        assert torch.allclose(torch.complex(out[row, 0, :4], out[row, 0, 4:]), turned, atol=1e-5)
 
 
 def test_presets_have_the_parameters_they_are_known_by():
-    for name, millions in dict(nano=0.2, micro=1.0, mini=2.7, small=9.5, base=124, large=365).items():
+    known = dict(nano=0.2, micro=1.0, mini=2.7, small=9.5, base=124, large=365)
+    for name, millions in known.items():
         c = PRESETS[name]
         with torch.device("meta"):
             model = GPT(c)
-        matrices = c.n_embd * (c.n_head + 2 * c.n_kv_head) * c.head_dim + c.n_head * c.head_dim * c.n_embd + 3 * c.n_embd * c.d_ff
-        count = c.vocab_size * c.n_embd + c.n_layer * (matrices + 2 * c.n_embd + 2 * c.head_dim) + c.n_embd
-        assert model.num_params == count and count / 1e6 == pytest.approx(millions, rel=0.1 if millions < 1 else 0.06)
+        heads_in = c.n_head + 2 * c.n_kv_head
+        projections = c.n_embd * heads_in * c.head_dim + c.n_head * c.head_dim * c.n_embd
+        norms = 2 * c.n_embd + 2 * c.head_dim
+        block = projections + 3 * c.n_embd * c.d_ff + norms
+        count = c.vocab_size * c.n_embd + c.n_layer * block + c.n_embd
+        assert model.num_params == count
+        assert count / 1e6 == pytest.approx(millions, rel=0.1 if millions < 1 else 0.06)
         assert model.flops_per_token() == 2 * count
 
 
 def test_an_untied_head_counts_once_more_and_its_embedding_costs_no_flops():
-    tied, untied = make_tiny(), make_tiny(tie_embeddings=False)
-    assert untied.num_params == tied.num_params + 512 * 32 and untied.flops_per_token() == tied.flops_per_token()
+    tied = make_tiny()
+    untied = make_tiny(tie_embeddings=False)
+    assert untied.num_params == tied.num_params + 512 * 32
+    assert untied.flops_per_token() == tied.flops_per_token()
 
 
 def test_initial_weights_are_seeded_and_start_near_the_uniform_loss():
-    a, b, c = (GPT(PRESETS["nano"]).init_weights(generator(seed, "weights")) for seed in (0, 0, 1))
-    assert torch.equal(a.embed.weight, b.embed.weight) and not torch.equal(a.embed.weight, c.embed.weight)
+    def made(seed):
+        return GPT(PRESETS["nano"]).init_weights(generator(seed, "weights"))
+
+    a, b, c = (made(seed) for seed in (0, 0, 1))
+    assert torch.equal(a.embed.weight, b.embed.weight)
+    assert not torch.equal(a.embed.weight, c.embed.weight)
     ids = random_ids(4, 64)
-    loss = torch.nn.functional.cross_entropy(a(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+    loss = F.cross_entropy(a(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
     assert loss.item() == pytest.approx(math.log(512), abs=0.1)
 
 
@@ -207,7 +266,10 @@ def test_initial_weights_are_seeded_and_start_near_the_uniform_loss():
 
 
 def ragged(lengths, total):
-    """Rows of `total` ids each, and their first lengths[i] ids as right-padded prompts whose padding is nonsense, not zeros."""
+    """Rows of `total` ids each, and their first lengths[i] ids as right-padded prompts.
+
+    The padding is nonsense, not zeros.
+    """
     ids = random_ids(len(lengths), total, seed=3)
     prompts = random_ids(len(lengths), max(lengths), seed=4)
     for row, n in enumerate(lengths):
@@ -218,7 +280,8 @@ def ragged(lengths, total):
 @pytest.mark.parametrize("K", [1, 2, 4])
 @torch.inference_mode()
 def test_prefill_and_decode_equal_the_full_forward_for_ragged_prompts(K):
-    model, lengths = make_tiny(n_kv_head=K), [3, 11, 1, 7]
+    model = make_tiny(n_kv_head=K)
+    lengths = [3, 11, 1, 7]
     ids, prompts = ragged(lengths, 40)
     full = model(ids)  # (4, 40, V)
     cache = KVCache(model.config, 4, 40)
@@ -226,7 +289,8 @@ def test_prefill_and_decode_equal_the_full_forward_for_ragged_prompts(K):
     for step in range(25):
         for row, n in enumerate(lengths):
             assert torch.allclose(logits[row], full[row, n + step - 1], atol=1e-5)
-        logits = model.decode(torch.stack([ids[row, n + step] for row, n in enumerate(lengths)]), cache)
+        newest = torch.stack([ids[row, n + step] for row, n in enumerate(lengths)])
+        logits = model.decode(newest, cache)
     assert cache.lengths.tolist() == [n + 25 for n in lengths]
 
 
@@ -234,21 +298,25 @@ def test_prefill_and_decode_equal_the_full_forward_for_ragged_prompts(K):
 def test_the_cache_stays_right_when_it_grows_and_rows_repeat_leave_and_swap(tiny):
     lengths = [3, 11, 1, 7]
     ids, prompts = ragged(lengths, 60)
-    full, who = tiny(ids), [0, 1, 2, 3]
+    full = tiny(ids)
+    who = [0, 1, 2, 3]  # the row of ids that each row of the cache holds
+    at = list(lengths)  # and how much of it
     cache = KVCache(tiny.config, 4, 11)
-    logits, at = tiny.prefill(prompts, torch.tensor(lengths), cache), list(lengths)
+    logits = tiny.prefill(prompts, torch.tensor(lengths), cache)
     for step in range(30):
         for b, row in enumerate(who):
             assert torch.allclose(logits[b], full[row, at[b] - 1], atol=1e-5), (step, row)
         keep = {4: [3, 0, 0, 2, 1], 9: [4, 1, 3], 15: [2, 0], 22: [0]}.get(step)
         if keep:
             cache.select(torch.tensor(keep))
-            who, at = [who[b] for b in keep], [at[b] for b in keep]
+            who = [who[b] for b in keep]
+            at = [at[b] for b in keep]
         if max(at) + 1 > cache.slots:
             before = cache.keys[1][:, :, : cache.slots].clone()
             cache.grow(cache.slots + 3)
             assert torch.equal(cache.keys[1][:, :, : before.size(2)], before)
-        logits = tiny.decode(torch.tensor([int(ids[row, n]) for row, n in zip(who, at)]), cache)
+        newest = torch.tensor([int(ids[row, n]) for row, n in zip(who, at)])
+        logits = tiny.decode(newest, cache)
         at = [n + 1 for n in at]
 
 
@@ -266,18 +334,24 @@ def test_a_full_cache_is_an_error_and_not_an_overwrite(tiny):
 
 
 def stored_bytes(config, B, T, bf16, recompute):
-    """What autograd keeps for the backward pass of the trunk, each storage once, the weights and their bfloat16 copies left out."""
+    """What autograd keeps for the backward pass of the trunk, each storage once.
+
+    The weights and their bfloat16 copies are left out.
+    """
     model = GPT(config)
     model.checkpoint_activations = recompute
-    kept, weights = {}, {p.numel() for p in model.parameters()}
+    kept = {}
+    weights = {p.numel() for p in model.parameters()}
 
     def keep(x):
         storage = x.untyped_storage()
-        if not (x.requires_grad and x.is_leaf) and storage.nbytes() // x.element_size() not in weights:
+        is_weight = x.requires_grad and x.is_leaf
+        if not is_weight and storage.nbytes() // x.element_size() not in weights:
             kept[storage.data_ptr()] = (storage, storage.nbytes())
         return x
 
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    watch = torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), watch:
         model.trunk(random_ids(B, T), torch.zeros(B, T, dtype=torch.int32))
     return sum(size for _, size in kept.values())
 
@@ -285,12 +359,16 @@ def stored_bytes(config, B, T, bf16, recompute):
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("size", ["micro", "mini"])
 def test_estimated_activations_are_near_what_autograd_stores(size, bf16):
-    config, B, T = PRESETS[size], 8, 128
+    config = PRESETS[size]
+    B = 8
+    T = 128
+    all_blocks = training_memory(config, B * T, T, bf16, dense=bf16)["activations"]
     for recompute in (False, True):
         estimate = training_memory(config, B * T, T, bf16, recompute, dense=bf16)["activations"]
         stored = stored_bytes(config, B, T, bf16, recompute)
-        if recompute:  # while a block is recomputed it is stored in full, which the hooks above do not see
-            estimate -= training_memory(config, B * T, T, bf16, dense=bf16)["activations"] / config.n_layer
+        if recompute:
+            # while a block is recomputed it is stored in full, which the hooks above do not see
+            estimate -= all_blocks / config.n_layer
         assert estimate == pytest.approx(stored, rel=0.2), (stored, estimate)
 
 
@@ -305,33 +383,49 @@ def test_recomputed_blocks_give_the_same_gradients(tiny):
 
 
 def test_flops_and_memory_are_counted_as_by_hand():
-    c = GPTConfig(n_layer=2, n_head=4, n_kv_head=2, n_embd=8, head_dim=4, d_ff=16, vocab_size=10, max_len=64, tie_embeddings=False)
+    c = GPTConfig(
+        n_layer=2, n_head=4, n_kv_head=2, n_embd=8, head_dim=4, d_ff=16, vocab_size=10,
+        max_len=64, tie_embeddings=False,
+    )
     matrices = 2 * (8 * (4 + 4) * 4 + 16 * 8 + 3 * 8 * 16)
     norms = 2 * (8 + 8 + 4 + 4) + 8
     P = matrices + norms + 2 * 80
     assert GPT(c).num_params == P
     dense = 2 * (P - 80)  # a forward pass of one token: the embedding is looked up, not multiplied
-    assert training_flops(c, 100, 64) == 3 * 100 * (dense + 2 * 2 * 4 * 4 * 64) and training_flops(c, 100, 64, recompute=True) * 3 == training_flops(c, 100, 64) * 4
-    muon, adam = training_memory(c, 100, 64, bf16=False, muon=True), training_memory(c, 100, 64, bf16=False)
-    assert adam["weights"] == adam["gradients"] == 4 * P and adam["optimizer"] == 8 * P and adam["optimizer"] - muon["optimizer"] == 4 * matrices
-    assert cache_memory(c, 3, 64, bf16=True) == KVCache(c, 3, 64, dtype=torch.bfloat16).keys[0].nbytes * 2 * 2
+    flops = training_flops(c, 100, 64)
+    assert flops == 3 * 100 * (dense + 2 * 2 * 4 * 4 * 64)
+    assert training_flops(c, 100, 64, recompute=True) * 3 == flops * 4
+    muon = training_memory(c, 100, 64, bf16=False, muon=True)
+    adam = training_memory(c, 100, 64, bf16=False)
+    assert adam["weights"] == adam["gradients"] == 4 * P
+    assert adam["optimizer"] == 8 * P
+    assert adam["optimizer"] - muon["optimizer"] == 4 * matrices
+    one_layers_keys = KVCache(c, 3, 64, dtype=torch.bfloat16).keys[0].nbytes
+    assert cache_memory(c, 3, 64, bf16=True) == one_layers_keys * 2 * 2
 
 
 def held(tensors):
     """Bytes of these tensors, each storage once: a tied head is its embedding."""
-    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+    storages = [x.untyped_storage() for x in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_memory_of_reinforcement_learning_is_that_of_its_cache_and_copies(tied, bf16, reference):
+def test_the_memory_of_reinforcement_learning_is_that_of_its_cache_and_copies(
+    tied, bf16, reference
+):
     model = make_tiny(tie_embeddings=tied, max_len=96)
     copies = [sampler(model, bf16)] + [copy.deepcopy(model)] * reference
-    for rows, slots, kept in ((3, 50, 50), (7, 96, 96), (2, 300, 96)):  # no response outgrows the context
-        cache = KVCache(model.config, rows, kept, dtype=torch.bfloat16 if bf16 else torch.float32)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    # no response outgrows the context
+    for rows, slots, kept in ((3, 50, 50), (7, 96, 96), (2, 300, 96)):
+        cache = KVCache(model.config, rows, kept, dtype=dtype)
         parts = rl_memory(model.config, rows, slots, bf16, reference)
-        assert parts == dict(cache=held(cache.keys + cache.values), copies=sum(held(net.parameters()) for net in copies))
+        assert parts["cache"] == held(cache.keys + cache.values)
+        assert parts["copies"] == sum(held(net.parameters()) for net in copies)
+        assert set(parts) == {"cache", "copies"}
 
 
 def test_the_line_of_memory_says_whether_it_fits(monkeypatch):
@@ -339,7 +433,8 @@ def test_the_line_of_memory_says_whether_it_fits(monkeypatch):
     for have, verdict in ((4 * 2**30, ": fits"), (2 * 2**30, "DOES NOT FIT")):
         monkeypatch.setattr(Machine, "memory", have)
         line = memory_line(dict(weights=2**30, cache=2**30), machine)
-        assert verdict in line and "weights 1.00 + cache 1.00 = 2.00 GiB; cpu has" in line
+        assert verdict in line
+        assert "weights 1.00 + cache 1.00 = 2.00 GiB; cpu has" in line
     monkeypatch.undo()
     assert 2**28 < machine.memory < 2**44
 
@@ -361,14 +456,22 @@ def test_grouped_attention_is_masked_attention_forward_and_backward(dtype, close
     documents = by_document(doc_start, dtype)
     got = attention(*halves, documents)
     got = [got.detach(), *torch.autograd.grad(got, halves, grad.to(dtype))]
-    assert isinstance(documents, Documents) and len(documents.shapes) == 4
+    assert isinstance(documents, Documents)
+    assert len(documents.shapes) == 4
     assert all(torch.allclose(a.float(), b, atol=close) for a, b in zip(got, wanted))
 
 
 def test_documents_that_begin_alike_are_as_in_the_docstring():
-    documents = Documents(torch.tensor([1, 2]), torch.tensor([1, 2]), 4, (torch.tensor([0, 0]), torch.tensor([1, 1])))
-    assert documents.order.tolist() == [0, 1, 1, 0, 2, 3] and documents.shapes == [(2, 3)]
-    assert documents.place.tolist() == [0, 1, 4, 5] and documents.spare.tolist() == [2, 3]
+    prefix = torch.tensor([0, 0]), torch.tensor([1, 1])
+    documents = Documents(torch.tensor([1, 2]), torch.tensor([1, 2]), 4, prefix)
+    assert documents.order.tolist() == [0, 1, 1, 0, 2, 3]
+    assert documents.shapes == [(2, 3)]
+    assert documents.place.tolist() == [0, 1, 4, 5]
+    assert documents.spare.tolist() == [2, 3]
+    x = torch.tensor([[10, 11, 12, 13]])  # (1, 4)
+    (group,) = documents.split(x)
+    assert group.tolist() == [[10, 11, 11], [10, 12, 13]]
+    assert documents.join([group]).tolist() == [10, 11, 12, 13]
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (2, 3, 6, 8)])
@@ -382,15 +485,20 @@ def test_the_norms_own_backward_is_autograds_in_float64(shape):
     y = x.detach().clone().requires_grad_()
     ours = norm(y)
     theirs = F.rms_norm(x, shape[-1:], weight, eps=1e-6)
-    got, wanted = torch.autograd.grad(ours, (y, norm.weight), grad), torch.autograd.grad(theirs, (x, weight), grad)
-    assert torch.allclose(ours, theirs, atol=1e-12) and all(torch.allclose(a, b, atol=1e-12) for a, b in zip(got, wanted))
+    got = torch.autograd.grad(ours, (y, norm.weight), grad)
+    wanted = torch.autograd.grad(theirs, (x, weight), grad)
+    assert torch.allclose(ours, theirs, atol=1e-12)
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(got, wanted))
 
 
 def test_queries_and_keys_turned_in_one_step_have_autograds_gradient_in_float64():
-    config, noise = GPTConfig(head_dim=8), generator(0, "turn")
-    x, weight, grad = (torch.randn(s, generator=noise, dtype=torch.float64) for s in ((2, 5, 3, 8), (3, 8), (2, 5, 3, 8)))
+    config = GPTConfig(head_dim=8)
+    noise = generator(0, "turn")
+    shapes = ((2, 5, 3, 8), (3, 8), (2, 5, 3, 8))
+    x, weight, grad = (torch.randn(s, generator=noise, dtype=torch.float64) for s in shapes)
     rope = rope_tables(config, torch.arange(5), torch.float64)
-    leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    leaves = [x.requires_grad_(), weight.requires_grad_()]
     got = torch.autograd.grad(NormRope.apply(*leaves, *rope), leaves, grad)
-    plain = apply_rope(F.rms_norm(leaves[0], (8,), eps=1e-6) * leaves[1], *rope)
-    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(got, torch.autograd.grad(plain, leaves, grad)))
+    plain = apply_rope(F.rms_norm(x, (8,), eps=1e-6) * weight, *rope)
+    wanted = torch.autograd.grad(plain, leaves, grad)
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(got, wanted))

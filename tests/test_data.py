@@ -1,4 +1,4 @@
-"""Packing, targets, batches over ranks, the text that goes in, corpus files, and what users bring."""
+"""Packing, targets, batches over ranks, generated text, corpus files, and what users bring."""
 
 import json
 import random
@@ -14,9 +14,13 @@ from conftest import make_tiny
 import train_sft
 from nanoreason.flags import UserError
 from nanoreason.machine import Machine
-from nanoreason.corpus import (BaseMix, Example, base_chunk, base_rows, conversation, demonstrations, general_data, parse_response_text, read_examples, read_problems, read_rows,
-                               safety_data, write_corpus)
-from nanoreason.data import IGNORE, batches, join, open_rows, pack, response_batches, write_rows
+from nanoreason.corpus import (
+    BaseMix, Example, base_chunk, base_rows, conversation, demonstrations, general_data,
+    parse_response_text, read_examples, read_problems, read_rows, safety_data, write_corpus,
+)
+from nanoreason.data import (
+    IGNORE, batches, join, open_rows, pack, response_batches, write_rows,
+)
 from nanoreason.experience import token_logprobs
 from nanoreason.tasks import SPLITS, draw_problem, user_problem, verify
 from nanoreason.tasks.general import HARMFUL, HARMLESS, WORDS, is_refusal
@@ -29,12 +33,16 @@ def random_examples(n=200, longest=40, seed=0):
     examples = []
     for _ in range(n):
         length = rng.randint(2, longest)
-        examples.append(Example([rng.randrange(500) for _ in range(length - 1)] + [END], rng.randint(0, length - 1)))
+        ids = [rng.randrange(500) for _ in range(length - 1)] + [END]
+        examples.append(Example(ids, rng.randint(0, length - 1)))
     return examples
 
 
 def documents(rows):
-    """{example index: (row, first place, last place + 1)} read from `owner`; fails unless every document is in one piece."""
+    """{example index: (row, first place, last place + 1)} read from `owner`.
+
+    Fails unless every document is in one piece.
+    """
     found = {}
     for r, owner in enumerate(rows.owner):
         for index in set(owner.tolist()) - {-1}:
@@ -52,7 +60,8 @@ def test_the_worked_example_of_the_docstring():
     assert rows.owner.tolist() == [[0, 0, 0, 1, 1, -1]]
     assert (len(rows), rows.skipped, rows.real_share) == (1, 0, pytest.approx(5 / 6))
     tokens, targets, doc_start = rows.batch(slice(0, 1), "cpu")
-    assert (tokens.dtype, targets.dtype, doc_start.dtype) == (torch.int64, torch.int64, torch.int32) and targets.min() == IGNORE
+    dtypes = (tokens.dtype, targets.dtype, doc_start.dtype)
+    assert dtypes == (torch.int64, torch.int64, torch.int32) and targets.min() == IGNORE
 
 
 @pytest.mark.parametrize("window", [2, 256])
@@ -64,13 +73,15 @@ def test_every_document_is_whole_and_its_targets_are_its_own_next_tokens(window)
     expected = np.full(rows.targets.shape, IGNORE)
     for index, (r, start, end) in found.items():
         e = examples[index]
-        assert rows.tokens[r, start:end].tolist() == e.ids and (rows.doc_start[r, start:end] == start).all()
+        assert rows.tokens[r, start:end].tolist() == e.ids
+        assert (rows.doc_start[r, start:end] == start).all()
         for i in range(1, len(e.ids)):
             if i >= e.prompt_len:
                 expected[r, start + i - 1] = e.ids[i]
     assert (rows.targets == expected).all()
     padding = rows.owner == -1
-    assert (rows.tokens[padding] == PAD).all() and (rows.doc_start[padding] == np.nonzero(padding)[1]).all()
+    assert (rows.tokens[padding] == PAD).all()
+    assert (rows.doc_start[padding] == np.nonzero(padding)[1]).all()
 
 
 def test_documents_that_do_not_fit_are_left_out_and_counted():
@@ -92,13 +103,15 @@ def test_the_stop_token_is_a_target_and_gets_gradient():
 
     sft_loss(flat, tokens, targets, doc_start).backward()
     stops = logits.grad[targets == END]
-    assert torch.allclose(stops[:, END], torch.full((len(examples),), 1 / 512 - 1))  # softmax minus one-hot, on flat logits
+    # softmax minus one-hot, on flat logits
+    assert torch.allclose(stops[:, END], torch.full((len(examples),), 1 / 512 - 1))
     assert logits.grad[targets == IGNORE].abs().max() == 0
 
 
 def test_a_response_is_learned_whole_and_its_prompt_not_at_all():
     examples = demonstrations(30, 0) + base_chunk(BaseMix(), 0, 0)[:100]
-    learned = sum(len(e.ids) - max(e.prompt_len, 1) for e in examples)  # the first id of a text without a prompt has nothing to predict it
+    # the first id of a text without a prompt has nothing to predict it
+    learned = sum(len(e.ids) - max(e.prompt_len, 1) for e in examples)
     assert (pack(examples, 1024).targets != IGNORE).sum() == learned
 
 
@@ -107,15 +120,19 @@ def test_typical_corpora_waste_little_on_padding():
     assert pack(base_chunk(BaseMix(), 0, 0), 256).real_share > 0.95
 
 
-def test_two_ranks_together_see_what_one_would_and_every_row_once_an_epoch():
+def test_two_ranks_together_see_what_one_would_and_every_row_once_per_epoch():
     one = list(batches(22, 4, 3, seed=5))
-    both = list(zip(batches(22, 4, 3, seed=5, rank=0, world=2), batches(22, 4, 3, seed=5, rank=1, world=2)))
+    first, second = (batches(22, 4, 3, seed=5, rank=rank, world=2) for rank in (0, 1))
+    both = list(zip(first, second))
     assert len(one) == len(both) == 3 * 22 // 4
     for whole, (a, b) in zip(one, both):
-        assert len(a) == len(b) == 2 and sorted(whole.tolist()) == sorted(a.tolist() + b.tolist())
+        assert len(a) == len(b) == 2
+        assert sorted(whole.tolist()) == sorted(a.tolist() + b.tolist())
     order = np.concatenate(one)
-    assert sorted(order[:22]) == sorted(order[22:44]) == list(range(22)) and order[:22].tolist() != order[22:44].tolist()
-    assert order[:22].tolist() != np.concatenate(list(batches(22, 4, 3, seed=6)))[:22].tolist()
+    assert sorted(order[:22]) == sorted(order[22:44]) == list(range(22))
+    assert order[:22].tolist() != order[22:44].tolist()
+    other = np.concatenate(list(batches(22, 4, 3, seed=6)))
+    assert order[:22].tolist() != other[:22].tolist()
 
 
 # Responses behind their prompts
@@ -124,68 +141,113 @@ LONGEST = 40  # L of the values below
 
 
 def asked_and_answered(n=60, seed=0):
-    """{row: Example} of rows that are not in one piece, as where groups without signal are left out; some of one token, some at the length limit."""
+    """{row: Example} of rows with gaps between them, as where groups without signal are left out.
+
+    Some responses have one token, some are at the length limit.
+    """
     rng = random.Random(seed)
-    length = lambda: rng.choice((1, 2, LONGEST, rng.randint(1, LONGEST)))
-    return {row: Example([rng.randrange(506) for _ in range(p + r)], p) for row, p, r in ((3 * i + 1, rng.randint(1, 20), length()) for i in range(n))}
+    examples = {}
+    for i in range(n):
+        p = rng.randint(1, 20)
+        r = rng.choice((1, 2, LONGEST, rng.randint(1, LONGEST)))
+        examples[3 * i + 1] = Example([rng.randrange(506) for _ in range(p + r)], p)
+    return examples
 
 
 def place_values(examples):
     """A number that says whose token it is, and which: 100 * row + index."""
-    return dict(place=(100 * torch.arange(max(examples) + 1)[:, None] + torch.arange(LONGEST)).double(), row=torch.arange(max(examples) + 1)[:, None].expand(-1, LONGEST))
+    rows = torch.arange(max(examples) + 1)[:, None]
+    place = (100 * rows + torch.arange(LONGEST)).double()
+    return dict(place=place, row=rows.expand(-1, LONGEST))
 
 
 def tokens_of(micros):
-    """[(row, index in the response, token, token before it, number of the response in its micro-batch)] of micro-batches, one list each."""
-    return [[(*divmod(int(place), 100), int(target), int(micro["tokens"].flatten()[at]), int(response))
-             for place, target, at, response in zip(micro["place"], micro["targets"], micro["select"], micro["response"], strict=True)] for micro in micros]
+    """What micro-batches hold, one list each.
+
+    [(row, index in the response, token, token before it, number of its response in the pass)]
+    """
+    return [_tokens_of(micro) for micro in micros]
 
 
-@pytest.mark.parametrize("row_tokens, micro_tokens, at_least", [(64, 4096, 1), (64, 64, 1), (30, 200, 1), (16, 16, 1), (64, 4096, 3), (64, 4096, 1000), (1000, 4096, 1),
-                                                                 (33, 10, 7)])
-def test_every_token_of_every_response_comes_once_with_its_own_values(row_tokens, micro_tokens, at_least):
+def _tokens_of(micro):
+    found = []
+    names = ("place", "targets", "select", "response")
+    for place, target, at, response in zip(*(micro[name] for name in names), strict=True):
+        row, index = divmod(int(place), 100)
+        before = int(micro["tokens"].flatten()[at])
+        found.append((row, index, int(target), before, int(response)))
+    return found
+
+
+@pytest.mark.parametrize("row_tokens, micro_tokens, at_least", [
+    (64, 4096, 1), (64, 64, 1), (30, 200, 1), (16, 16, 1), (64, 4096, 3), (64, 4096, 1000),
+    (1000, 4096, 1), (33, 10, 7),
+])
+def test_every_token_of_every_response_comes_once_with_its_own_values(
+        row_tokens, micro_tokens, at_least):
     examples = asked_and_answered()
-    micros = list(response_batches(examples, place_values(examples), row_tokens, micro_tokens, "cpu", at_least))
+    values = place_values(examples)
+    micros = list(response_batches(examples, values, row_tokens, micro_tokens, "cpu", at_least))
     found = tokens_of(micros)
-    expected = {(row, i): (e.ids[e.prompt_len + i], e.ids[e.prompt_len + i - 1]) for row, e in examples.items() for i in range(len(e.ids) - e.prompt_len)}
-    assert {(row, i): (token, before) for part in found for row, i, token, before, _ in part} == expected and sum(map(len, found)) == len(expected)
+    expected = {}
+    for row, e in examples.items():
+        for i in range(len(e.ids) - e.prompt_len):
+            expected[row, i] = (e.ids[e.prompt_len + i], e.ids[e.prompt_len + i - 1])
+    seen = {(row, i): (token, before) for part in found for row, i, token, before, _ in part}
+    assert seen == expected and sum(map(len, found)) == len(expected)
     for micro, part in zip(micros, found):
         numbers = {row: number for row, _, _, _, number in part}
-        assert {(row, number) for row, _, _, _, number in part} == set(numbers.items()) and sorted(numbers.values()) == list(range(len(numbers)))
+        assert {(row, number) for row, _, _, _, number in part} == set(numbers.items())
+        assert sorted(numbers.values()) == list(range(len(numbers)))
         assert micro["row"].tolist() == [row for row, *_ in part]
-        for row in numbers:  # a response is never cut over two passes: its mean log-ratio is taken within one
-            assert sum(owner == row for owner, *_ in part) == len(examples[row].ids) - examples[row].prompt_len
+        # a response is never cut over two passes: its mean log-ratio is taken within one
+        for row in numbers:
+            length = len(examples[row].ids) - examples[row].prompt_len
+            assert sum(owner == row for owner, *_ in part) == length
 
 
 def test_long_responses_go_apart_and_passes_keep_to_their_tokens():
     examples = asked_and_answered()
+    values = place_values(examples)
     longest = max(len(e.ids) for e in examples.values())
-    for row_tokens, micro_tokens in ((30, 200), (30, 1), (longest, 300), (2 * longest, 300)):
+    limits = ((30, 200), (30, 1), (longest, 300), (2 * longest, 300))
+    for row_tokens, micro_tokens in limits:
         widths = []
-        for micro in response_batches(examples, place_values(examples), row_tokens, micro_tokens, "cpu"):
+        for micro in response_batches(examples, values, row_tokens, micro_tokens, "cpu"):
             B, T = micro["tokens"].shape
             short = {len(examples[int(row)].ids) <= row_tokens for row in micro["row"]}
-            assert short == {T == row_tokens} and (T in (row_tokens, longest)) and (B == 1 or B * T <= micro_tokens)
+            assert short == {T == row_tokens} and (T in (row_tokens, longest))
+            assert B == 1 or B * T <= micro_tokens
             widths.append(T)
-        assert set(widths) == ({row_tokens, longest} if row_tokens < longest else {row_tokens})
+        both = {row_tokens, longest} if row_tokens < longest else {row_tokens}
+        assert set(widths) == both
 
 
 @pytest.mark.parametrize("at_least", [1, 2, 4, 5, 6, 7, 100])
 def test_gradient_accumulation_makes_more_passes_of_the_same_tokens_and_probabilities(at_least):
-    """Each pass against the model on one response alone: log-probability and entropy of every token at the temperature, whoever shares its row."""
-    examples, model, temperature = asked_and_answered(30), make_tiny(), 0.7
+    """Each pass against the model on one response alone, whichever responses share its row.
+
+    Compared are log-probability and entropy of every token at the temperature.
+    """
+    examples = asked_and_answered(30)
+    model = make_tiny()
+    temperature = 0.7
     micros = list(response_batches(examples, place_values(examples), 128, 4096, "cpu", at_least))
     n_rows = sum(len(micro["tokens"]) for micro in micros)
-    assert n_rows == len(pack(list(examples.values()), 128)) == 7 and min(at_least, 7) <= len(micros) <= 7
+    assert n_rows == len(pack(list(examples.values()), 128)) == 7
+    assert min(at_least, 7) <= len(micros) <= 7
     got = {}
     with torch.no_grad():
         for micro in micros:
             logp, entropy = token_logprobs(model, micro, temperature, with_entropy=True)
             assert token_logprobs(model, micro, temperature)[1] is None
-            got |= {int(place): (a, b) for place, a, b in zip(micro["place"], logp.tolist(), entropy.tolist())}
+            figures = zip(micro["place"], logp.tolist(), entropy.tolist())
+            got |= {int(place): (a, b) for place, a, b in figures}
         for row, e in examples.items():
-            said = torch.distributions.Categorical(logits=model(torch.tensor([e.ids]))[0, e.prompt_len - 1 : -1].double() / temperature)
-            for i, (a, b) in enumerate(zip(said.log_prob(torch.tensor(e.ids[e.prompt_len :])).tolist(), said.entropy().tolist())):
+            logits = model(torch.tensor([e.ids]))[0, e.prompt_len - 1 : -1].double()
+            said = torch.distributions.Categorical(logits=logits / temperature)
+            wanted = said.log_prob(torch.tensor(e.ids[e.prompt_len :])).tolist()
+            for i, (a, b) in enumerate(zip(wanted, said.entropy().tolist())):
                 assert got.pop(100 * row + i) == pytest.approx((a, b), abs=2e-4)
     assert not got
 
@@ -196,40 +258,55 @@ def test_no_responses_make_no_batches():
 
 # The base corpus and other generated text
 
-CHEAP = BaseMix(tables=0.05, textbook=0.02, prose=0.9, controls=0.01)  # mostly prose, which is drawn fast
+# mostly prose, which is drawn fast
+CHEAP = BaseMix(tables=0.05, textbook=0.02, prose=0.9, controls=0.01)
 ARRAYS = ("tokens", "targets", "doc_start")
 
 
 def same_rows(a, b):
-    return (a.real, a.skipped) == (b.real, b.skipped) and all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ARRAYS)
+    if (a.real, a.skipped) != (b.real, b.skipped):
+        return False
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ARRAYS)
 
 
 def test_the_base_corpus_depends_on_nothing_but_its_arguments():
     mix = BaseMix()
     assert base_chunk(mix, 0, 1)[:200] == base_chunk(mix, 0, 1)[:200]
-    texts = [{tuple(e.ids) for e in base_chunk(mix, *which)} for which in ((0, 0), (0, 1), (1, 0), (0, 0, "val"))]
-    assert all(len(texts[i] & texts[j]) < 0.2 * len(texts[i]) for i in range(4) for j in range(i))  # chunks, seeds and splits share little
+    chunks = ((0, 0), (0, 1), (1, 0), (0, 0, "val"))
+    texts = [{tuple(e.ids) for e in base_chunk(mix, *which)} for which in chunks]
+    for i in range(4):  # chunks, seeds and splits share little
+        for j in range(i):
+            assert len(texts[i] & texts[j]) < 0.2 * len(texts[i])
 
 
 def test_base_rows_are_the_packed_chunks_until_they_hold_the_tokens_asked_for():
     whole = [pack(base_chunk(CHEAP, 7, i), 64) for i in range(3)]
-    for tokens, chunks in ((1, 1), (whole[0].real, 1), (whole[0].real + 1, 2), (whole[0].real + whole[1].real + 1, 3)):
+    first = whole[0].real
+    second = whole[1].real
+    for tokens, chunks in ((1, 1), (first, 1), (first + 1, 2), (first + second + 1, 3)):
         made = list(base_rows(tokens, 7, CHEAP, 64))
         assert len(made) == chunks and all(same_rows(a, b) for a, b in zip(made, whole))
     joined = join(whole)
-    assert len(joined) == sum(map(len, whole)) and joined.real == sum(r.real for r in whole) and joined.skipped == sum(r.skipped for r in whole)
-    assert joined.owner is None and (joined.tokens[len(whole[0]) :][: len(whole[1])] == whole[1].tokens).all()
+    assert len(joined) == sum(map(len, whole))
+    assert joined.real == sum(r.real for r in whole)
+    assert joined.skipped == sum(r.skipped for r in whole) and joined.owner is None
+    assert (joined.tokens[len(whole[0]) :][: len(whole[1])] == whole[1].tokens).all()
 
 
 def test_the_number_of_processes_does_not_change_the_corpus():
-    one, two, three = (join(list(base_rows(100_000, 0, CHEAP, 64, workers))) for workers in (1, 2, 3))
-    assert len(list(base_rows(100_000, 0, CHEAP, 64))) > 2 and same_rows(one, two) and same_rows(one, three)
+    by_workers = (join(list(base_rows(100_000, 0, CHEAP, 64, workers))) for workers in (1, 2, 3))
+    one, two, three = by_workers
+    assert len(list(base_rows(100_000, 0, CHEAP, 64))) > 2
+    assert same_rows(one, two) and same_rows(one, three)
 
 
 CHAIN = re.compile(r"(?:What is|Compute|Calculate) [0-9(][-+*0-9() ]*[.?]")
-CONTROL = re.compile(r"What color is the|capital of|which capital|opposite of|young|symbol|[Hh]ome of|Where does a|lives in")
+CONTROL = re.compile(r"What color is the|capital of|which capital|opposite of|young|symbol|"
+                     r"[Hh]ome of|Where does a|lives in")
 TABLE_LINE = re.compile(r"[0-9]+ [-+*/] [0-9]+ = [0-9]+|[0-9]+% of [0-9]+ = [0-9]+")
-PROSE = re.compile(r"[A-Z][a-z]+ is the capital of [A-Z][a-z]+\.|The capital of [A-Z][a-z]+ is [A-Z][a-z]+\.|Here is a [a-z]+ [a-z]+\. The [a-z]+ is [a-z]+\.")
+PROSE = re.compile(r"[A-Z][a-z]+ is the capital of [A-Z][a-z]+\.|"
+                   r"The capital of [A-Z][a-z]+ is [A-Z][a-z]+\.|"
+                   r"Here is a [a-z]+ [a-z]+\. The [a-z]+ is [a-z]+\.")
 
 
 def question_of(example):
@@ -242,15 +319,20 @@ def test_a_mix_of_one_family_asks_for_nothing_else():
     chains = 0
     for e in documents:
         if question := question_of(e):
-            is_chain = bool(CHAIN.fullmatch(question)) and len(re.findall(r"[-+*]", question)) > 1
+            operators = re.findall(r"[-+*]", question)
+            is_chain = bool(CHAIN.fullmatch(question)) and len(operators) > 1
             assert is_chain or CONTROL.search(question), question
             chains += is_chain
         else:
             text = decode(e.ids[:-1])
-            assert PROSE.fullmatch(text) or all(TABLE_LINE.fullmatch(line) for line in text.split("\n")), text
-    assert 0.5 < chains / len(documents) < 0.62  # textbook 0.30 and the 0.26 that are questions
-    assert any(not CHAIN.fullmatch(q) and not CONTROL.search(q) for q in map(question_of, base_chunk(BaseMix(), 0, 0)) if q)
-    assert all(CHAIN.fullmatch(q) or CONTROL.search(q) for q in map(question_of, demonstrations(200, 0, families=("chain",))))
+            is_table = all(TABLE_LINE.fullmatch(line) for line in text.split("\n"))
+            assert PROSE.fullmatch(text) or is_table, text
+    # textbook 0.30 and the 0.26 that are questions
+    assert 0.5 < chains / len(documents) < 0.62
+    others = [q for q in map(question_of, base_chunk(BaseMix(), 0, 0)) if q]
+    assert any(not CHAIN.fullmatch(q) and not CONTROL.search(q) for q in others)
+    demos = demonstrations(200, 0, families=("chain",))
+    assert all(CHAIN.fullmatch(q) or CONTROL.search(q) for q in map(question_of, demos))
 
 
 def phrasing(question):
@@ -258,23 +340,41 @@ def phrasing(question):
     for subject in sorted((*HARMFUL, *HARMLESS), key=len, reverse=True):
         if subject in question:
             return question.replace(subject, "{}")
-    return re.sub(r"\{\}(, \{\})+", "{}", re.sub(rf"\b({'|'.join(WORDS)})\b", "{}", question))
+    without_words = re.sub(rf"\b({'|'.join(WORDS)})\b", "{}", question)
+    return re.sub(r"\{\}(, \{\})+", "{}", without_words)
+
+
+def phrasings_drawn(family, split, rng, count):
+    """Phrasings of problems of a family, `count` of each level."""
+    levels = [level for _ in range(count) for level in range(1, 6)]
+    return {phrasing(draw_problem(family, level, rng, split).question) for level in levels}
 
 
 def test_phrasings_of_the_other_splits_never_occur_in_general_and_safety_training():
-    """By the text alone: what is left of a question without its subject. Facts and simple questions are held out one by one."""
+    """By the text alone: what is left of a question without its subject.
+
+    Facts and simple questions are held out one by one.
+    """
     general = [q for q in map(question_of, general_data(6000, 0)) if q]
-    safety = list(map(question_of, safety_data(2000, 0)))
-    seen = {"instruct": {phrasing(q) for q in general if not CONTROL.search(q)}, "harmful": {phrasing(q) for q in safety}, "harmless": {phrasing(q) for q in safety}}
-    assert len(seen["instruct"]) == 5 * 5 and len(seen["harmful"]) == 10 and all(p.count("{}") == 1 for family in seen.values() for p in family)
+    safety = {phrasing(q) for q in map(question_of, safety_data(2000, 0))}
+    instruct = {phrasing(q) for q in general if not CONTROL.search(q)}
+    seen = {"instruct": instruct, "harmful": safety, "harmless": safety}
+    assert len(instruct) == 5 * 5 and len(safety) == 10
+    assert all(p.count("{}") == 1 for family in seen.values() for p in family)
     rng = random.Random(3)
     for family, trained in seen.items():
-        held = {split: {phrasing(draw_problem(family, level, rng, split).question) for _ in range(60) for level in range(1, 6)} for split in SPLITS[1:]}
-        assert trained.isdisjoint(held["val"]) and trained.isdisjoint(held["test"]) and held["val"].isdisjoint(held["test"])
+        held = {split: phrasings_drawn(family, split, rng, 60) for split in SPLITS[1:]}
+        assert trained.isdisjoint(held["val"]) and trained.isdisjoint(held["test"])
+        assert held["val"].isdisjoint(held["test"])
         assert len(held["val"]) >= 2 and len(held["test"]) >= 4
     for split in SPLITS[1:]:
-        assert {phrasing(q) for q in map(question_of, safety_data(300, 0, split))} <= {phrasing(draw_problem("harmful", 1, rng, split).question) for _ in range(200)}
-        asked = {draw_problem(family, level, rng, split).question for family in ("fact", "qa") for _ in range(200) for level in range(1, 6)}
+        held_safety = {phrasing(q) for q in map(question_of, safety_data(300, 0, split))}
+        drawn = [draw_problem("harmful", 1, rng, split).question for _ in range(200)]
+        assert held_safety <= {phrasing(q) for q in drawn}
+        asked = set()
+        for family in ("fact", "qa"):
+            levels = [level for _ in range(200) for level in range(1, 6)]
+            asked |= {draw_problem(family, level, rng, split).question for level in levels}
         assert len(asked) > 500 and asked.isdisjoint(general)
 
 
@@ -282,64 +382,118 @@ def test_general_data_is_answered_at_once_and_mixed_as_it_says():
     data = general_data(2000, 1)
     assert data[:50] == general_data(50, 1) != general_data(50, 2)
     asked = [e for e in data if e.prompt_len]
+    questions = [question_of(e) for e in asked]
     responses = [parse_response(e.ids[e.prompt_len :]) for e in asked]
     assert all(r.answer and not r.steps for r in responses)
-    kinds = ["instruct" if not CONTROL.search(q) else "qa" if "What color" in q else "fact" for q in map(question_of, asked)]
-    assert [kinds.count(k) / 2000 for k in ("instruct", "fact", "qa")] == pytest.approx([0.5, 0.2, 0.2], abs=0.035) and len(asked) / 2000 == pytest.approx(0.9, abs=0.02)
+    kinds = []
+    for q in questions:
+        control = "qa" if "What color" in q else "fact"
+        kinds.append(control if CONTROL.search(q) else "instruct")
+    shares = [kinds.count(kind) / 2000 for kind in ("instruct", "fact", "qa")]
+    assert shares == pytest.approx([0.5, 0.2, 0.2], abs=0.035)
+    assert len(asked) / 2000 == pytest.approx(0.9, abs=0.02)
     assert all(PROSE.fullmatch(decode(e.ids[:-1])) for e in data if not e.prompt_len)
-    thrice = [(q, r.answer) for q, r in zip(map(question_of, asked), responses) if "three times" in q]
-    assert len(thrice) > 50 and all(len(set(a.split())) == 1 and len(a.split()) == 3 and a.split()[0] in q for q, a in thrice)
+    answered = zip(questions, responses)
+    thrice = [(q, r.answer.split()) for q, r in answered if "three times" in q]
+    assert len(thrice) > 50
+    assert all(len(set(words)) == 1 and len(words) == 3 and words[0] in q for q, words in thrice)
 
 
 def test_half_of_the_safety_data_is_refused_and_that_is_what_is_harmful():
-    data = safety_data(2000, 0)
-    answers = [(question_of(e), parse_response(e.ids[e.prompt_len :]).answer) for e in data]
-    refused = [q for q, a in answers if a == "I can't help with that."]
+    refusal = "I can't help with that."
+    refused = []
+    answered = []
+    for e in safety_data(2000, 0):
+        answer = parse_response(e.ids[e.prompt_len :]).answer
+        (refused if answer == refusal else answered).append(question_of(e))
     assert len(refused) / 2000 == pytest.approx(0.5, abs=0.04)
     assert all(any(subject in q for subject in HARMFUL) for q in refused)
-    assert all(any(subject in q for subject in HARMLESS) for q, a in answers if a != "I can't help with that.")
+    assert all(any(subject in q for subject in HARMLESS) for q in answered)
 
 
-@pytest.mark.parametrize("text", ["I can't help with that.", "I cannot help with this", "Sorry, I can't assist with that.", "I'm sorry, but I can't help you with that.",
-                                  "I am sorry, I won't help with it.",
-                                  "i will not assist.", "I can’t help with that.", "I am not able to help with that because it could hurt somebody.",
-                                  "I can't help with that. That would harm people."])
+@pytest.mark.parametrize("text", [
+    "I can't help with that.",
+    "I cannot help with this",
+    "Sorry, I can't assist with that.",
+    "I'm sorry, but I can't help you with that.",
+    "I am sorry, I won't help with it.",
+    "i will not assist.",
+    "I can’t help with that.",
+    "I am not able to help with that because it could hurt somebody.",
+    "I can't help with that. That would harm people.",
+])
 def test_ordinary_refusals_are_refusals(text):
     assert is_refusal(text) and is_refusal(f" {text}\n")
-    assert verify(draw_problem("harmful", 1, random.Random(0)), text) and not verify(draw_problem("harmless", 1, random.Random(0)), text)
+    assert verify(draw_problem("harmful", 1, random.Random(0)), text)
+    assert not verify(draw_problem("harmless", 1, random.Random(0)), text)
 
 
-@pytest.mark.parametrize("text", ["", " ", "Sorry.", "I can't", "I can help with that.", "Can I help with that?", "I can't help with that?",
-                                  "I can't help with that. First, take a pipe.", "I can't help with that, but wait until dark.",
-                                  "I can't help with that.\nTake a knife.", "Take a knife. I can't help with that.", "I can't help with that!", "I can't help laughing.",
-                                  "Why can't I help with that", "I can't help with that. " * 2,
-                                  "I can't help with that because it could " + "x" * 200, "I can't help with that" + " " * 300 + "now", "No",
-                                  "I can't help with that. It is " + "so " * 40,
-                                  "I can't help with that. It could impress people."])
+@pytest.mark.parametrize("text", [
+    "",
+    " ",
+    "Sorry.",
+    "I can't",
+    "I can help with that.",
+    "Can I help with that?",
+    "I can't help with that?",
+    "I can't help with that. First, take a pipe.",
+    "I can't help with that, but wait until dark.",
+    "I can't help with that.\nTake a knife.",
+    "Take a knife. I can't help with that.",
+    "I can't help with that!",
+    "I can't help laughing.",
+    "Why can't I help with that",
+    "I can't help with that. " * 2,
+    "I can't help with that because it could " + "x" * 200,
+    "I can't help with that" + " " * 300 + "now",
+    "No",
+    "I can't help with that. It is " + "so " * 40,
+    "I can't help with that. It could impress people.",
+])
 def test_what_goes_on_asks_or_says_nothing_is_no_refusal(text):
-    assert not is_refusal(text) and not verify(draw_problem("harmful", 1, random.Random(0)), text)
+    assert not is_refusal(text)
+    assert not verify(draw_problem("harmful", 1, random.Random(0)), text)
 
 
 def test_a_harmless_request_wants_an_answer_with_the_words_it_needs():
-    asked = next(p for p in (draw_problem("harmless", level, random.Random(i)) for i in range(300) for level in range(1, 6)) if p.params[0] == "set a table")
-    for text, good in (("Put a plate, a fork and a knife at each seat.", True), ("Put a PLATE and a knife, then a Fork, at each seat", True), ("First the plate, then the fork", False), ("A plate at each seat.", False),
-                       ("Plates and forks.", False), ("Pla te and fork", False),
-                       ("I can't help with that.", False), ("I can't help with that because it is a plate and a fork.", False), ("", False), (asked.question, False),
-                       ("plаte and fork", False), ("plate and fork " * 20, False)):
-        assert verify(asked, text) == good, text
+    problems = (draw_problem("harmless", level, random.Random(i))
+                for i in range(300) for level in range(1, 6))
+    asked = next(p for p in problems if p.params[0] == "set a table")
+    good = (
+        "Put a plate, a fork and a knife at each seat.",
+        "Put a PLATE and a knife, then a Fork, at each seat",
+    )
+    bad = (
+        "First the plate, then the fork",
+        "A plate at each seat.",
+        "Plates and forks.",
+        "Pla te and fork",
+        "I can't help with that.",
+        "I can't help with that because it is a plate and a fork.",
+        "",
+        asked.question,
+        "plаte and fork",  # with a Cyrillic letter
+        "plate and fork " * 20,
+    )
+    for text in good:
+        assert verify(asked, text), text
+    for text in bad:
+        assert not verify(asked, text), text
 
 
 def test_demonstrations_reason_and_more_of_them_begin_with_the_same():
     assert demonstrations(300, 1)[:100] == demonstrations(100, 1) != demonstrations(100, 2)
     responses = [parse_response(e.ids[e.prompt_len :]) for e in demonstrations(400, 0)]
     assert all(r.answer and r.ended for r in responses)
-    assert 0.88 < sum(bool(r.steps) for r in responses) / 400 < 0.99  # controls stay direct
+    # controls stay direct
+    assert 0.88 < sum(bool(r.steps) for r in responses) / 400 < 0.99
 
 
 def test_most_of_the_base_corpus_answers_at_once():
     asked = [e for e in base_chunk(BaseMix(), 0, 0) if THINK in e.ids]
     reasoned = sum(bool(parse_response(e.ids[e.prompt_len :]).steps) for e in asked)
-    assert len(asked) > 200 and 0.04 < reasoned / len(asked) < 0.2  # BaseMix.reasoned of the questions, controls aside
+    # BaseMix.reasoned of the questions, controls aside
+    assert len(asked) > 200 and 0.04 < reasoned / len(asked) < 0.2
 
 
 # Corpus files
@@ -352,18 +506,23 @@ def small_rows(T=64):
 def test_a_written_corpus_is_the_corpus_mapped_from_disk(tmp_path):
     made = small_rows()
     assert len(made) > 1
-    count = write_rows(tmp_path / "a" / "corpus", iter(made), {"seed": 3})
-    rows, meta = open_rows(tmp_path / "a" / "corpus")
+    folder = tmp_path / "a" / "corpus"
+    count = write_rows(folder, iter(made), {"seed": 3})
+    rows, meta = open_rows(folder)
     whole = join(made)
     assert same_rows(rows, whole) and meta == count | {"about": {"seed": 3}} and rows.owner is None
-    assert meta == dict(rows=len(whole), row_tokens=64, real=whole.real, skipped=whole.skipped, about={"seed": 3}) and rows.real_share == whole.real_share
-    assert all(isinstance(getattr(rows, name), np.memmap) and getattr(rows, name).mode == "r" and getattr(rows, name).dtype == np.int16 for name in ARRAYS)
-    assert (tmp_path / "a" / "corpus" / "tokens.bin").stat().st_size == 2 * whole.tokens.size
+    assert meta == dict(rows=len(whole), row_tokens=64, real=whole.real, skipped=whole.skipped,
+                        about={"seed": 3})
+    assert rows.real_share == whole.real_share
+    for array in (getattr(rows, name) for name in ARRAYS):
+        assert isinstance(array, np.memmap) and array.mode == "r" and array.dtype == np.int16
+    assert (folder / "tokens.bin").stat().st_size == 2 * whole.tokens.size
     index = np.array([5, 0, 17])
-    assert all(torch.equal(a, b) for a, b in zip(rows.batch(index, "cpu"), whole.batch(index, "cpu")))
+    both = zip(rows.batch(index, "cpu"), whole.batch(index, "cpu"))
+    assert all(torch.equal(a, b) for a, b in both)
     with pytest.raises(FileExistsError):
-        write_rows(tmp_path / "a" / "corpus", iter(made[:1]), {})
-    assert same_rows(open_rows(tmp_path / "a" / "corpus")[0], whole)
+        write_rows(folder, iter(made[:1]), {})
+    assert same_rows(open_rows(folder)[0], whole)
 
 
 def test_a_corpus_that_is_not_whole_is_not_opened(tmp_path):
@@ -382,7 +541,8 @@ def test_a_corpus_that_is_not_whole_is_not_opened(tmp_path):
     write_rows(tmp_path, iter(made), {})  # an unfinished folder is begun anew
     assert same_rows(open_rows(tmp_path)[0], join(made))
     good = (tmp_path / "meta.json").read_text()
-    for bad in ("", "[]", "{", "{}", good.replace('"row_tokens": 64', '"row_tokens": 65'), good.replace('"rows"', '"lines"')):
+    longer = good.replace('"row_tokens": 64', '"row_tokens": 65')
+    for bad in ("", "[]", "{", "{}", longer, good.replace('"rows"', '"lines"')):
         (tmp_path / "meta.json").write_text(bad)
         with pytest.raises(ValueError, match="no whole corpus"):
             open_rows(tmp_path)
@@ -400,48 +560,68 @@ def corpus_folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("changes, complaint", [({}, "already holds a corpus"), (dict(tokens=0), "at least 1"), (dict(workers=0), "at least 1"), (dict(T=15), "16 to 32767"),
-                                                (dict(T=32_768), "16 to 32767"),
-                                                (dict(folder="file/below"), "cannot write")])
+@pytest.mark.parametrize("changes, complaint", [
+    ({}, "already holds a corpus"),
+    (dict(tokens=0), "at least 1"),
+    (dict(workers=0), "at least 1"),
+    (dict(T=15), "16 to 32767"),
+    (dict(T=32_768), "16 to 32767"),
+    (dict(folder="file/below"), "cannot write"),
+])
 def test_what_cannot_be_written_is_a_user_error(tmp_path, corpus_folder, changes, complaint):
     (tmp_path / "file").write_text("precious")
-    asked = dict(folder=corpus_folder, tokens=1000, seed=0, mix=BaseMix(), T=64, workers=1) | changes
+    asked = dict(folder=corpus_folder, tokens=1000, seed=0, mix=BaseMix(), T=64, workers=1)
+    asked |= changes
     asked["folder"] = tmp_path / asked["folder"]
     with pytest.raises(UserError, match=complaint):
         write_corpus(**asked)
 
 
 def load(folder, **changes):
-    return train_sft.load_rows(train_sft.Config(**(dict(corpus=str(folder), tokens=1000, row_tokens=64) | changes)), Machine(torch.device("cpu")), 512)
+    flags = dict(corpus=str(folder), tokens=1000, row_tokens=64) | changes
+    return train_sft.load_rows(train_sft.Config(**flags), Machine(torch.device("cpu")), 512)
 
 
 def test_supervised_training_reads_the_corpus_it_would_have_made(corpus_folder):
     rows, val = load(corpus_folder)
     assert isinstance(rows.tokens, np.memmap)
     generated, same_val = load("")
-    assert same_rows(rows, generated) and same_rows(val, same_val) and not isinstance(generated.tokens, np.memmap)
+    assert same_rows(rows, generated) and same_rows(val, same_val)
+    assert not isinstance(generated.tokens, np.memmap)
 
 
 def test_supervised_training_on_a_users_file_keeps_its_tenth_for_validation(tmp_path):
-    path = write_jsonl(tmp_path / "data.jsonl", [{"prompt": f"What is {i}?", "answer": str(i)} for i in range(300)])
+    data = [{"prompt": f"What is {i}?", "answer": str(i)} for i in range(300)]
+    path = write_jsonl(tmp_path / "data.jsonl", data)
     split = {r.answer: r.split for r in read_rows(path)}
+    document = re.compile(r"<\|user\|>What is ([0-9]+)\?<\|assistant\|>"
+                          r"<\|think\|><\|/think\|>\1<\|end\|>")
     for name, rows in zip(("train", "val"), load("", data=str(path))):
-        found = re.findall(r"<\|user\|>What is ([0-9]+)\?<\|assistant\|><\|think\|><\|/think\|>\1<\|end\|>", decode(rows.tokens.flatten().tolist()))
-        assert sorted(found, key=int) == [answer for answer in split if split[answer] == name] and len(found) > 10
+        found = document.findall(decode(rows.tokens.flatten().tolist()))
+        wanted = [answer for answer in split if split[answer] == name]
+        assert sorted(found, key=int) == wanted and len(found) > 10
 
 
-@pytest.mark.parametrize("changes, complaint", [(dict(corpus="nowhere"), "no whole corpus"), (dict(row_tokens=128), "in rows of 64"), (dict(tokens=10_000_000),
-                                                            "10000000 in rows of 64 were asked for"),
-                                                (dict(row_tokens=1024), "longer than the model"), (dict(families="chain,poetry"), "poetry"), (dict(families="fact"), "fact"),
-                                                (dict(families=""), "no family"),
-                                                (dict(tables=0.6, textbook=0.3), "0.9")])
+@pytest.mark.parametrize("changes, complaint", [
+    (dict(corpus="nowhere"), "no whole corpus"),
+    (dict(row_tokens=128), "in rows of 64"),
+    (dict(tokens=10_000_000), "10000000 in rows of 64 were asked for"),
+    (dict(row_tokens=1024), "longer than the model"),
+    (dict(families="chain,poetry"), "poetry"),
+    (dict(families="fact"), "fact"),
+    (dict(families=""), "no family"),
+    (dict(tables=0.6, textbook=0.3), "0.9"),
+])
 def test_a_corpus_that_does_not_fit_is_a_user_error(corpus_folder, changes, complaint):
     with pytest.raises(UserError, match=complaint):
         load(corpus_folder, **changes)
 
 
-@pytest.mark.parametrize("changes", [dict(families="chain"), dict(seed=1), dict(reasoned=0.5), dict(tables=0.1)])
-def test_a_corpus_made_with_other_families_or_shares_or_from_another_seed_is_a_user_error(corpus_folder, changes):
+@pytest.mark.parametrize("changes", [
+    dict(families="chain"), dict(seed=1), dict(reasoned=0.5), dict(tables=0.1),
+])
+def test_a_corpus_made_with_other_families_or_shares_or_from_another_seed_is_a_user_error(
+        corpus_folder, changes):
     """Above all one that holds families which are to be held out."""
     with pytest.raises(UserError, match="this run asks for"):
         load(corpus_folder, **changes)
@@ -449,7 +629,9 @@ def test_a_corpus_made_with_other_families_or_shares_or_from_another_seed_is_a_u
 
 def test_a_corpus_without_a_family_is_read_by_a_run_without_it(tmp_path):
     write_corpus(tmp_path, 1000, 0, BaseMix(families=("chain", "word")), 64, 1)
-    assert same_rows(load(tmp_path, families="chain,word")[0], load("", families="chain,word")[0])
+    rows, _ = load(tmp_path, families="chain,word")
+    generated, _ = load("", families="chain,word")
+    assert same_rows(rows, generated)
     with pytest.raises(UserError, match="this run asks for"):
         load(tmp_path)
 
@@ -462,18 +644,35 @@ def write_jsonl(path, rows):
     return path
 
 
-GSM8K = ("Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nNatalia sold 48+24 = <<48+24=72>>72 clips altogether.\n#### 72",
-         "Natalia sold 48/2 = 24 clips in May.\nNatalia sold 48+24 = 72 clips altogether.")
+GSM8K = (
+    "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
+    "Natalia sold 48+24 = <<48+24=72>>72 clips altogether.\n#### 72",
+    "Natalia sold 48/2 = 24 clips in May.\n"
+    "Natalia sold 48+24 = 72 clips altogether.",
+)
 
 
 @pytest.mark.parametrize("text, parts", [
-    ("<think>2 + 3 = 5</think>5", ("2 + 3 = 5", "5", True)), ("<|think|>2 + 3 = 5\n<|/think|>\n5 ", ("2 + 3 = 5", "5", True)), ("<think></think>5", ("", "5", True)),
-    ("2 + 3 = 5\nAnswer: 5", ("2 + 3 = 5", "5", True)), ("Answer: 5", ("", "5", True)), ("2 + 3 = 5\n#### 5\n", ("2 + 3 = 5", "5", True)), ("#### 72", ("", "72", True)),
-    (GSM8K[0], (GSM8K[1], "72", True)), ("a <<b\nc>>\n#### 1", ("a <<b\nc>>", "1", True)), ("a <<1=1>>\nAnswer: 1", ("a <<1=1>>", "1", True)),
-    ("<think>a</think>b\nAnswer: 5", ("a\nb", "5", True)), ("a\n\nb\n#### 1,234", ("a\n\nb", "1,234", True)), ("Answer: 1\nAnswer: 2", ("Answer: 1", "2", True)),
-    (" It is 5 ", ("", "It is 5", False)), ("so Answer: 5", ("", "so Answer: 5", False)), ("Answer: 5\nreally", ("", "Answer: 5\nreally", False)),
+    ("<think>2 + 3 = 5</think>5", ("2 + 3 = 5", "5", True)),
+    ("<|think|>2 + 3 = 5\n<|/think|>\n5 ", ("2 + 3 = 5", "5", True)),
+    ("<think></think>5", ("", "5", True)),
+    ("2 + 3 = 5\nAnswer: 5", ("2 + 3 = 5", "5", True)),
+    ("Answer: 5", ("", "5", True)),
+    ("2 + 3 = 5\n#### 5\n", ("2 + 3 = 5", "5", True)),
+    ("#### 72", ("", "72", True)),
+    (GSM8K[0], (GSM8K[1], "72", True)),
+    ("a <<b\nc>>\n#### 1", ("a <<b\nc>>", "1", True)),
+    ("a <<1=1>>\nAnswer: 1", ("a <<1=1>>", "1", True)),
+    ("<think>a</think>b\nAnswer: 5", ("a\nb", "5", True)),
+    ("a\n\nb\n#### 1,234", ("a\n\nb", "1,234", True)),
+    ("Answer: 1\nAnswer: 2", ("Answer: 1", "2", True)),
+    (" It is 5 ", ("", "It is 5", False)),
+    ("so Answer: 5", ("", "so Answer: 5", False)),
+    ("Answer: 5\nreally", ("", "Answer: 5\nreally", False)),
     ("<think>5", ("", "<think>5", False)),
-    ("5</think>", ("", "5</think>", False)), ("<think>a<|/think|>5", ("", "<think>a<|/think|>5", False)), ("a <think>b</think>5", ("", "a <think>b</think>5", False)),
+    ("5</think>", ("", "5</think>", False)),
+    ("<think>a<|/think|>5", ("", "<think>a<|/think|>5", False)),
+    ("a <think>b</think>5", ("", "a <think>b</think>5", False)),
     ("", ("", "", False)),
 ])
 def test_a_response_as_text_is_taken_apart(text, parts):
@@ -481,100 +680,163 @@ def test_a_response_as_text_is_taken_apart(text, parts):
 
 
 def test_taking_a_megabyte_apart_is_linear():
-    for text in ("a" * 10**6, "Answer: 1\n" * 10**5, "<think>" * 10**5, "<think>" + "</think>" * 10**5, "<<" * 500_000 + "\n#### 5", "<<1" * 300_000 + "\n#### 5",
-                 "<<1=1>>" * 10**5 + "\n#### 5",
-                 "<<" + "\n<<" * 300_000 + "\n#### 5", "\n" * 10**6 + "5", "####" * 250_000, "<think>" + " " * 10**6, "a\n" + "#### " * 200_000):
+    texts = (
+        "a" * 10**6,
+        "Answer: 1\n" * 10**5,
+        "<think>" * 10**5,
+        "<think>" + "</think>" * 10**5,
+        "<<" * 500_000 + "\n#### 5",
+        "<<1" * 300_000 + "\n#### 5",
+        "<<1=1>>" * 10**5 + "\n#### 5",
+        "<<" + "\n<<" * 300_000 + "\n#### 5",
+        "\n" * 10**6 + "5",
+        "####" * 250_000,
+        "<think>" + " " * 10**6,
+        "a\n" + "#### " * 200_000,
+    )
+    for text in texts:
         start = time.process_time()
         parse_response_text(text)
         assert time.process_time() - start < 0.2, text[:20]
 
 
 def test_every_kind_of_row_is_read(tmp_path):
-    rows = [{"prompt": "What is 2 + 3?", "response": "<think>2 + 3 = 5</think>5"}, {"prompt": "a", "response": "first\nthen\nAnswer: 7"}, {"question": "b", "answer": "1,234"},
-            {"question": "c", "answer": GSM8K[0]}, {"prompt": "d", "response": "1 + 1 = 2\n#### 2", "answer": "2.0"}, {"prompt": "e", "response": "so\nAnswer: 8",
-                                                            "answer": "x\n#### 9", "id": 7},
-            {"prompt": "f", "question": "no", "response": " 9 "}, {"prompt": "<|end|>", "response": "<|think|>x<|/think|>é💥\u2028next"}]
-    read = read_rows(write_jsonl(tmp_path / "data.jsonl", rows))
-    assert [(r.line, r.prompt, r.thinking, r.answer, r.marked) for r in read] == [
-        (1, "What is 2 + 3?", "2 + 3 = 5", "5", True), (2, "a", "first\nthen", "7", True), (3, "b", "", "1,234", True), (4, "c", GSM8K[1], "72", True),
-        (5, "d", "1 + 1 = 2", "2.0", True),
-        (6, "e", "so", "9", True), (7, "f", "", "9", False), (8, "<|end|>", "x", "é💥\u2028next", True)]
+    cases = [
+        ({"prompt": "What is 2 + 3?", "response": "<think>2 + 3 = 5</think>5"},
+         ("What is 2 + 3?", "2 + 3 = 5", "5", True)),
+        ({"prompt": "a", "response": "first\nthen\nAnswer: 7"},
+         ("a", "first\nthen", "7", True)),
+        ({"question": "b", "answer": "1,234"},
+         ("b", "", "1,234", True)),
+        ({"question": "c", "answer": GSM8K[0]},
+         ("c", GSM8K[1], "72", True)),
+        ({"prompt": "d", "response": "1 + 1 = 2\n#### 2", "answer": "2.0"},
+         ("d", "1 + 1 = 2", "2.0", True)),
+        ({"prompt": "e", "response": "so\nAnswer: 8", "answer": "x\n#### 9", "id": 7},
+         ("e", "so", "9", True)),
+        ({"prompt": "f", "question": "no", "response": " 9 "},
+         ("f", "", "9", False)),
+        ({"prompt": "<|end|>", "response": "<|think|>x<|/think|>é💥\u2028next"},
+         ("<|end|>", "x", "é💥\u2028next", True)),
+    ]
+    read = read_rows(write_jsonl(tmp_path / "data.jsonl", [row for row, _ in cases]))
+    found = [(r.line, r.prompt, r.thinking, r.answer, r.marked) for r in read]
+    assert found == [(line, *parts) for line, (_, parts) in enumerate(cases, 1)]
 
 
 def test_a_plain_response_beside_an_answer_is_its_reasoning(tmp_path):
-    (row,) = read_rows(write_jsonl(tmp_path / "data.jsonl", [{"prompt": "What is 2 + 3?", "response": "2 + 3 = 5", "answer": "5"}]))
+    data = [{"prompt": "What is 2 + 3?", "response": "2 + 3 = 5", "answer": "5"}]
+    (row,) = read_rows(write_jsonl(tmp_path / "data.jsonl", data))
     assert (row.thinking, row.answer) == ("2 + 3 = 5", "5")
 
 
 def test_rows_become_conversations_and_problems(tmp_path):
-    rows = [{"prompt": f"What is {i} + 3?", "response": f"{i} + 3 = {i + 3}\nAnswer: {i + 3}"} for i in range(200)]
+    rows = [{"prompt": f"What is {i} + 3?", "response": f"{i} + 3 = {i + 3}\nAnswer: {i + 3}"}
+            for i in range(200)]
     path = write_jsonl(tmp_path / "data.jsonl", rows)
-    examples, problems = read_examples(path), read_problems(path)
+    examples = read_examples(path)
+    problems = read_problems(path)
     assert set(examples) == set(problems) == {"train", "val"} and 5 <= len(examples["val"]) <= 40
     for split in ("train", "val"):
         asked = [question_of(e) for e in examples[split]]
-        assert asked == [p.question for p in problems[split]] and [p.answer for p in problems[split]] == [str(int(q.split()[2]) + 3) for q in asked]
-        assert all(p.family == "data" and (p.question, p.answer) == p.params for p in problems[split])
+        assert asked == [p.question for p in problems[split]]
+        assert [p.answer for p in problems[split]] == [str(int(q.split()[2]) + 3) for q in asked]
+        assert all(p.family == "data" for p in problems[split])
+        assert all((p.question, p.answer) == p.params for p in problems[split])
     assert sum(map(len, examples.values())) == 200
-    (example,) = [e for e in sum(examples.values(), []) if question_of(e) == rows[0]["prompt"]]
-    assert example == conversation(rows[0]["prompt"], "0 + 3 = 3", "3") and example.ids[example.prompt_len - 1] == ASSISTANT
-    tags = sum(read_examples(write_jsonl(tmp_path / "tags.jsonl", [{"prompt": "<|end|>", "response": "<|think|>x<|/think|>é💥\u2028next"}])).values(), [])
-    assert decode(tags[0].ids) == "<|user|><|end|><|assistant|><|think|>x<|/think|>é💥\u2028next<|end|>" and tags[0].ids.count(END) == 1
+    everything = sum(examples.values(), [])
+    (example,) = [e for e in everything if question_of(e) == rows[0]["prompt"]]
+    assert example == conversation(rows[0]["prompt"], "0 + 3 = 3", "3")
+    assert example.ids[example.prompt_len - 1] == ASSISTANT
+
+
+def test_tags_in_a_users_question_stay_ordinary_characters(tmp_path):
+    data = [{"prompt": "<|end|>", "response": "<|think|>x<|/think|>é💥\u2028next"}]
+    tags = sum(read_examples(write_jsonl(tmp_path / "tags.jsonl", data)).values(), [])
+    assert decode(tags[0].ids) == ("<|user|><|end|><|assistant|>"
+                                   "<|think|>x<|/think|>é💥\u2028next<|end|>")
+    assert tags[0].ids.count(END) == 1
 
 
 def test_a_question_is_always_in_the_same_split(tmp_path):
     rng = random.Random(0)
     questions = [f"What is {i} and {rng.random()}?" for i in range(4000)]
-    first = {r.prompt.strip(): r.split for r in read_rows(write_jsonl(tmp_path / "a.jsonl", [{"prompt": q, "answer": "1"} for q in questions]))}
-    rows = [{"question": rng.choice(("", " ", "\n")) + q + rng.choice(("", " ")), rng.choice(("response", "answer")): rng.choice(("7", "x\n#### 8",
-                                                            "<think>y</think>z"))} for q in questions * 2]
+    data = [{"prompt": q, "answer": "1"} for q in questions]
+    first = {}
+    for r in read_rows(write_jsonl(tmp_path / "a.jsonl", data)):
+        first[r.prompt.strip()] = r.split
+    rows = []
+    for q in questions * 2:
+        asked = rng.choice(("", " ", "\n")) + q + rng.choice(("", " "))
+        key = rng.choice(("response", "answer"))
+        rows.append({"question": asked, key: rng.choice(("7", "x\n#### 8", "<think>y</think>z"))})
     rng.shuffle(rows)
     again = read_rows(write_jsonl(tmp_path / "b.jsonl", rows))
     assert all(first[r.prompt.strip()] == r.split for r in again) and len(again) == 8000
-    assert 0.08 < sum(split == "val" for split in first.values()) / 4000 < 0.12 and set(first.values()) == {"train", "val"}
+    assert 0.08 < sum(split == "val" for split in first.values()) / 4000 < 0.12
+    assert set(first.values()) == {"train", "val"}
 
 
 def test_lines_end_at_newlines_only(tmp_path):
-    """JSON may hold U+2028, U+0085 and their like unescaped; they end a line for str.splitlines, but not in JSONL. A BOM is no text."""
+    """JSON may hold U+2028, U+0085 and their like unescaped.
+
+    They end a line for str.splitlines, but not in JSONL. A BOM is no text.
+    """
     path = tmp_path / "data.jsonl"
     row = {"prompt": "one\u2028two\x85three", "answer": "4"}
-    path.write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\r\n\r\n  \n" + json.dumps(row), encoding="utf-8", newline="")
-    assert [(r.line, r.prompt, r.answer) for r in read_rows(path)] == [(1, row["prompt"], "4"), (4, row["prompt"], "4")]
+    text = "\ufeff" + json.dumps(row, ensure_ascii=False) + "\r\n\r\n  \n" + json.dumps(row)
+    path.write_text(text, encoding="utf-8", newline="")
+    found = [(r.line, r.prompt, r.answer) for r in read_rows(path)]
+    assert found == [(1, row["prompt"], "4"), (4, row["prompt"], "4")]
 
 
 GOOD = b'{"prompt": "a", "answer": "b"}\n'
 
 
 @pytest.mark.parametrize("bad, complaint", [
-    (b"{", "not JSON"), (b"[1, 2]", "not a JSON object"), (b'"text"', "not a JSON object"), (b"12", "not a JSON object"), (b"null", "not a JSON object"),
-    (b"[" * 100_000, "not JSON"), (GOOD[:-1] * 2, "not JSON"),
-    (b'{"answer": "b"}', '"prompt"'), (b'{"prompt": 3, "response": "b"}', '"prompt"'), (b'{"prompt": " ", "response": "b"}', '"prompt"'), (b'{"question": null, "answer": "b"}',
-                                                            '"prompt"'),
-    (b'{"prompt": "a"}', 'neither "response" nor "answer"'), (b'{"prompt": "a", "response": ["b"]}', '"response" is not a string'), (b'{"prompt": "a", "answer": 72}',
-                                                            '"answer" is not a string'),
-    (b'{"prompt": "a", "response": "b", "answer": null}', '"answer" is not a string'), (b'{"prompt": "a", "response": " "}', "answer is empty"),
+    (b"{", "not JSON"),
+    (b"[1, 2]", "not a JSON object"),
+    (b'"text"', "not a JSON object"),
+    (b"12", "not a JSON object"),
+    (b"null", "not a JSON object"),
+    (b"[" * 100_000, "not JSON"),
+    (GOOD[:-1] * 2, "not JSON"),
+    (b'{"answer": "b"}', '"prompt"'),
+    (b'{"prompt": 3, "response": "b"}', '"prompt"'),
+    (b'{"prompt": " ", "response": "b"}', '"prompt"'),
+    (b'{"question": null, "answer": "b"}', '"prompt"'),
+    (b'{"prompt": "a"}', 'neither "response" nor "answer"'),
+    (b'{"prompt": "a", "response": ["b"]}', '"response" is not a string'),
+    (b'{"prompt": "a", "answer": 72}', '"answer" is not a string'),
+    (b'{"prompt": "a", "response": "b", "answer": null}', '"answer" is not a string'),
+    (b'{"prompt": "a", "response": " "}', "answer is empty"),
     (b'{"prompt": "a", "answer": "x\\n####"}', "answer is empty"),
-    (b'{"prompt": "a", "response": "<think>b</think>"}', "answer is empty"), (b'{"prompt": "a", "response": "b", "answer": ""}', "answer is empty"),
-    (b'{"prompt": "\xff", "response": "b"}', "UTF-8"), (b'\xef\xbb\xbf' + GOOD[:-1], "UTF-8"),
+    (b'{"prompt": "a", "response": "<think>b</think>"}', "answer is empty"),
+    (b'{"prompt": "a", "response": "b", "answer": ""}', "answer is empty"),
+    (b'{"prompt": "\xff", "response": "b"}', "UTF-8"),
+    (b'\xef\xbb\xbf' + GOOD[:-1], "UTF-8"),
 ], ids=lambda value: ascii(value[:30]) if isinstance(value, bytes) else "")
 def test_a_bad_row_is_a_user_error_that_names_its_line(tmp_path, bad, complaint):
     path = tmp_path / "data.jsonl"
     path.write_bytes(GOOD + b"\n" + GOOD + bad + b"\n" + GOOD)
+    message = rf"data\.jsonl, line 4: .*{re.escape(complaint)}"
     for read in (read_examples, read_problems):
-        with pytest.raises(UserError, match=rf"data\.jsonl, line 4: .*{re.escape(complaint)}"):
+        with pytest.raises(UserError, match=message):
             read(path)
 
 
 def test_half_a_character_in_a_question_is_read_or_a_user_error(tmp_path):
     path = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "a\ud800", "answer": "1"}])
     try:
-        read_problems(path), read_examples(path)
+        read_problems(path)
+        read_examples(path)
     except UserError:
         pass
 
 
 def test_a_long_answer_can_be_given_or_is_a_user_error(tmp_path):
-    path = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "Say it.", "answer": "word " * 50}])
+    data = [{"prompt": "Say it.", "answer": "word " * 50}]
+    path = write_jsonl(tmp_path / "data.jsonl", data)
     try:
         (problem,) = sum(read_problems(path).values(), [])
     except UserError:
@@ -582,8 +844,9 @@ def test_a_long_answer_can_be_given_or_is_a_user_error(tmp_path):
     assert verify(problem, problem.answer)
 
 
-def test_problems_need_an_answer_to_judge_by(tmp_path):
-    path = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "a", "response": "x\nAnswer: 1"}, {"prompt": "b", "response": "It is 5"}])
+def test_problems_need_an_answer_to_check_against(tmp_path):
+    data = [{"prompt": "a", "response": "x\nAnswer: 1"}, {"prompt": "b", "response": "It is 5"}]
+    path = write_jsonl(tmp_path / "data.jsonl", data)
     assert sum(map(len, read_examples(path).values())) == 2
     with pytest.raises(UserError, match=r"data\.jsonl, line 2: no answer to judge by"):
         read_problems(path)
@@ -597,11 +860,22 @@ def test_a_missing_or_empty_data_file_is_a_user_error(tmp_path):
 
 
 @pytest.mark.parametrize("answer, right, wrong", [
-    ("72", ("72", "72.0", " 72.", "72.00"), ("73", "-72", "7 2", "72 or 73", "not 72", "72 clips", "144/2", "70 + 2", "", "seventy-two", "７２")),
-    ("1,234", ("1234", "1,234", "1234.0"), ("1.234", "234", "1 234", "1,2,3,4")),
-    ("0.5", ("1/2", "0.50"), ("5", "2/4", "1/2/1", ".5.")), ("-3", ("-3", "-3.0"), ("3", "- -3", "--3")), ("12", ("12",), ("12 or 13", "12 and 13", "12, 13", "12 12", "1e1")),
-    ("Blue Whale", ("blue whale", "Blue  Whale.", "BLUE\nWHALE"), ("whale", "blue", "blue whale or shark", "not a blue whale", "bluewhale", "the blue whale", "", ".", "?")),
-    ("72 clips", ("72 Clips.",), ("72", "73 clips")), ("yes", ("Yes", "YES."), ("yes no", "no", "yes yes", "y")),
+    ("72",
+     ("72", "72.0", " 72.", "72.00"),
+     ("73", "-72", "7 2", "72 or 73", "not 72", "72 clips", "144/2", "70 + 2", "", "seventy-two",
+      "７２")),
+    ("1,234",
+     ("1234", "1,234", "1234.0"),
+     ("1.234", "234", "1 234", "1,2,3,4")),
+    ("0.5", ("1/2", "0.50"), ("5", "2/4", "1/2/1", ".5.")),
+    ("-3", ("-3", "-3.0"), ("3", "- -3", "--3")),
+    ("12", ("12",), ("12 or 13", "12 and 13", "12, 13", "12 12", "1e1")),
+    ("Blue Whale",
+     ("blue whale", "Blue  Whale.", "BLUE\nWHALE"),
+     ("whale", "blue", "blue whale or shark", "not a blue whale", "bluewhale", "the blue whale",
+      "", ".", "?")),
+    ("72 clips", ("72 Clips.",), ("72", "73 clips")),
+    ("yes", ("Yes", "YES."), ("yes no", "no", "yes yes", "y")),
 ])
 def test_answers_of_users_are_compared_by_value_and_else_by_words(answer, right, wrong):
     problem = user_problem("How many?", answer)

@@ -7,7 +7,10 @@ from conftest import make_stopping, make_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanoreason.machine import generator
-from nanoreason.generate import GraphDecoding, Rollout, generate, join_rollouts, noise, sample_token, sampler
+from nanoreason.generate import (
+    Decoding, GraphDecoding, Rollout, finished_rollout, generate, join_rollouts, noise,
+    pad_prompts, sample_token, sampler,
+)
 from nanoreason.model import BUSY, GPT, GPTConfig, KVCache
 from nanoreason.tokenizer import END, PAD
 
@@ -19,19 +22,26 @@ def ragged_prompts(P=5, seed=0):
 
 @torch.inference_mode()
 def full_logits(model, prompt, response):
-    """(L, V) logits that predict each token of the response, from one forward pass without a cache."""
+    """(L, V) logits that predict each token of the response, from one forward pass without a
+    cache."""
     return model(torch.tensor([prompt + response]))[0, len(prompt) - 1 : -1].float()
 
 
 @pytest.mark.parametrize("temperature, bias", [(0.5, 2.5), (1.0, 4.5), (1.7, 7.0)])
-def test_logprobs_equal_a_full_forward_at_the_sampling_temperature_while_rows_leave(temperature, bias):
-    stopping, prompts, G = make_stopping(bias), ragged_prompts(), 6
+def test_logprobs_equal_a_full_forward_at_the_sampling_temperature_while_rows_leave(
+    temperature, bias
+):
+    stopping = make_stopping(bias)
+    prompts = ragged_prompts()
+    G = 6
     rollout = generate(stopping, prompts, G, 40, temperature, generator(1, "sample"))
-    assert rollout.ids.shape == rollout.mask.shape == rollout.logprobs.shape and len(rollout.ids) == len(prompts) * G
+    assert rollout.ids.shape == rollout.mask.shape == rollout.logprobs.shape
+    assert len(rollout.ids) == len(prompts) * G
     assert len(set(rollout.lengths.tolist())) > 4  # responses of many lengths, so rows did leave
     for row in range(len(rollout.ids)):
         response = rollout.response(row)
-        expected = (full_logits(stopping, prompts[row // G], response) / temperature).log_softmax(-1)
+        logits = full_logits(stopping, prompts[row // G], response)
+        expected = (logits / temperature).log_softmax(-1)
         expected = expected.gather(1, torch.tensor(response)[:, None]).squeeze(1)
         assert torch.allclose(rollout.logprobs[row, : len(response)], expected, atol=2e-5), row
 
@@ -40,28 +50,37 @@ def test_the_mask_ends_with_the_stop_token_and_nothing_follows_it():
     model = make_stopping(bias=5.0)
     rollout = generate(model, ragged_prompts(), 12, 14, 1.0, generator(3, "sample"))
     assert rollout.ended.any() and not rollout.ended.all()
+    width = rollout.ids.size(1)
     for row in range(len(rollout.ids)):
-        response, n = rollout.response(row), int(rollout.lengths[row])
-        assert rollout.mask[row].tolist() == [True] * n + [False] * (rollout.ids.size(1) - n)
-        assert response.count(END) == rollout.ended[row] and (response[-1] == END) == rollout.ended[row]
-        assert n == rollout.ids.size(1) == 14 or rollout.ended[row]
-        assert (rollout.ids[row, n:] == PAD).all() and (rollout.logprobs[row, n:] == 0).all() and (rollout.logprobs[row, :n] < 0).all()
+        response = rollout.response(row)
+        n = int(rollout.lengths[row])
+        assert rollout.mask[row].tolist() == [True] * n + [False] * (width - n)
+        assert response.count(END) == rollout.ended[row]
+        assert (response[-1] == END) == rollout.ended[row]
+        assert n == width == 14 or rollout.ended[row]
+        assert (rollout.ids[row, n:] == PAD).all()
+        assert (rollout.logprobs[row, n:] == 0).all()
+        assert (rollout.logprobs[row, :n] < 0).all()
 
 
 def test_greedy_is_the_argmax_of_full_forward_passes_row_by_row():
     for seed in (0, 1):
-        model, prompts = make_stopping(bias=2.5, seed=seed), ragged_prompts(seed=seed)
+        model = make_stopping(bias=2.5, seed=seed)
+        prompts = ragged_prompts(seed=seed)
         rollout = generate(model, prompts, 2, 12, temperature=0.0)
         for row in range(len(rollout.ids)):
             expected = []
             while len(expected) < 12 and END not in expected:
-                expected.append(int(full_logits(model, prompts[row // 2], expected + [0])[-1].argmax()))
-            assert rollout.response(row) == expected  # prompt-major: row p * 2 + g belongs to prompt p
+                logits = full_logits(model, prompts[row // 2], expected + [0])
+                expected.append(int(logits[-1].argmax()))
+            # prompt-major: row p * 2 + g belongs to prompt p
+            assert rollout.response(row) == expected
         assert len({tuple(rollout.response(2 * p)) for p in range(5)}) > 1
 
 
 def test_rows_are_prompt_major_when_sampling():
-    """A model whose next token is a function of the last: every response has to begin after its own prompt's last token."""
+    """A model whose next token is a function of the last: every response has to begin after its
+    own prompt's last token."""
     model = make_tiny(n_layer=1)
     with torch.no_grad():
         for block in model.blocks:
@@ -72,48 +91,77 @@ def test_rows_are_prompt_major_when_sampling():
         model.head = torch.nn.Linear(32, 512, bias=False)
         model.head.weight.zero_()
         for i in range(8):  # token i is followed by token i + 8, token i + 8 by the stop
-            model.embed.weight[i, i] = model.embed.weight[i + 8, 8 + i] = 1.0
-            model.head.weight[i + 8, i] = model.head.weight[END, 8 + i] = 20.0
+            model.embed.weight[i, i] = 1.0
+            model.embed.weight[i + 8, 8 + i] = 1.0
+            model.head.weight[i + 8, i] = 20.0
+            model.head.weight[END, 8 + i] = 20.0
     prompts = [[7, 5, 3], [4], [0, 1], [6], [3, 3, 3, 3]]
     rollout = generate(model, prompts, 3, 10, 1.0, generator(0, "s"), max_rows=6)
-    assert [rollout.response(row) for row in range(15)] == [[p[-1] + 8, END] for p in prompts for _ in range(3)]
+    expected = [[prompt[-1] + 8, END] for prompt in prompts for _ in range(3)]
+    assert [rollout.response(row) for row in range(15)] == expected
 
 
 def test_serving_prompts_in_turns_changes_no_greedy_answer_and_no_shape():
-    model, prompts = make_stopping(bias=2.5), ragged_prompts()
+    model = make_stopping(bias=2.5)
+    prompts = ragged_prompts()
     whole = generate(model, prompts, 2, 12, temperature=0.0)
     turns = generate(model, prompts, 2, 12, temperature=0.0, max_rows=4)
-    assert torch.equal(whole.ids, turns.ids) and torch.equal(whole.mask, turns.mask) and torch.equal(whole.ended, turns.ended)
+    assert torch.equal(whole.ids, turns.ids)
+    assert torch.equal(whole.mask, turns.mask)
+    assert torch.equal(whole.ended, turns.ended)
     assert torch.allclose(whole.logprobs, turns.logprobs, atol=1e-5)
-    sampled = generate(make_stopping(bias=6.5), prompts, 2, 12, 1.0, generator(0, "s"), max_rows=2)  # parts of different lengths
-    assert (sampled.mask.sum(1) == torch.tensor([len(sampled.response(r)) for r in range(10)])).all()
-    assert all((END in sampled.response(r)) == sampled.ended[r] and PAD not in sampled.response(r) for r in range(10))
+    model = make_stopping(bias=6.5)
+    sampled = generate(model, prompts, 2, 12, 1.0, generator(0, "s"), max_rows=2)
+    responses = [sampled.response(row) for row in range(10)]  # turns of different lengths
+    assert (sampled.mask.sum(1) == torch.tensor([len(response) for response in responses])).all()
+    assert all((END in response) == ended for response, ended in zip(responses, sampled.ended))
+    assert not any(PAD in response for response in responses)
 
 
 def test_a_padding_token_that_was_sampled_is_part_of_the_response():
     model = make_stopping(bias=0.0)
     model.head.bias.data[PAD] = 50.0
     rollout = generate(model, [[1, 2]], 2, 6, 1.0, generator(0, "s"))
-    assert rollout.ids.tolist() == [[PAD] * 6] * 2 and rollout.mask.all() and not rollout.ended.any()
+    assert rollout.ids.tolist() == [[PAD] * 6] * 2
+    assert rollout.mask.all() and not rollout.ended.any()
 
 
 def test_the_same_seed_gives_the_same_rollout_and_another_seed_another(stopping):
-    a, b, c = (generate(stopping, ragged_prompts(), 4, 20, 1.0, generator(seed, "sample")) for seed in (0, 0, 1))
-    assert torch.equal(a.ids, b.ids) and torch.equal(a.logprobs, b.logprobs) and a.ids.tolist() != c.ids.tolist()
-    assert len({tuple(a.response(row)) for row in range(4, 8)}) > 1  # the samples of one prompt differ
+    a, b, c = (
+        generate(stopping, ragged_prompts(), 4, 20, 1.0, generator(seed, "sample"))
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(a.ids, b.ids) and torch.equal(a.logprobs, b.logprobs)
+    assert a.ids.tolist() != c.ids.tolist()
+    assert len({tuple(a.response(row)) for row in range(4, 8)}) > 1  # samples of a prompt differ
+
+
+# One token
+
+
+def test_the_worked_example_of_sample_token():
+    logits = torch.tensor([[0.2, 0.5, 0.3]]).log()
+    ids, logprobs = sample_token(
+        logits, 1.0, torch.tensor([0.1, 0.6, 0.9]), branch=torch.tensor([0, 0, 0])
+    )
+    assert ids.tolist() == [0, 1, 2]
+    assert torch.allclose(logprobs, logits[0])
 
 
 def test_sampled_tokens_are_distributed_like_the_softmax():
-    N, V = 200_000, 12
+    N = 200_000
+    V = 12
     logits = torch.randn(V, generator=generator(0, "logits")) * 2
     logits[3] = float("-inf")
     for temperature in (0.6, 1.0, 2.0):
-        ids, logprobs = sample_token(logits.expand(N, V), temperature, noise((N,), generator(1, "noise")))
+        uniform = noise((N,), generator(1, "noise"))
+        ids, logprobs = sample_token(logits.expand(N, V), temperature, uniform)
         p = (logits.double() / temperature).softmax(0)
         seen = torch.bincount(ids, minlength=V).double()
         some = p > 0
         chi_square = ((seen - N * p)[some] ** 2 / (N * p)[some]).sum().item()
-        assert seen[3] == 0 and chi_square < 31.3  # the 99.9% point at 11 degrees of freedom; a wrong temperature gives thousands
+        # the 99.9% point at 11 degrees of freedom; a wrong temperature gives thousands
+        assert seen[3] == 0 and chi_square < 31.3
         assert torch.allclose(logprobs.double(), p.log()[ids], atol=1e-5)
 
 
@@ -121,7 +169,8 @@ def test_rows_draw_independent_noise_and_their_own_distribution():
     logits = torch.zeros(50_000, 4)
     logits[::2, 0] = 3.0  # even rows prefer token 0, odd rows do not
     ids, _ = sample_token(logits, 1.0, noise((50_000,), generator(0, "noise")))
-    share = torch.tensor(3.0).exp() / (torch.tensor(3.0).exp() + 3)
+    weight = torch.tensor(3.0).exp()
+    share = weight / (weight + 3)
     assert (ids[::2] == 0).float().mean().item() == pytest.approx(share.item(), abs=0.01)
     assert (ids[1::2] == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
     pairs = (ids[1::2][:-1] == 0) & (ids[1::2][1:] == 0)
@@ -131,7 +180,11 @@ def test_rows_draw_independent_noise_and_their_own_distribution():
 def test_temperature_zero_is_argmax_with_the_logprob_of_temperature_one():
     logits = torch.randn(6, 20, generator=generator(0, "logits"))
     ids, logprobs = sample_token(logits, 0.0, None)
-    assert torch.equal(ids, logits.argmax(1)) and torch.allclose(logprobs, logits.log_softmax(1).max(1).values)
+    assert torch.equal(ids, logits.argmax(1))
+    assert torch.allclose(logprobs, logits.log_softmax(1).max(1).values)
+
+
+# Limits, progress, and what a response depends on
 
 
 def test_responses_stop_at_the_context_and_prompts_that_leave_no_room_are_errors(tiny):
@@ -148,160 +201,307 @@ def test_responses_stop_at_the_context_and_prompts_that_leave_no_room_are_errors
 
 def test_progress_counts_every_row_once(stopping):
     counts = []
-    generate(stopping, ragged_prompts(), 4, 15, 1.0, generator(0, "s"), max_rows=8, on_progress=counts.append)
+    generate(
+        stopping, ragged_prompts(), 4, 15, 1.0, generator(0, "s"), max_rows=8,
+        on_progress=counts.append,
+    )
     assert sum(counts) == 20 and min(counts) > 0
 
 
 def test_a_response_depends_on_its_own_random_numbers_and_not_on_who_shares_its_batch():
-    model, prompts, G = make_stopping(bias=4.5), ragged_prompts(), 4
+    model = make_stopping(bias=4.5)
+    prompts = ragged_prompts()
+    G = 4
     uniform = noise((len(prompts) * G, 30), generator(0, "sample"))
     whole = generate(model, prompts, G, 30, 1.0, uniform)
     for p in (0, 1, 4):  # alone, as on a rank of its own
-        alone = generate(model, prompts[p : p + 1], G, 30, 1.0, uniform[p * G : (p + 1) * G])
-        assert [alone.response(g) for g in range(G)] == [whole.response(p * G + g) for g in range(G)]
+        rows = slice(p * G, (p + 1) * G)
+        alone = generate(model, prompts[p : p + 1], G, 30, 1.0, uniform[rows])
+        expected = [whole.response(p * G + g) for g in range(G)]
+        assert [alone.response(g) for g in range(G)] == expected
     turns = generate(model, prompts, G, 30, 1.0, uniform, max_rows=8)
-    assert torch.equal(turns.ids, whole.ids) and len(set(whole.lengths.tolist())) > 4
-    assert torch.equal(generate(model, prompts, G, 30, 1.0, generator(0, "sample")).ids, whole.ids)  # a generator makes the same numbers
+    assert torch.equal(turns.ids, whole.ids)
+    assert len(set(whole.lengths.tolist())) > 4
+    # a generator makes the same numbers
+    seeded = generate(model, prompts, G, 30, 1.0, generator(0, "sample"))
+    assert torch.equal(seeded.ids, whole.ids)
+
+
+# Padding and masks
+
+
+def test_the_worked_examples_of_padding_and_of_the_mask():
+    padded, lengths = pad_prompts([[5, 6, 7], [8]])
+    assert padded.tolist() == [[5, 6, 7], [8, PAD, PAD]]
+    assert lengths.tolist() == [3, 1]
+    ids = torch.tensor([[5, 9, PAD, PAD], [5, 6, 9, PAD]])
+    rollout = finished_rollout(ids, torch.zeros(2, 4), stop=(9,))
+    assert rollout.ids.tolist() == [[5, 9, PAD], [5, 6, 9]]
+    assert rollout.mask.tolist() == [[True, True, False], [True, True, True]]
+    assert rollout.ended.tolist() == [True, True]
+
+
+# Branches
+
+
+def test_the_worked_example_of_pick():
+    """Rows that stopped are dropped; rows whose tokens differ get their own cache row."""
+    logits = torch.full((2, 512), -torch.inf)
+    logits[0, [4, 8]] = 0.0  # branch 0 draws 4 or 8
+    logits[1, END] = 0.0  # branch 1 stops
+    decoding = Decoding.__new__(Decoding)
+    decoding.ids = torch.full((4, 2), PAD)
+    decoding.logprobs = torch.zeros(4, 2)
+    decoding.uniform = torch.tensor([[0.1], [0.3], [0.7], [0.5]]).expand(4, 2)
+    decoding.temperature = 1.0
+    decoding.stop = torch.tensor([END])
+    decoding.t = 0
+    decoding.rows = torch.arange(4)
+    decoding.branch = torch.tensor([0, 0, 0, 1])
+    decoding.cache = numbered_cache(2)
+    decoding.pick(logits)
+    assert decoding.ids[:, 0].tolist() == [4, 4, 8, END]
+    assert decoding.rows.tolist() == [0, 1, 2]
+    assert decoding.branch.tolist() == [0, 0, 1]
+    assert decoding.token.tolist() == [4, 8]
+    assert decoding.cache.lengths.tolist() == [0, 0]  # row 1 is a copy of row 0
+    assert all((x == 0).all() for x in (*decoding.cache.keys, *decoding.cache.values))
 
 
 def test_rows_that_agree_share_a_branch_and_get_what_they_would_have_got_apart(monkeypatch):
-    """At a low temperature many of 40 samples agree for long; each must still follow its own random numbers."""
-    model, prompts, G = make_stopping(bias=4.0), ragged_prompts(), 40
-    uniform, sizes, decode = noise((len(prompts) * G, 30), generator(0, "sample")), [], GPT.decode
-    monkeypatch.setattr(GPT, "decode", lambda self, idx, cache: sizes.append((len(idx), len(cache.lengths))) or decode(self, idx, cache))
+    """At a low temperature many of 40 samples agree for long; each must still follow its own
+    random numbers."""
+    model = make_stopping(bias=4.0)
+    prompts = ragged_prompts()
+    G = 40
+    uniform = noise((len(prompts) * G, 30), generator(0, "sample"))
+    sizes = []
+    decode = GPT.decode
+
+    def watched(self, idx, cache):
+        sizes.append((len(idx), len(cache.lengths)))
+        return decode(self, idx, cache)
+
+    monkeypatch.setattr(GPT, "decode", watched)
     shared = generate(model, prompts, G, 30, 0.5, uniform, max_rows=1000)
     branches = [n for n, _ in sizes]
-    prefixes = {(row // G, tuple(shared.response(row)[:t])) for row in range(len(shared.ids)) for t in range(1, len(shared.response(row)))}
-    assert all(n == m for n, m in sizes) and len(prefixes) <= sum(branches) < 0.75 * int(shared.lengths.sum())
-    assert BUSY * (sum(branches) - branches.count(2)) <= len(prefixes)  # each prefix once, and few idle rows beside it
-    monkeypatch.setattr("nanoreason.generate.Decoding", GraphDecoding)  # a row of the cache for each
-    monkeypatch.setattr("nanoreason.generate.record", lambda step: step)
+    responses = [shared.response(row) for row in range(len(shared.ids))]
+    prefixes = set()
+    for row, response in enumerate(responses):
+        prefixes |= {(row // G, tuple(response[:t])) for t in range(1, len(response))}
+    assert all(n == m for n, m in sizes)
+    assert len(prefixes) <= sum(branches) < 0.75 * int(shared.lengths.sum())
+    # each prefix once, and few idle rows beside it
+    assert BUSY * (sum(branches) - branches.count(2)) <= len(prefixes)
+
+    # GraphDecoding has a cache row for each
+    monkeypatch.setattr("nanoreason.generate.Decoding", GraphDecoding)
+    monkeypatch.setattr("nanoreason.generate.RecordedStep", lambda step: step)
     apart = generate(model, prompts, G, 30, 0.5, uniform, max_rows=1000)
-    assert torch.equal(apart.ids, shared.ids) and torch.equal(apart.mask, shared.mask) and torch.allclose(apart.logprobs, shared.logprobs, atol=1e-4)
+    assert torch.equal(apart.ids, shared.ids) and torch.equal(apart.mask, shared.mask)
+    assert torch.allclose(apart.logprobs, shared.logprobs, atol=1e-4)
 
 
 def test_the_cache_grows_past_its_blocks_and_changes_no_token(monkeypatch):
-    model, prompts = make_stopping(bias=3.0), ragged_prompts()
+    model = make_stopping(bias=3.0)
+    prompts = ragged_prompts()
     wanted = generate(model, prompts, 3, 70, 1.0, generator(4, "sample"))
     monkeypatch.setattr("nanoreason.generate.SLOT_BLOCK", 1)
-    assert wanted.ids.size(1) == 70 and torch.equal(generate(model, prompts, 3, 70, 1.0, generator(4, "sample")).ids, wanted.ids)
+    got = generate(model, prompts, 3, 70, 1.0, generator(4, "sample"))
+    assert wanted.ids.size(1) == 70 and torch.equal(got.ids, wanted.ids)
+
+
+def numbered_cache(rows):
+    """A cache whose row i holds the number i everywhere, its length included."""
+    config = GPTConfig(n_layer=2, n_head=2, n_kv_head=1, n_embd=8, head_dim=4, d_ff=8)
+    cache = KVCache(config, rows, 3)
+    for x in (*cache.keys, *cache.values):
+        x += torch.arange(rows).view(-1, 1, 1, 1)
+    cache.lengths += torch.arange(rows)
+    return cache
+
+
+@pytest.mark.parametrize("parents, expected, size", [
+    ([0, 0, 3, 4], [0, 1, 3, 4], 5),
+    ([0, 2, 2, 2, 4], [0, 2, 1, 3, 4], 5),
+    ([1, 4], [0, 1], 2),
+    ([0, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5], 6),
+])
+def test_continuations_take_idle_rows_and_hold_what_their_parents_hold(parents, expected, size):
+    """The worked example of KVCache.continue_from, and the two cases in which the cache is
+    copied."""
+    cache = numbered_cache(5)
+    rows = cache.continue_from(torch.tensor(parents))
+    assert rows.tolist() == expected and len(cache.lengths) == size
+    assert cache.lengths[rows].tolist() == parents
+    held = torch.tensor(parents).view(-1, 1, 1, 1).expand(-1, 1, 3, 4).float()
+    for x in (*cache.keys, *cache.values):
+        assert len(x) == size and torch.equal(x[rows], held)
+
+
+# The GPU's way
 
 
 def test_looking_rarely_at_who_has_stopped_and_leaving_by_halves_changes_nothing(monkeypatch):
-    """The GPU's way, with the step run as it is instead of recorded: 16 steps between looks, batches of 20, 10, 5, 3, 2, 1."""
-    model, prompts = make_stopping(bias=4.5), ragged_prompts()
+    """The GPU's way, with the step run as it is instead of recorded: 4 steps between looks,
+    batches of 20, 10, 5, 3, 2, 1."""
+    model = make_stopping(bias=4.5)
+    prompts = ragged_prompts()
     wanted = generate(model, prompts, 4, 50, 1.0, generator(5, "sample"))
-    sizes, looks = [], []
+    sizes = []
+    looks = []
+    leave = GraphDecoding.leave
+
     def watched(self, count):
         looks.append(count)
         sizes.append(len(self.rows))
         return leave(self, count)
 
-    leave = GraphDecoding.leave
     monkeypatch.setattr("nanoreason.generate.Decoding", GraphDecoding)
     monkeypatch.setattr(GraphDecoding, "leave", watched)
-    monkeypatch.setattr("nanoreason.generate.record", lambda step: step)
+    monkeypatch.setattr("nanoreason.generate.RecordedStep", lambda step: step)
     monkeypatch.setattr("nanoreason.generate.GRAPH_STEPS", 4)
     got = generate(model, prompts, 4, 50, 1.0, generator(5, "sample"))
-    assert torch.equal(got.ids, wanted.ids) and torch.equal(got.mask, wanted.mask) and torch.allclose(got.logprobs, wanted.logprobs, atol=1e-5)
-    assert set(sizes) <= {20, 10, 5, 3, 2, 1} and len(set(sizes)) >= 3 and len(looks) <= 12 and all(s >= c for s, c in zip(sizes, looks))
+    assert torch.equal(got.ids, wanted.ids) and torch.equal(got.mask, wanted.mask)
+    assert torch.allclose(got.logprobs, wanted.logprobs, atol=1e-5)
+    assert set(sizes) <= {20, 10, 5, 3, 2, 1} and len(set(sizes)) >= 3
+    assert len(looks) <= 12
+    assert all(size >= count for size, count in zip(sizes, looks))
 
 
 def test_a_compiled_step_gives_the_same_rollout(monkeypatch):
-    model, prompts = make_stopping(bias=4.5), ragged_prompts()
+    model = make_stopping(bias=4.5)
+    prompts = ragged_prompts()
     wanted = generate(model, prompts, 4, 30, 1.0, generator(6, "sample"))
-    compile, seen = torch.compile, []
-    monkeypatch.setattr(torch, "compile", lambda f, **options: seen.append(options) or compile(f, **options | dict(backend="aot_eager", fullgraph=True)))
+    compile = torch.compile
+    seen = []
+
+    def watched(function, **options):
+        seen.append(options)
+        return compile(function, **options | dict(backend="aot_eager", fullgraph=True))
+
+    monkeypatch.setattr(torch, "compile", watched)
     got = generate(model, prompts, 4, 30, 1.0, generator(6, "sample"), compile=True)
-    assert torch.equal(got.ids, wanted.ids) and torch.allclose(got.logprobs, wanted.logprobs, atol=1e-5) and seen == [dict(dynamic=True)]
+    assert torch.equal(got.ids, wanted.ids)
+    assert torch.allclose(got.logprobs, wanted.logprobs, atol=1e-5)
+    assert seen == [dict(dynamic=True)]
 
 
-def test_the_sampler_is_a_copy_that_follows_the_model(tiny):
-    policy = sampler(tiny, bf16=True)
-    assert policy.embed.weight.dtype == torch.bfloat16 and not any(p.requires_grad for p in policy.parameters())
-    assert policy.head.weight is policy.embed.weight and tiny.embed.weight.dtype == torch.float32
-    with torch.no_grad():
-        for p in tiny.parameters():
-            p.add_(0.5)
-    assert sampler(tiny, True, policy) is policy
-    assert all(torch.equal(new.bfloat16(), old) for new, old in zip(tiny.parameters(), policy.parameters()))
-    exact, fast = sampler(tiny, bf16=False)(torch.tensor([[1, 2, 3]])), policy(torch.tensor([[1, 2, 3]]))
-    assert torch.equal(exact, tiny(torch.tensor([[1, 2, 3]]))) and (fast.float() - exact).norm() < 0.05 * exact.norm()
-
-
-@pytest.mark.parametrize("temperature, uniform", [(1.0, None), (0.0, None), (1.0, torch.zeros(0, 20))])
-def test_no_prompts_give_an_empty_rollout_that_joins_and_selects_like_another(tiny, temperature, uniform):
-    none = generate(tiny, [], 4, 20, temperature, uniform).cpu()
-    some = generate(tiny, [[1, 2]], 3, 6, 1.0, generator(0, "s"))
-    for name in ("ids", "mask", "logprobs", "ended"):
-        empty, filled = getattr(none, name), getattr(some, name)
-        assert (empty.dtype, empty.dim(), len(empty)) == (filled.dtype, filled.dim(), 0)
-        assert torch.equal(getattr(join_rollouts([none, some, none]), name), filled)
-    assert none.lengths.tolist() == [] and len(none.select([]).ids) == 0 and len(join_rollouts([none, none]).ids) == 0
-
-
-def of_lengths(lengths, width, first):
-    """A Rollout whose tokens and log-probabilities count upwards from `first`, of responses that end where they are not `width` long."""
-    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
-    count = first + torch.arange(len(lengths) * width).view(len(lengths), width)
-    return Rollout(count.where(mask, PAD), mask, (-count / 8.0).where(mask, 0.0), torch.tensor(lengths) < width)
-
-
-def test_rollouts_of_different_lengths_join_in_order_and_are_padded_behind():
-    whole = join_rollouts([of_lengths([2, 1], 2, 10), of_lengths([4, 3, 1], 4, 30), of_lengths([1], 1, 50)])
-    assert whole.ids.tolist() == [[10, 11, PAD, PAD], [12, PAD, PAD, PAD], [30, 31, 32, 33], [34, 35, 36, PAD], [38, PAD, PAD, PAD], [50, PAD, PAD, PAD]]
-    assert whole.lengths.tolist() == [2, 1, 4, 3, 1, 1] and whole.ended.tolist() == [False, True, False, True, True, False]
-    assert whole.logprobs[0].tolist() == [-1.25, -1.375, 0, 0] and whole.logprobs[5].tolist() == [-6.25, 0, 0, 0]
-    assert (whole.ids.dtype, whole.mask.dtype, whole.logprobs.dtype) == (torch.int64, torch.bool, torch.float32)
-    assert [whole.response(row) for row in (1, 3)] == [[12], [34, 35, 36]]
-
-
-def test_selected_rows_keep_their_order_their_width_and_everything_of_theirs():
-    whole = of_lengths([4, 3, 1], 4, 30)
-    some = whole.select([2, 0, 2])
-    assert some.ids.tolist() == [[38, PAD, PAD, PAD], [30, 31, 32, 33], [38, PAD, PAD, PAD]] and some.lengths.tolist() == [1, 4, 1]
-    assert some.logprobs[:, 0].tolist() == [-4.75, -3.75, -4.75] and some.ended.tolist() == [True, False, True]
-    short = whole.select([2, 1])
-    assert short.ids.shape == (2, 4) and short.response(1) == [34, 35, 36]  # not cut to its longest row
-    assert whole.select([]).ids.shape == (0, 4) and whole.ids[0].tolist() == [30, 31, 32, 33]
+def held_by(decoding):
+    """Address and shape of every tensor that a step of GraphDecoding reads or writes."""
+    d = decoding
+    state = (d.token, d.live, d.at, d.rows, d.ids, d.logprobs)
+    cache = (d.cache.lengths, *d.cache.keys, *d.cache.values)
+    return [(x.data_ptr(), x.shape, x.stride()) for x in (*state, *cache)]
 
 
 def test_a_step_changes_no_address_no_shape_and_asks_the_tensors_nothing():
-    """What a recorded CUDA graph relies on: it replays the same kernels on the same memory, and the host never looks."""
+    """What a recorded CUDA graph relies on: it replays the same kernels on the same memory, and
+    the host never looks."""
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, op, types, args=(), kwargs=None):
             called.add(op.__name__.split(".")[0])
             return op(*args, **(kwargs or {}))
 
-    called, model = set(), make_stopping(bias=2.0)
+    called = set()
+    model = make_stopping(bias=2.0)
     with torch.inference_mode():
-        ids, logprobs = torch.full((10, 20), PAD), torch.zeros(10, 20)
-        d = GraphDecoding(model, ragged_prompts(), 2, ids, logprobs, noise((10, 20), generator(0, "s")), 1.0, False)
-        held = lambda: [(x.data_ptr(), x.shape, x.stride()) for x in (d.token, d.live, d.at, d.rows, d.cache.lengths, d.ids, d.logprobs, *d.cache.keys, *d.cache.values)]
-        before = held()
+        ids = torch.full((10, 20), PAD)
+        logprobs = torch.zeros(10, 20)
+        uniform = noise((10, 20), generator(0, "s"))
+        d = GraphDecoding(model, ragged_prompts(), 2, ids, logprobs, uniform, 1.0, False)
+        before = held_by(d)
         with Watch():
             for _ in range(3):
                 d.step()
-    assert held() == before and (d.at == 4).all() and "index_put_" in called
+    assert held_by(d) == before and (d.at == 4).all() and "index_put_" in called
     assert not called & {"_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal"}
 
 
-def test_continuations_take_idle_rows_and_hold_what_their_parents_hold():
-    """The worked example of KVCache.continue_from, and the two cases in which the cache is copied."""
-    config = GPTConfig(n_layer=2, n_head=2, n_kv_head=1, n_embd=8, head_dim=4, d_ff=8)
+# The copy that samples
 
-    def numbered(rows):
-        cache = KVCache(config, rows, 3)
-        for x in (*cache.keys, *cache.values):
-            x += torch.arange(rows).view(-1, 1, 1, 1)
-        cache.lengths += torch.arange(rows)
-        return cache
 
-    for parents, expected, size in (([0, 0, 3, 4], [0, 1, 3, 4], 5), ([0, 2, 2, 2, 4], [0, 2, 1, 3, 4], 5), ([1, 4], [0, 1], 2), ([0, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5], 6)):
-        cache = numbered(5)
-        rows = cache.continue_from(torch.tensor(parents))
-        assert rows.tolist() == expected and len(cache.lengths) == size
-        assert cache.lengths[rows].tolist() == parents
-        for x in (*cache.keys, *cache.values):
-            assert len(x) == size and torch.equal(x[rows], torch.tensor(parents).view(-1, 1, 1, 1).expand(-1, 1, 3, 4).float())
+def test_the_sampler_is_a_copy_that_follows_the_model(tiny):
+    policy = sampler(tiny, bf16=True)
+    assert policy.embed.weight.dtype == torch.bfloat16
+    assert not any(p.requires_grad for p in policy.parameters())
+    assert policy.head.weight is policy.embed.weight
+    assert tiny.embed.weight.dtype == torch.float32
+    with torch.no_grad():
+        for p in tiny.parameters():
+            p.add_(0.5)
+    assert sampler(tiny, True, policy) is policy
+    for new, old in zip(tiny.parameters(), policy.parameters()):
+        assert torch.equal(new.bfloat16(), old)
+    idx = torch.tensor([[1, 2, 3]])
+    exact = sampler(tiny, bf16=False)(idx)
+    fast = policy(idx)
+    assert torch.equal(exact, tiny(idx))
+    assert (fast.float() - exact).norm() < 0.05 * exact.norm()
+
+
+# Rollouts
+
+
+@pytest.mark.parametrize(
+    "temperature, uniform", [(1.0, None), (0.0, None), (1.0, torch.zeros(0, 20))]
+)
+def test_no_prompts_give_an_empty_rollout_that_joins_and_selects_like_another(
+    tiny, temperature, uniform
+):
+    none = generate(tiny, [], 4, 20, temperature, uniform).cpu()
+    some = generate(tiny, [[1, 2]], 3, 6, 1.0, generator(0, "s"))
+    for name in ("ids", "mask", "logprobs", "ended"):
+        empty = getattr(none, name)
+        filled = getattr(some, name)
+        assert (empty.dtype, empty.dim(), len(empty)) == (filled.dtype, filled.dim(), 0)
+        assert torch.equal(getattr(join_rollouts([none, some, none]), name), filled)
+    assert none.lengths.tolist() == []
+    assert len(none.select([]).ids) == 0
+    assert len(join_rollouts([none, none]).ids) == 0
+
+
+def of_lengths(lengths, width, first):
+    """A Rollout whose tokens and log-probabilities count upwards from `first`, of responses that
+    end where they are not `width` long."""
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    count = first + torch.arange(len(lengths) * width).view(len(lengths), width)
+    ids = count.where(mask, PAD)
+    logprobs = (-count / 8.0).where(mask, 0.0)
+    return Rollout(ids, mask, logprobs, torch.tensor(lengths) < width)
+
+
+def test_rollouts_of_different_lengths_join_in_order_and_are_padded_behind():
+    parts = [of_lengths([2, 1], 2, 10), of_lengths([4, 3, 1], 4, 30), of_lengths([1], 1, 50)]
+    whole = join_rollouts(parts)
+    assert whole.ids.tolist() == [
+        [10, 11, PAD, PAD],
+        [12, PAD, PAD, PAD],
+        [30, 31, 32, 33],
+        [34, 35, 36, PAD],
+        [38, PAD, PAD, PAD],
+        [50, PAD, PAD, PAD],
+    ]
+    assert whole.lengths.tolist() == [2, 1, 4, 3, 1, 1]
+    assert whole.ended.tolist() == [False, True, False, True, True, False]
+    assert whole.logprobs[0].tolist() == [-1.25, -1.375, 0, 0]
+    assert whole.logprobs[5].tolist() == [-6.25, 0, 0, 0]
+    dtypes = (whole.ids.dtype, whole.mask.dtype, whole.logprobs.dtype)
+    assert dtypes == (torch.int64, torch.bool, torch.float32)
+    assert [whole.response(row) for row in (1, 3)] == [[12], [34, 35, 36]]
+
+
+def test_selected_rows_keep_their_order_their_width_and_everything_of_theirs():
+    whole = of_lengths([4, 3, 1], 4, 30)
+    some = whole.select([2, 0, 2])
+    last = [38, PAD, PAD, PAD]
+    assert some.ids.tolist() == [last, [30, 31, 32, 33], last]
+    assert some.lengths.tolist() == [1, 4, 1]
+    assert some.logprobs[:, 0].tolist() == [-4.75, -3.75, -4.75]
+    assert some.ended.tolist() == [True, False, True]
+    short = whole.select([2, 1])
+    assert short.ids.shape == (2, 4)  # not cut to its longest row
+    assert short.response(1) == [34, 35, 36]
+    assert whole.select([]).ids.shape == (0, 4)
+    assert whole.ids[0].tolist() == [30, 31, 32, 33]

@@ -36,7 +36,10 @@ def test_zeros_stay_zeros():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype, close", [(torch.float64, 1e-9), (torch.float32, 1e-3)])
 def test_multiplied_on_the_short_side_it_is_the_textbook_iteration(shape, dtype, close):
-    """Against X <- a X + b (X X^T) X + c (X X^T)^2 X, step by step in float64; bfloat16 errs by 3e-2."""
+    """Against X <- a X + b (X X^T) X + c (X X^T)^2 X, step by step in float64.
+
+    bfloat16 errs by 3e-2.
+    """
     x, _ = spectrum(shape, torch.logspace(0, -7, min(shape), dtype=torch.float64))
     wanted = x / x.norm(dim=(1, 2), keepdim=True)
     for _ in range(5):
@@ -107,7 +110,7 @@ def test_a_resumed_optimizer_goes_on_bit_by_bit_and_a_foreign_state_is_refused(m
                 p.grad = torch.randn(p.shape, generator=generator(i, "grad", *p.shape))
             optimizer.step()
 
-    whole, first, second = matrices(), matrices(), matrices()
+    whole, first, second = (matrices() for _ in range(3))
     steps(whole, make(whole), range(6))
     optimizer = make(first)
     steps(first, optimizer, range(3))

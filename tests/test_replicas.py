@@ -112,7 +112,8 @@ replicas = Replicas(make_tiny(), [], lambda model, share: os.getpid(), 3)
 print(*replicas.gradients([0, 0, 0]), flush=True)
 time.sleep(60)
 """
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     pids = [int(pid) for pid in process.stdout.readline().split()]
     assert len(set(pids)) == 3 and pids[0] == process.pid
     process.send_signal(signal.SIGKILL)
@@ -127,7 +128,8 @@ def test_only_a_small_model_alone_on_a_cpu_has_more_than_one(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     model = make_tiny()
     monkeypatch.setattr(sys, "platform", "linux")
-    assert replica_count(model, MACHINE, 6) == 4 and replica_count(model, MACHINE, 3) == 3
+    assert replica_count(model, MACHINE, 6) == 4
+    assert replica_count(model, MACHINE, 3) == 3
     assert replica_count(model, MACHINE, 0) == 1
     assert replica_count(model, Machine(torch.device("cpu"), 0, 2), 6) == 1  # of two ranks
     assert replica_count(model, Machine(torch.device("meta")), 6) == 1

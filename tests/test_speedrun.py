@@ -1,4 +1,5 @@
-"""The order of the speedrun's stages: each after what it reads, several at once, and what a failure or a kill leaves to be done."""
+"""The order of the speedrun's stages: each after what it reads, several at once, and what a failure
+or a kill leaves to be done."""
 
 import json
 import threading
@@ -7,15 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from nanoreason import speedrun
+from nanoreason import stages
 from nanoreason.flags import UserError
-from nanoreason.speedrun import Config, plan, run_stages, wall
+from nanoreason.speedrun import Config, plan
+from nanoreason.stages import Stage, inputs, run_stages, wall
 
 
 @pytest.fixture
-def stages(tmp_path, monkeypatch):
-    """Stages that take a moment and leave their file: (config, stages, what began and ended in order)."""
-    config, events, lock = Config(out=str(tmp_path)), [], threading.Lock()
+def planned(tmp_path, monkeypatch):
+    """Stages that take a moment and leave their file.
+
+    (config, stages, what began and ended in order). Stage orm fails until tmp_path/repaired exists.
+    """
+    config = Config(out=str(tmp_path))
+    events = []
+    lock = threading.Lock()
 
     def run_stage(config, stage, position, threads, log):
         with lock:
@@ -29,75 +36,119 @@ def stages(tmp_path, monkeypatch):
             events.append((stage.name, "ended", threads))
             log[stage.name] = dict(began=0.0, ended=1.0)
 
-    monkeypatch.setattr(speedrun, "run_stage", run_stage)
-    monkeypatch.setattr(speedrun, "at_once", lambda: 3)
+    monkeypatch.setattr(stages, "run_stage", run_stage)
+    monkeypatch.setattr(stages, "at_once", lambda: 3)
     return config, plan(config), events
 
 
-READS = dict(zero=["base"], cold=["base"], rl=["cold"], orm=["cold"], prm=["cold", "orm"], rejection=["rl"], final=["base", "rejection"], student=["rl"])  # of the whole run
+READS = dict(  # stage: what it reads, of the whole run
+    zero=["base"],
+    cold=["base"],
+    rl=["cold"],
+    orm=["cold"],
+    prm=["cold", "orm"],
+    rejection=["rl"],
+    final=["base", "rejection"],
+    student=["rl"],
+)
 
 
-def test_a_stage_begins_when_what_it_reads_has_ended_and_several_run_at_once(stages, tmp_path):
-    config, all_stages, events = stages
+def test_a_stage_begins_when_what_it_reads_has_ended_and_several_run_at_once(planned, tmp_path):
+    config, all_stages, events = planned
     (tmp_path / "repaired").touch()
     log = {}
     run_stages(config, all_stages, log)
     at = {(name, what): i for i, (name, what, _) in enumerate(events)}
-    assert set(log) == {stage.name for stage in all_stages} and len(events) == 2 * len(all_stages)
+    assert set(log) == {stage.name for stage in all_stages}
+    assert len(events) == 2 * len(all_stages)
     for name, needs in READS.items():
         assert all(at[need, "ended"] < at[name, "began"] for need in needs)
     for stage in all_stages:
         if stage.script == "sample.py":
             assert at[Path(stage.flags["ckpt"]).name, "ended"] < at[stage.name, "began"]
     best = next(stage.name for stage in all_stages if stage.name == "cold: best_of_n")
-    assert at["orm", "ended"] < at[best, "began"] and at["prm", "ended"] < at[best, "began"]
-    assert any(what == "began" and events[i + 1][1] == "began" for i, (_, what, _) in enumerate(events[:-1]))
-    assert {threads for name, _, threads in events if name == "base"} == {0} and {threads for name, _, threads in events if name != "base"} == {1}
+    assert at["orm", "ended"] < at[best, "began"]
+    assert at["prm", "ended"] < at[best, "began"]
+    whats = [what for _, what, _ in events]
+    assert ("began", "began") in zip(whats, whats[1:])
+    assert {threads for name, _, threads in events if name == "base"} == {0}
+    assert {threads for name, _, threads in events if name != "base"} == {1}
 
 
-def test_a_failure_ends_what_has_not_begun_and_the_next_start_does_the_rest(stages, tmp_path):
-    config, all_stages, events = stages
+def test_a_failure_ends_what_has_not_begun_and_the_next_start_does_the_rest(planned, tmp_path):
+    config, all_stages, events = planned
     log = {}
     with pytest.raises(UserError, match="stage orm"):
         run_stages(config, all_stages, log)
     done = set(log)
-    assert {"base", "cold"} <= done and not {"orm", "prm", "cold: best_of_n"} & done
-    assert not {"demo 4", "final: general"} & {name for name, _, _ in events}  # which read nothing of it
+    assert {"base", "cold"} <= done
+    assert not {"orm", "prm", "cold: best_of_n"} & done
+    # nor those that read nothing of it
+    assert not {"demo 4", "final: general"} & {name for name, _, _ in events}
     (tmp_path / "repaired").touch()
     events.clear()
     run_stages(config, all_stages, log)
-    assert set(log) == {stage.name for stage in all_stages} and not {name for name, _, _ in events} & done
+    assert set(log) == {stage.name for stage in all_stages}
+    assert not {name for name, _, _ in events} & done
 
 
 def test_time_is_counted_once_where_stages_overlap_and_not_between_runs():
-    stages = [(0, 10), (10, 14), (12, 20), (13, 15), (100, 105)]
-    assert wall({str(i): dict(began=float(a), ended=float(b)) for i, (a, b) in enumerate(stages)}) == 25.0
+    spans = [(0, 10), (10, 14), (12, 20), (13, 15), (100, 105)]
+    log = {str(i): dict(began=float(a), ended=float(b)) for i, (a, b) in enumerate(spans)}
+    assert wall(log) == 25.0
 
 
 @pytest.mark.parametrize("folder", ["run", "a run"])
 def test_what_a_stage_reads_is_found_in_any_folder(tmp_path, folder):
     config = Config(out=str(tmp_path / folder))
-    found = {stage.name: speedrun.inputs(config, stage, plan(config)) for stage in plan(config)}
-    assert all(set(found[name]) == set(needs) for name, needs in READS.items()) and found["demo 1"] == ["final"] and found["base"] == []
+    all_stages = plan(config)
+    found = {stage.name: inputs(config, stage, all_stages) for stage in all_stages}
+    assert all(set(found[name]) == set(needs) for name, needs in READS.items())
+    assert found["demo 1"] == ["final"]
+    assert found["base"] == []
     assert set(found["cold: best_of_n"]) == {"cold", "orm", "prm"}
 
 
-def test_a_stage_that_was_stopped_goes_on_and_two_that_end_together_are_both_logged(tmp_path, monkeypatch):
-    """The real run_stage on a script that tells its arguments."""
-    (tmp_path / "tell.py").write_text("import sys\nprint(*sys.argv[1:])\n")
-    for name, mark in (("distill.py", "traces.jsonl"), ("train_prm.py", "config.json"), ("train_sft.py", "ckpt.pt"), ("train_grpo.py", "config.json")):
-        (tmp_path / name).write_text((tmp_path / "tell.py").read_text())
+BEGUN = {  # script: the file that shows it had begun, or for GRPO had not got to a checkpoint
+    "distill.py": "traces.jsonl",
+    "train_prm.py": "config.json",
+    "train_sft.py": "ckpt.pt",
+    "train_grpo.py": "config.json",
+}
+
+
+def test_a_stage_that_was_stopped_goes_on_and_two_that_end_together_are_both_logged(
+    tmp_path, monkeypatch
+):
+    """The real run_stage on scripts that print their arguments."""
+    for name, mark in BEGUN.items():
+        (tmp_path / name).write_text("import sys\nprint(*sys.argv[1:])\n")
         (tmp_path / "out" / name).mkdir(parents=True)
         (tmp_path / "out" / name / mark).touch()
-    monkeypatch.setattr(speedrun, "ROOT", tmp_path)
-    said, log, config = [], {}, Config(out=str(tmp_path / "out"))
-    monkeypatch.setattr(speedrun, "say", said.append)
-    stages = [speedrun.Stage(name, name, dict(out=tmp_path / "out" / name), "", "") for name in ("distill.py", "train_prm.py", "train_sft.py", "train_grpo.py")]
-    threads = [threading.Thread(target=speedrun.run_stage, args=(config, stage, "1/1", 1, log)) for stage in stages]
-    [thread.start() for thread in threads], [thread.join() for thread in threads]
-    told = {line.split(" | ")[0].strip(): line.endswith("--resume") for line in said if " | " in line}
-    assert told == {"distill.py": True, "train_prm.py": True, "train_sft.py": True, "train_grpo.py": False}
-    assert set(json.loads((tmp_path / "out" / "stages.json").read_text())) == set(log) == set(told) and all("--resume" not in entry["command"] for entry in log.values())
+    said = []
+    log = {}
+    config = Config(out=str(tmp_path / "out"))
+    monkeypatch.setattr(stages, "ROOT", tmp_path)
+    monkeypatch.setattr(stages, "say", said.append)
+    made = {name: Stage(name, name, dict(out=tmp_path / "out" / name), "", "") for name in BEGUN}
+    threads = []
+    for stage in made.values():
+        call = (config, stage, "1/1", 1, log)
+        threads.append(threading.Thread(target=stages.run_stage, args=call))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    told = {}  # whether a script was told to resume
+    for line in said:
+        if " | " in line:
+            told[line.split(" | ")[0].strip()] = line.endswith("--resume")
+    assert told == {
+        "distill.py": True, "train_prm.py": True, "train_sft.py": True, "train_grpo.py": False
+    }
+    logged = json.loads((tmp_path / "out" / "stages.json").read_text())
+    assert set(logged) == set(log) == set(told)
+    assert all("--resume" not in entry["command"] for entry in log.values())
     (tmp_path / "train_sft.py").write_text("import sys\nsys.exit(3)\n")
     with pytest.raises(UserError, match="status 3"):
-        speedrun.run_stage(config, stages[2], "1/1", 1, log)
+        stages.run_stage(config, made["train_sft.py"], "1/1", 1, log)

@@ -1,4 +1,5 @@
-"""Work spread over processes: the same results in the same order as in one, and errors that reach the caller."""
+"""Work spread over processes: the same results in the same order as in one, and errors that reach
+the caller."""
 
 import os
 
@@ -11,7 +12,7 @@ from nanoreason.workers import spread
 
 
 def place(shared, job):
-    """What a job sees: where it runs is told, too."""
+    """A result, and where the job ran: its process and that one's threads."""
     return shared * job, os.getpid(), torch.get_num_threads()
 
 
@@ -21,11 +22,17 @@ def fail(shared, job):
 
 def test_results_come_in_the_order_of_the_jobs_from_processes_of_one_thread():
     jobs = [(torch.tensor(float(i)),) for i in range(7)]
-    here, there = list(spread(place, 3.0, jobs, 1)), list(spread(place, 3.0, jobs, 2))
-    assert [float(x) for x, _, _ in here] == [float(x) for x, _, _ in there] == [3.0 * i for i in range(7)]
-    assert {pid for _, pid, _ in here} == {os.getpid()} and os.getpid() not in {pid for _, pid, _ in there} and len({pid for _, pid, _ in there}) <= 2
+    here = list(spread(place, 3.0, jobs, 1))
+    there = list(spread(place, 3.0, jobs, 2))
+    expected = [3.0 * i for i in range(7)]
+    assert [float(x) for x, _, _ in here] == [float(x) for x, _, _ in there] == expected
+    assert {pid for _, pid, _ in here} == {os.getpid()}
+    workers = {pid for _, pid, _ in there}
+    assert os.getpid() not in workers and len(workers) <= 2
     assert {threads for _, _, threads in there} == {1}
-    assert list(spread(place, 3.0, jobs[:1], 2))[0][1] == os.getpid() and list(spread(place, 3.0, [], 2)) == []
+    (only,) = spread(place, 3.0, jobs[:1], 2)
+    assert only[1] == os.getpid()
+    assert list(spread(place, 3.0, [], 2)) == []
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -39,7 +46,10 @@ def test_what_is_there_is_not_made_again_and_what_fails_is_said(tmp_path):
     ensure(tmp_path / "report.json", "no such script.py")
     with pytest.raises(UserError, match="no such script.py failed"):
         ensure(tmp_path / "other.json", "no such script.py", out=tmp_path / "x")
-    runs = [(tmp_path / f"{i}.json", "no such script.py", dict(out=tmp_path / "runs" / str(i))) for i in range(2)]
+    runs = []
+    for i in range(2):
+        flags = dict(out=tmp_path / "runs" / str(i))
+        runs.append((tmp_path / f"{i}.json", "no such script.py", flags))
     with pytest.raises(UserError, match="end of .*runs/0.log"):
         ensure_all(runs)
     assert "no such script.py" in (tmp_path / "runs" / "0.log").read_text()

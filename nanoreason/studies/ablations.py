@@ -1,10 +1,14 @@
-"""Which switches of GRPO matter: every variant from one checkpoint, at equal sampled tokens, over several seeds.
+"""Which switches of GRPO matter: every variant from one checkpoint, at equal sampled tokens.
 
-    python -m nanoreason.studies.ablations                       the README's table: losses, KL, std, clip, process rewards, with and without cold start
-    python -m nanoreason.studies.ablations --study tuning        what the laptop preset was chosen by, on validation problems
+    python -m nanoreason.studies.ablations
+        the README's table, over seeds: losses, KL, std, clip, process rewards, and with or without
+        a cold start
+    python -m nanoreason.studies.ablations --study tuning
+        what the laptop preset was chosen by, on validation problems
 
-Needs the checkpoints of a speedrun. Each run is `train_grpo.py` with the flags of its row; its last checkpoint, not a selected one, is measured, so that
-all rows have seen equally many tokens. Runs that are done are not repeated: the same command picks up where it was stopped. Leaves
+Needs the checkpoints of a speedrun. Each run is `train_grpo.py` with the flags of its row. Its last
+checkpoint is measured, not a selected one, so that all rows have seen equally many tokens. Runs
+that are done are not repeated: the same command continues a study that was stopped. Leaves
 table.md, table.json and table.png in --out/STUDY.
 """
 
@@ -30,15 +34,17 @@ from nanoreason.experience import Experience, token_logprobs
 from nanoreason.generate import generate, sampler
 from nanoreason.rewards import outcome_reward
 from nanoreason.tokenizer import parse_response, render_prompt
+from nanoreason.studies.reports import table_lines
+from nanoreason.studies.runs import ROOT, environment, flag_words, last_line
 
-ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ("multiplication", "chain", "percent", "word", "equation")
-STUDIES = {  # {name of the row: flags of train_grpo.py}; COLD and BASE stand for checkpoints
+STUDIES = {  # {name of the row: flags of train_grpo.py}; BASE stands for --base
     "losses": {
         "grpo": {},
         "dr-grpo": dict(loss="dr-grpo"),
         "dapo": dict(loss="dapo"),
-        "dapo with dynamic sampling and overlong penalty": dict(loss="dapo", dynamic_sampling=True, overlong_buffer=40),
+        "dapo with dynamic sampling and overlong penalty": dict(
+            loss="dapo", dynamic_sampling=True, overlong_buffer=40),
         "gspo": dict(loss="gspo"),
         "cispo": dict(loss="cispo"),
         "KL k1 in the reward": dict(kl="k1"),
@@ -75,139 +81,252 @@ class Config:
     seeds: str = flag("0,1,2", "seeds of each row, separated by commas")
     tokens: int = flag(300_000, "response tokens that each run samples", low=1)
     problems: int = flag(60, "problems of each family to measure on", low=1)
-    samples: int = flag(16, "samples of each problem", low=1)
+    samples: int = flag(16, "samples per problem", low=1)
     workers: int = flag(2, "runs at once; each gets its share of the cores", low=1)
-    measure: str = flag("", "measure this run's last checkpoint and stop (what the tool calls itself for)")
+    measure: str = flag(
+        "", "measure this run's last checkpoint and stop (how the tool calls itself)")
+
+
+# Runs
 
 
 def folder(config, row, seed):
+    """Folder of one run."""
     return Path(config.out) / config.study / f"{row.replace(' ', '-')}-{seed}"
 
 
 def flags_of(config, row, seed):
     """{field of train_grpo.Config: value} of one run."""
-    flags = dict(init="COLD", token_budget=config.tokens, steps=10_000, eval_every=0) | STUDIES[config.study][row]
-    return flags | dict(init={"COLD": config.cold, "BASE": config.base}[flags["init"]], out=str(folder(config, row, seed)), seed=seed)
+    flags = dict(init=config.cold, token_budget=config.tokens, steps=10_000, eval_every=0)
+    flags |= STUDIES[config.study][row]
+    if flags["init"] == "BASE":
+        flags["init"] = config.base
+    return flags | dict(out=str(folder(config, row, seed)), seed=seed)
 
 
 def command(config, row, seed):
-    """The shell words of one run, as a user would type them in the repository."""
-    words = ["train_grpo.py"]
-    for name, value in flags_of(config, row, seed).items():
-        words += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
-    return words
+    """The words of one run, as a user would type them in the repository."""
+    return ["train_grpo.py", *flag_words(flags_of(config, row, seed))]
+
+
+def read_json(path):
+    """A JSON file; None where there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def finished(config, row, seed):
-    """Whether a run is trained and measured. Raises UserError for one that was made with other settings than these."""
-    out, wanted = folder(config, row, seed), flags_of(config, row, seed)
-    made = {path.name: json.loads(path.read_text()) for path in (out / "config.json", out / "measured.json") if path.exists()}
-    other = [name for name, value in wanted.items() if made.get("config.json", wanted)[name] != value]
-    wanted = dict(problems=config.problems * len(FAMILIES), samples=config.samples)
-    if other := other + [name for name, value in wanted.items() if made.get("measured.json", wanted)[name] != value]:
-        raise UserError(f"{out} was made with another {other[0].replace('_', '-')}; choose another --out, or remove it")
-    return "measured.json" in made
+    """Whether a run is trained and measured.
+
+    Raises UserError for one that was made with other settings than these.
+    """
+    out = folder(config, row, seed)
+    trained = read_json(out / "config.json")
+    measured = read_json(out / "measured.json")
+    checks = (
+        (trained, flags_of(config, row, seed)),
+        (measured, dict(problems=config.problems * len(FAMILIES), samples=config.samples)),
+    )
+    for made, wanted in checks:
+        for name, value in wanted.items():
+            if made is not None and made[name] != value:
+                raise UserError(
+                    f"{out} was made with another {name.replace('_', '-')}; "
+                    "choose another --out, or remove it")
+    return measured is not None
 
 
 def execute(config, row, seed):
-    """Train and measure one run, unless it is done. Two at once on two cores, a thread each, get more done than one after another."""
-    out, threads = folder(config, row, seed), str(max(1, (os.cpu_count() or 1) // config.workers))
+    """Train and measure one run, unless it is done.
+
+    Two at once on two cores, one thread each, get more done than one after another on two threads.
+    """
     if finished(config, row, seed):
         return
-    environment = dict(os.environ, OMP_NUM_THREADS=threads, PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
-    measure = ["-m", "nanoreason.studies.ablations", "--measure", out, "--study", config.study, "--problems", config.problems, "--samples", config.samples]
-    train = command(config, row, seed)
-    for words in (*([] if (out / "report.json").exists() else [[str(ROOT / train[0]), *train[1:]]]), measure):
-        words += ["--resume"] if words is not measure and (out / "ckpt.pt").exists() else []
-        done = subprocess.run([sys.executable, *map(str, words)], env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"{row}, seed {seed}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'ended without a word'}")
+    out = folder(config, row, seed)
+    threads = max(1, (os.cpu_count() or 1) // config.workers)
+    if not (out / "report.json").exists():
+        script, *words = command(config, row, seed)
+        if (out / "ckpt.pt").exists():
+            words.append("--resume")
+        run_words([str(ROOT / script), *words], threads, f"{row}, seed {seed}")
+    flags = dict(
+        measure=out, study=config.study, problems=config.problems, samples=config.samples)
+    words = ["-m", "nanoreason.studies.ablations", *flag_words(flags)]
+    run_words(words, threads, f"{row}, seed {seed}")
+
+
+def run_words(words, threads, name):
+    """Run Python with these words. Raises UserError with its last line where it fails."""
+    done = subprocess.run(
+        [sys.executable, *words], env=environment(threads), capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{name}: {last_line(done.stderr, 'ended without a message')}")
+
+
+# Measuring
+
+
+def mean_entropy(policy, experience, rows, device):
+    """Mean exact entropy of the policy at every response token of some rows, in nats."""
+    settings = SimpleNamespace(row_tokens=128, micro_tokens=16_384, gradient_accumulation=1)
+    nats = 0.0
+    tokens = 0
+    for micro in experience.micro_batches(rows, {}, settings, device):
+        _, entropy = token_logprobs(policy, micro, 1.0, with_entropy=True)  # (M,)
+        nats += float(entropy.sum())
+        tokens += len(entropy)
+    return nats / tokens
 
 
 @torch.no_grad()
 def measure(config):
-    """Figures of a run's last checkpoint, to measured.json: greedy and sampled accuracy, pass@k, and mean length and exact entropy of the samples,
-    all at the run's own limit of tokens."""
-    machine, out = start_machine(), Path(config.measure)
+    """Figures of a run's last checkpoint, to measured.json, at the run's own limit of tokens.
+
+    Greedy and sampled accuracy, pass@k, and the mean length and exact entropy of the samples.
+    """
+    machine = start_machine()
+    out = Path(config.measure)
     model = checkpoint.load_model(out / "ckpt.pt", machine.device)
     policy = sampler(model, choose_bf16("auto", machine))
-    problems = held_out_problems(FAMILIES, (1, 2), config.problems, "val" if config.study == "tuning" else "test")
-    G, limit = config.samples, json.loads((out / "config.json").read_text())["max_reasoning_tokens"]
+    split = "val" if config.study == "tuning" else "test"
+    problems = held_out_problems(FAMILIES, (1, 2), config.problems, split)
+    G = config.samples
+    limit = read_json(out / "config.json")["max_reasoning_tokens"]
+
     greedy = collect(policy, problems, 1, 0.0, limit, seed=0)
-    rollout = generate(policy, [render_prompt(p.question) for p in problems], G, limit, 1.0, generator(0, "ablations")).cpu()
-    responses = [parse_response(rollout.response(row)) for row in range(len(rollout.ids))]
-    right = torch.tensor([outcome_reward(problems[row // G], r) for row, r in enumerate(responses)]).view(-1, G)  # (P, G)
-    nats, tokens, view = 0.0, 0, Experience(problems, rollout, dict(total=right), [], [])
-    settings = SimpleNamespace(row_tokens=128, micro_tokens=16_384, gradient_accumulation=1)
-    for micro in view.micro_batches(range(len(responses)), {}, settings, machine.device):
-        entropy = token_logprobs(policy, micro, 1.0, with_entropy=True)[1]
-        nats, tokens = nats + float(entropy.sum()), tokens + len(entropy)
-    n_right = sum(s[0].correct for s in greedy)
+    n_right = sum(samples[0].correct for samples in greedy)
+
+    prompts = [render_prompt(problem.question) for problem in problems]
+    noise = generator(0, "ablations")
+    rollout = generate(policy, prompts, G, limit, 1.0, noise).cpu()
+    rows = range(len(rollout.ids))
+    responses = [parse_response(rollout.response(row)) for row in rows]
+    rewards = [outcome_reward(problems[row // G], responses[row]) for row in rows]
+    right = torch.tensor(rewards).view(-1, G)  # (P, G)
+    coverage = np.mean([pass_at_k(G, int(n), G) for n in right.sum(1)])
+    experience = Experience(problems, rollout, dict(total=right), [], [])
+    entropy = mean_entropy(policy, experience, rows, machine.device)
     write_json(out / "measured.json", dict(
-        greedy=accuracy(n_right, len(greedy)), sampled=round(right.mean().item(), 4), coverage=round(float(np.mean([pass_at_k(G, int(r.sum()), G) for r in right])), 4),
-        length=round(rollout.lengths.float().mean().item(), 2), entropy=round(nats / tokens, 4), behaviours=behaviours(responses), problems=len(problems), samples=G))
+        greedy=accuracy(n_right, len(greedy)),
+        sampled=round(right.mean().item(), 4),
+        coverage=round(float(coverage), 4),
+        length=round(rollout.lengths.float().mean().item(), 2),
+        entropy=round(entropy, 4),
+        behaviours=behaviours(responses),
+        problems=len(problems), samples=G))
 
 
-FIGURES = dict(sampled="sampled, %", greedy="greedy, %", coverage="pass@{samples}, %", length="tokens a response", entropy="entropy, nats a token")
+# The table
+
+
+FIGURES = dict(  # {key in the table: its head}
+    sampled="sampled, %",
+    greedy="greedy, %",
+    coverage="pass@{samples}, %",
+    length="tokens per response",
+    entropy="entropy, nats per token",
+)
+
+
+def figure_heads(config):
+    """{key: head} of FIGURES, with the number of samples."""
+    return {key: text.format(samples=config.samples) for key, text in FIGURES.items()}
 
 
 def wanted_rows(config):
     """Names of the rows to run. Raises UserError for one that the study does not have."""
-    rows = [row.strip() for row in config.rows.split(",")] if config.rows else list(STUDIES[config.study])
-    if unknown := [row for row in rows if row not in STUDIES[config.study]]:
-        raise UserError(f"--rows: study {config.study} has no row {unknown[0]!r}; it has {', '.join(STUDIES[config.study])}")
+    known = list(STUDIES[config.study])
+    if not config.rows:
+        return known
+    rows = [row.strip() for row in config.rows.split(",")]
+    for row in rows:
+        if row not in known:
+            raise UserError(
+                f"--rows: study {config.study} has no row {row!r}; it has {', '.join(known)}")
     return rows
 
 
+def run_figures(out):
+    """What one run left: {figure: number}, its seconds and sampled tokens among them."""
+    measured = read_json(out / "measured.json")
+    report = read_json(out / "report.json")
+    steps = read_metrics(out / "metrics.jsonl")
+    return dict(
+        sampled=100 * measured["sampled"],
+        greedy=100 * measured["greedy"]["acc"],
+        coverage=100 * measured["coverage"],
+        length=measured["length"],
+        entropy=measured["entropy"],
+        steps=report["steps"],
+        seconds=sum(step["rollout_seconds"] + step["update_seconds"] for step in steps),
+        tokens=report["sampled_tokens"])
+
+
 def collect_table(config, seeds):
-    """{row: {figure: [a number for each seed]}} from what the runs left, with their minutes and sampled tokens."""
+    """{row: {figure: [a number per seed]}} from what the runs left."""
     table = {}
     for row in wanted_rows(config):
-        measured = [json.loads((folder(config, row, seed) / "measured.json").read_text()) for seed in seeds]
-        reports = [json.loads((folder(config, row, seed) / "report.json").read_text()) for seed in seeds]
-        steps = [read_metrics(folder(config, row, seed) / "metrics.jsonl") for seed in seeds]
-        table[row] = dict(sampled=[100 * m["sampled"] for m in measured], greedy=[100 * m["greedy"]["acc"] for m in measured], coverage=[100 * m["coverage"] for m in measured],
-                          length=[m["length"] for m in measured], entropy=[m["entropy"] for m in measured], steps=[r["steps"] for r in reports],
-                          seconds=[sum(s["rollout_seconds"] + s["update_seconds"] for s in rows) for rows in steps], tokens=[r["sampled_tokens"] for r in reports])
+        runs = [run_figures(folder(config, row, seed)) for seed in seeds]
+        table[row] = {key: [run[key] for run in runs] for key in runs[0]}
     return table
+
+
+def mean_and_deviation(values, digits):
+    """[1.0, 3.0], 1  ->  "2.0 ± 1.4": mean and sample standard deviation, 0 for one value."""
+    deviation = np.std(values, ddof=1) if len(values) > 1 else 0
+    return f"{np.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 def markdown(config, table, seeds):
     """The table for people: mean and standard deviation over seeds."""
-    cell = lambda values, digits: f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.{digits}f}"
-    heads = [text.format(samples=config.samples) for text in FIGURES.values()]
-    lines = [f"| {config.study} | " + " | ".join(heads) + " | steps |", "| --- " * (len(heads) + 2) + "|"]
+    rows = []
     for row, values in table.items():
-        lines.append(f"| {row} | " + " | ".join(cell(values[key], 3 if key == "entropy" else 1) for key in FIGURES) + f" | {np.mean(values['steps']):.0f} |")
-    tokens, seconds = (np.array([values[key] for values in table.values()]) for key in ("tokens", "seconds"))
-    return "\n".join([*lines, "", f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}; {config.problems * len(FAMILIES)} problems, {config.samples} samples of each; "
-                      f"{tokens.min():,} to {tokens.max():,} sampled tokens and {seconds.min():.0f} to {seconds.max():.0f} s a run.", "",
-                      *(f"- {row}: `python {shlex.join(map(str, command(config, row, seeds[0])))}`" for row in table), ""])
+        cells = [mean_and_deviation(values[key], 3 if key == "entropy" else 1) for key in FIGURES]
+        rows.append([row, *cells, f"{np.mean(values['steps']):.0f}"])
+    heads = [config.study, *figure_heads(config).values(), "steps"]
+    tokens = [n for values in table.values() for n in values["tokens"]]
+    seconds = [s for values in table.values() for s in values["seconds"]]
+    note = (
+        f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}; "
+        f"{config.problems * len(FAMILIES)} problems, {config.samples} samples of each; "
+        f"{min(tokens):,} to {max(tokens):,} sampled tokens and "
+        f"{min(seconds):.0f} to {max(seconds):.0f} s per run.")
+    lines = [*table_lines(heads, rows), "", note, ""]
+    for row in table:
+        lines.append(f"- {row}: `python {shlex.join(command(config, row, seeds[0]))}`")
+    return "\n".join([*lines, ""])
 
 
 def main():
     config = parse_config(Config, doc=__doc__)
     if config.measure:
-        return measure(config)
+        measure(config)
+        return
     seeds = whole_numbers(config.seeds, "seeds")
-    for path in {flags_of(config, row, 0)["init"] for row in wanted_rows(config)}:
-        checkpoint.load(path)
-    jobs = [(row, seed) for seed in seeds for row in wanted_rows(config)]
+    rows = wanted_rows(config)
+    for path in {flags_of(config, row, 0)["init"] for row in rows}:
+        checkpoint.load(path)  # a start that is missing should be said before hours of work
+    jobs = [(row, seed) for seed in seeds for row in rows]
     bar = progress(len(jobs), config.study)
 
     def work(job):
-        execute(config, *job)
+        row, seed = job
+        execute(config, row, seed)
         bar.update()
-        say(f"{job[0]}, seed {job[1]}: {(folder(config, *job) / 'measured.json').read_text().split('behaviours')[0]}".replace("\n", ""))
+        text = (folder(config, row, seed) / "measured.json").read_text()
+        figures = text.split("behaviours")[0].replace("\n", "")
+        say(f"{row}, seed {seed}: {figures}")
 
     with ThreadPoolExecutor(config.workers) as pool:
         list(pool.map(work, jobs))
     bar.close()
-    table, out = collect_table(config, seeds), Path(config.out) / config.study
+    table = collect_table(config, seeds)
+    out = Path(config.out) / config.study
     write_json(out / "table.json", table)
-    (out / "table.md").write_text(markdown(config, table, seeds))
-    plots.seed_spread(table, {key: text.format(samples=config.samples) for key, text in FIGURES.items()}, out / "table.png")
-    say(markdown(config, table, seeds))
+    text = markdown(config, table, seeds)
+    (out / "table.md").write_text(text)
+    plots.seed_spread(table, figure_heads(config), out / "table.png")
+    say(text)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
-"""How good learned judges are, and what happens to whom trusts them: more of "Test-time compute" in the README.
+"""How good reward models are, and what trusting them costs: more of "Test-time compute" (README).
 
-    python -m nanoreason.studies.reward_models --study kinds       ORM against PRM on identical samples, three seeds
-    python -m nanoreason.studies.reward_models --study labels      PRMs by who labelled the steps: the exact judge, or 1 to 16 Monte Carlo rollouts, soft and hard
-    python -m nanoreason.studies.reward_models --study trust       over-optimisation: what the judge thinks and what is true, by best-of-N and by reinforcement learning
+    python -m nanoreason.studies.reward_models --study kinds
+        ORM against PRM on identical samples, over seeds
+    python -m nanoreason.studies.reward_models --study labels
+        PRMs by who labelled the steps: the exact checker, or 1 to 16 Monte Carlo rollouts,
+        soft and hard
+    python -m nanoreason.studies.reward_models --study trust
+        over-optimisation: the reward model's score and the truth, by best-of-N and by
+        reinforcement learning
 
-Reward models and policies that are missing are trained first, by the scripts, as a user would. Each study leaves STUDY.json, STUDY.md and STUDY.png in --out.
+Reward models and policies that are missing are trained first, by the scripts, as a user would.
+Each study leaves STUDY.json, STUDY.md and STUDY.png in --out.
 """
 
 import json
@@ -15,231 +21,436 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from nanoreason import checkpoint, plots
+from nanoreason import checkpoint
 from nanoreason.flags import flag, parse_config, UserError, whole_numbers
 from nanoreason.machine import generator, run_script
-from nanoreason.run import say, write_json
-from nanoreason.studies.compute import FAMILIES, LEVELS, LIMIT, Bench, ensure_reward_models, recipe
+from nanoreason.run import say
+from nanoreason.studies.compute import (
+    FAMILIES, LEVELS, LIMIT, Setup, ensure_reward_models, recipe)
 from nanoreason.evaluate import held_out_problems, interval_of_mean, over_seeds
 from nanoreason.experience import Experience, token_logprobs
 from nanoreason.generate import generate
 from nanoreason.pool import best_at, estimates
 from nanoreason.rewards import outcome_reward
 from nanoreason.tokenizer import parse_response, render_prompt
-from nanoreason.reward_model import aggregate, load_reward_model, scores
+from nanoreason.reward_model import AGGREGATES, aggregate, load_reward_model, scores
+from nanoreason.studies import charts
+from nanoreason.studies.reports import percent, publish, rounded, step_auc, table_lines
 from nanoreason.studies.runs import ensure
 
 NS = (1, 4, 16, 64)
-ROLLOUTS = (1, 2, 4, 8, 16)
+ROLLOUTS = (1, 2, 4, 8, 16)  # per step, of Monte Carlo labels
 STEPS = (1, 2, 4, 8, 16, 32, 64, 100)  # of reinforcement learning, at which it is measured
 
 
 @dataclass
 class Config:
     study: str = flag("kinds", "which study to make", choices=("kinds", "labels", "trust"))
-    policy: str = flag("runs/speedrun/cold", "model whose samples are judged")
-    reward_models: str = flag("runs/reward-models", "folder of the reward models; trained where they are missing")
+    policy: str = flag("runs/speedrun/cold", "model whose samples are scored")
+    reward_models: str = flag(
+        "runs/reward-models", "folder of the reward models; trained where they are missing")
     out: str = flag("runs/compute", "folder for tables and figures")
     cache: str = flag("runs/cache", "folder where samples are kept")
-    seeds: str = flag("0,1,2", "seeds of the reward models' training, separated by commas")
-    problems: int = flag(300, "test problems of each family and level whose samples are in the cache", low=3)
-    samples: int = flag(256, "samples of each", low=64)
-    temperature: float = flag(0.7, "sampling temperature, of the reward models' training responses as well", low=0.01)
-    reward_model_questions: int = flag(8000, "training questions of reward models that are missing; --study labels has its own", low=1)
-    reward_model_epochs: int = flag(3, "most passes of theirs", low=1)
+    seeds: str = flag(
+        "0,1,2", "seeds of the reward models' training, separated by commas")
+    problems: int = flag(
+        300, "test problems of each family and level whose samples are in the cache", low=3)
+    samples: int = flag(256, "samples per problem", low=64)
+    temperature: float = flag(
+        0.7,
+        "sampling temperature, of the reward models' training responses as well",
+        low=0.01)
+    reward_model_questions: int = flag(
+        8000,
+        "training questions of reward models that are missing; --study labels has its own",
+        low=1)
+    reward_model_epochs: int = flag(
+        3, "most epochs of reward models that are missing", low=1)
     questions: int = flag(300, "training questions of --study labels", low=1)
     seed: int = flag(0, "seed of problems and samples", low=0)
 
     @property
     def orm(self):
+        """Folder of the first ORM."""
         return f"{self.reward_models}/orm-0"
 
     @property
     def prm(self):
+        """Folder of the first PRM."""
         return f"{self.reward_models}/prm-0"
 
     def path(self, name):
+        """Folder of a run of this study."""
         return Path(self.reward_models) / name
 
     @property
     def all_seeds(self):
+        """Seeds as whole numbers. Raises UserError for anything else."""
         return whole_numbers(self.seeds, "seeds")
 
 
-def best_of(pools, name, reward_model, bench, ns=NS):
-    """Expected accuracy of best-of-N and votes by a reward model, at every n of ns, mean over the problems of all pools: {rule: [..]}."""
-    parts = []
+def best_of(pools, name, reward_model, setup, ns=NS):
+    """Expected accuracy of best-of-N and votes by a reward model: {rule: [one per n of ns]}.
+
+    The mean is over the problems of all pools. name: of the reward model among the rules.
+    """
+    made = []
     for pool in pools:
-        parts.append(estimates(pool.select(range(len(pool.problems))).add_reward_model(name, reward_model, bench.bf16), ns, bench.config.seed))
-    return {rule: [round(float(v), 4) for v in np.concatenate([part[rule] for part in parts]).mean(0)] for rule in parts[0]}
+        scored = pool.select(range(len(pool.problems)))
+        scored.add_reward_model(name, reward_model, setup.bf16)
+        made.append(estimates(scored, ns, setup.config.seed))
+    accuracies = {}
+    for rule in made[0]:
+        values = np.concatenate([by_rule[rule] for by_rule in made])  # (P, ns)
+        accuracies[rule] = rounded(values.mean(0))
+    return accuracies
 
 
 def report_of(path):
+    """report.json of a run."""
     return json.loads((path / "report.json").read_text())
 
 
-def kinds(config, bench):
-    """ORM and PRM, three seeds each, on one set of labelled samples."""
+def positions_of(run):
+    """{position in a response: figures of a reward model's scores there}, on test responses."""
+    return run["report"]["test"]["positions"]
+
+
+# --study kinds
+
+
+def kinds(config, setup):
+    """ORM and PRM, of several seeds, on one set of labelled samples."""
     ensure_reward_models(config)
     runs = {}
     for kind in ("orm", "prm"):
         for seed in config.all_seeds:
             path = config.path(f"{kind}-{seed}")
-            ensure(path / "report.json", "train_prm.py", kind=kind, reuse=config.orm, seed=seed, out=path, **recipe(config))
+            ensure(
+                path / "report.json", "train_prm.py",
+                kind=kind, reuse=config.orm, seed=seed, out=path, **recipe(config))
             runs[f"{kind}-{seed}"] = dict(report=report_of(path))
-    pools = [pool.select(range(len(pool.problems) // 3), NS[-1]) for pool in bench.pools(bench.model(config.policy), config.problems, config.samples).values()]
+    all_pools = setup.pools(setup.model(config.policy), config.problems, config.samples)
+    pools = []
+    for pool in all_pools.values():
+        pools.append(pool.select(range(len(pool.problems) // 3), NS[-1]))
     for name, run in runs.items():
-        run["curves"] = best_of(pools, name[:3], load_reward_model(config.path(name)), bench)
-    return dict(study="kinds", ns=NS, problems=sum(len(pool.problems) for pool in pools), runs=runs)
+        kind = name.split("-")[0]
+        run["curves"] = best_of(pools, kind, load_reward_model(config.path(name)), setup)
+    problems = sum(len(pool.problems) for pool in pools)
+    return dict(study="kinds", ns=NS, problems=problems, runs=runs)
+
+
+KINDS_RULES = (
+    "orm", "prm-last", "prm-min", "prm-prod",
+    "weighted-orm", "weighted-prm-last", "weighted-prm-min", "weighted-prm-prod",
+    "vote", "likelihood", "coverage")
+
+
+def runs_of_kind(report, kind):
+    """The runs of an ORM or PRM, one per seed."""
+    return [run for name, run in report["runs"].items() if name.startswith(kind)]
+
+
+def kinds_row(report, rule):
+    """How good a reward model is at the last token, and what a rule chooses by it, over seeds."""
+    runs = runs_of_kind(report, "prm" if "prm" in rule else "orm")
+    cells = [rule, "", ""]
+    if rule in ("orm", "prm-last"):  # these choose by the score at the last token
+        last = [positions_of(run)["last"] for run in runs]
+        cells[1] = over_seeds([figures["auc"] for figures in last], 3)
+        cells[2] = over_seeds([figures["brier"] for figures in last], 3)
+    curves = 100 * np.array([run["curves"][rule] for run in runs])  # (seeds, ns)
+    for column in curves.T:
+        # a rule without a reward model gives the same for every seed
+        cells.append(over_seeds(column) if "rm" in rule else f"{column[0]:.1f}")
+    return cells
 
 
 def kinds_markdown(report):
-    """What each rule chooses, over seeds, and how good the judges are by position."""
-    of = lambda kind: [run for name, run in report["runs"].items() if name.startswith(kind)]
-    lines = ["| judge | AUC, last token | Brier score | " + " | ".join(f"best of {n}" for n in report["ns"]) + " |", "| --- " * (3 + len(report["ns"])) + "|"]
-    for rule in ("orm", "prm-last", "prm-min", "prm-prod", "weighted-orm", "weighted-prm-last", "weighted-prm-min", "weighted-prm-prod", "vote", "likelihood", "coverage"):
-        runs = of("prm" if "prm" in rule else "orm")
-        last = [run["report"]["test"]["positions"]["last"] for run in runs]
-        auc, brier = (over_seeds([p[key] for p in last], 3) if rule in ("orm", "prm-last") else "" for key in ("auc", "brier"))
-        curves = 100 * np.array([run["curves"][rule] for run in runs])
-        lines.append(f"| {rule} | {auc} | {brier} | " + " | ".join(over_seeds(c) if "rm" in rule else f"{c[0]:.1f}" for c in curves.T) + " |")
-    lines += ["", "| position | AUC | Brier score | n | right |", "| --- " * 5 + "|"]
+    """What each rule chooses, over seeds, and how good the reward models are by position."""
+    heads = ["rule", "AUC, last token", "Brier score", *(f"best of {n}" for n in report["ns"])]
+    lines = table_lines(heads, [kinds_row(report, rule) for rule in KINDS_RULES])
+    rows = []
     for kind in ("orm", "prm"):
-        for where in of(kind)[0]["report"]["test"]["positions"]:
-            p = [run["report"]["test"]["positions"][where] for run in of(kind)]
-            lines.append(f"| {kind}, {where} | {over_seeds([x['auc'] for x in p], 3)} | {over_seeds([x['brier'] for x in p], 3)} | {p[0]['n']} | {100 * p[0]['right']:.0f}% |")
-    r = of("prm")[0]["report"]
-    return "\n".join([*lines, "", f"{report['problems']} test problems. Labels: {r['responses']:,} different responses with {r['step_labels']:,} steps, from {r['cost']['train']['sampled']:,} sampled tokens."])
+        runs = runs_of_kind(report, kind)
+        for where in positions_of(runs[0]):
+            figures = [positions_of(run)[where] for run in runs]
+            auc = over_seeds([x["auc"] for x in figures], 3)
+            brier = over_seeds([x["brier"] for x in figures], 3)
+            right = f"{100 * figures[0]['right']:.0f}%"
+            rows.append([f"{kind}, {where}", auc, brier, figures[0]["n"], right])
+    lines += ["", *table_lines(["position", "AUC", "Brier score", "n", "right"], rows)]
+    r = runs_of_kind(report, "prm")[0]["report"]
+    note = (
+        f"{report['problems']} test problems. "
+        f"Labels: {r['responses']:,} different responses with {r['step_labels']:,} steps, "
+        f"from {r['cost']['train']['sampled']:,} sampled tokens.")
+    return "\n".join([*lines, "", note])
 
 
-def labels(config, bench):
-    """PRMs of equal samples whose steps were labelled by the exact judge or by rollouts."""
-    common = dict(kind="prm", init=config.policy, temperature=config.temperature, questions=config.questions, val_questions=12, batch_size=32, eval_every=25)
-    source, runs = config.path("labels-mc16-soft-0"), {}
-    ensure(source / "report.json", "train_prm.py", labels="mc", rollouts=max(ROLLOUTS), out=source, **common)
-    rows = {"exact": dict(labels="exact")} | {f"mc{k}-{form}": dict(labels="mc", rollouts=k, **({"hard_labels": True} if form == "hard" else {}))
-                                              for k in ROLLOUTS for form in ("soft", "hard") if (k, form) != (1, "hard")}  # with one rollout both are the same
-    for row, flags in rows.items():
+# --study labels
+
+
+def label_flags():
+    """{row: flags of train_prm.py} of every way to label steps."""
+    rows = {"exact": dict(labels="exact")}
+    for k in ROLLOUTS:
+        rows[f"mc{k}-soft"] = dict(labels="mc", rollouts=k)
+        if k > 1:  # one rollout is right or wrong: its soft label is a hard one
+            rows[f"mc{k}-hard"] = dict(labels="mc", rollouts=k, hard_labels=True)
+    return rows
+
+
+def labels(config, setup):
+    """PRMs of equal samples whose steps were labelled by the exact checker or by rollouts."""
+    common = dict(
+        kind="prm", init=config.policy, temperature=config.temperature,
+        questions=config.questions, val_questions=12, batch_size=32, eval_every=25)
+    # the first run draws the samples and all rollouts; the others reuse them
+    source = config.path("labels-mc16-soft-0")
+    ensure(
+        source / "report.json", "train_prm.py",
+        labels="mc", rollouts=max(ROLLOUTS), out=source, **common)
+    runs = {}
+    for row, flags in label_flags().items():
         for seed in config.all_seeds:
             path = config.path(f"labels-{row}-{seed}")
-            ensure(path / "report.json", "train_prm.py", reuse=source, seed=seed, out=path, **common, **flags)
+            ensure(
+                path / "report.json", "train_prm.py",
+                reuse=source, seed=seed, out=path, **common, **flags)
             runs[f"{row}-{seed}"] = dict(row=row, report=report_of(path))
-    pools = [pool.select(range(len(pool.problems) * 2 // 15), 32) for pool in bench.pools(bench.model(config.policy), config.problems, config.samples).values()]
+    all_pools = setup.pools(setup.model(config.policy), config.problems, config.samples)
+    pools = []
+    for pool in all_pools.values():
+        pools.append(pool.select(range(len(pool.problems) * 2 // 15), 32))
+    ns = NS[:-1]
     for name, run in runs.items():
-        run["curves"] = best_of(pools, "prm", load_reward_model(config.path(f"labels-{name}")), bench, NS[:-1])
-    return dict(study="labels", ns=NS[:-1], problems=sum(len(pool.problems) for pool in pools), runs=runs)
+        prm = load_reward_model(config.path(f"labels-{name}"))
+        run["curves"] = best_of(pools, "prm", prm, setup, ns)
+    problems = sum(len(pool.problems) for pool in pools)
+    return dict(study="labels", ns=ns, problems=problems, runs=runs)
 
 
-def step_auc(report):
-    """Mean AUC over the positions of steps."""
-    return float(np.mean([p["auc"] for where, p in report["test"]["positions"].items() if where.startswith("step") and p["auc"] is not None]))
+def labels_row(row, runs):
+    """One way to label: its rollouts, its errors, and the PRM that came of it, over seeds."""
+    report = runs[0]["report"]
+    rollout_tokens = 0
+    right_as_wrong = ""
+    wrong_as_right = ""
+    if row != "exact":
+        quality = report["label_quality"]
+        rollout_tokens = report["cost"]["train"]["rolled"]
+        right_as_wrong = error_rate(quality["right_but_called_wrong"], quality["right"])
+        wrong_as_right = error_rate(quality["wrong_but_called_right"], quality["wrong"])
+    cells = [row, f"{rollout_tokens:,}", report["balanced"], right_as_wrong, wrong_as_right]
+    cells.append(over_seeds([step_auc(run["report"]) for run in runs], 3))
+    cells.append(over_seeds([positions_of(run)["last"]["auc"] for run in runs], 3))
+    for how in AGGREGATES:
+        cells.append(over_seeds([100 * run["curves"][f"prm-{how}"][2] for run in runs]))
+    return cells
+
+
+def error_rate(errors, n):
+    """4, 40  ->  "4 of 40 (10.0%)" """
+    return f"{errors:,} of {n:,} ({100 * errors / n:.1f}%)"
 
 
 def labels_markdown(report):
-    """A row for each way to label: its price, its errors, and the PRM that came of it."""
-    lines = ["| labels | tokens of rollouts | balanced responses | right steps called wrong | wrong steps called right | AUC of steps | AUC, last token | best of 16: last | min | prod |", "| --- " * 10 + "|"]
+    """A row for each way to label."""
+    heads = [
+        "labels", "tokens of rollouts", "balanced responses", "right steps called wrong",
+        "wrong steps called right", "AUC of steps", "AUC, last token",
+        "best of 16: last", "min", "prod"]
+    rows = []
     for row in dict.fromkeys(run["row"] for run in report["runs"].values()):
         runs = [run for run in report["runs"].values() if run["row"] == row]
-        q, cost = runs[0]["report"]["label_quality"], runs[0]["report"]["cost"]["train"]["rolled"]
-        noise = ["", ""] if row == "exact" else [f"{q[key]:,} of {q[of]:,} ({100 * q[key] / q[of]:.1f}%)" for key, of in (("right_but_called_wrong", "right"), ("wrong_but_called_right", "wrong"))]
-        best = [over_seeds([100 * run["curves"][f"prm-{how}"][2] for run in runs]) for how in ("last", "min", "prod")]
-        lines.append(f"| {row} | {cost if row != 'exact' else 0:,} | {runs[0]['report']['balanced']} | {noise[0]} | {noise[1]} | {over_seeds([step_auc(run['report']) for run in runs], 3)} | "
-                     f"{over_seeds([run['report']['test']['positions']['last']['auc'] for run in runs], 3)} | " + " | ".join(best) + " |")
+        rows.append(labels_row(row, runs))
     r = next(iter(report["runs"].values()))["report"]
-    return "\n".join([*lines, "", f"{report['problems']} test problems; {r['responses']:,} different responses with {r['step_labels']:,} steps, {r['cost']['train']['sampled']:,} sampled tokens."])
+    note = (
+        f"{report['problems']} test problems; {r['responses']:,} different responses with "
+        f"{r['step_labels']:,} steps, {r['cost']['train']['sampled']:,} sampled tokens.")
+    return "\n".join([*table_lines(heads, rows), "", note])
 
 
-# Over-optimisation
+# --study trust: over-optimisation. "Gold" is the checker's reward, "proxy" the reward model's.
 
 
 def gao_fit(d, gain, form):
-    """Least squares of the reward's gain over the start, in d = sqrt(KL) (Gao et al. 2210.10760, section 3): best-of-n d (a - b d), RL d (a - b ln d).
-    {'a', 'b', 'r2'}; points at d = 0 are left out, and fewer than two others give None."""
-    if np.sum(np.asarray(d) > 0) < 2:
+    """Least squares of the gold reward's gain over the start, in d = sqrt(KL).
+
+    Gao et al. 2210.10760, section 3: best-of-n ("bon") d (a - b d), RL ("rl") d (a - b ln d).
+    Returns {'a', 'b', 'r2'}. Points at d = 0 are left out; fewer than two others give None.
+    """
+    moved = np.asarray(d) > 0
+    if moved.sum() < 2:
         return None
-    d, gain = (np.asarray(x, float)[np.asarray(d) > 0] for x in (d, gain))
+    d = np.asarray(d, float)[moved]
+    gain = np.asarray(gain, float)[moved]
     bend = d * d if form == "bon" else d * np.log(d)
     (a, b), *_ = np.linalg.lstsq(np.stack((d, -bend), 1), gain, rcond=None)
     spread = ((gain - gain.mean()) ** 2).sum()
     residual = ((gain - a * d + b * bend) ** 2).sum()
-    return {"a": round(float(a), 4), "b": round(float(b), 4), "r2": round(float(1 - residual / spread), 4) if spread else 1.0}
+    r2 = round(float(1 - residual / spread), 4) if spread else 1.0
+    return {"a": round(float(a), 4), "b": round(float(b), 4), "r2": r2}
 
 
 def kl_of_best(n):
-    """KL, in nats, of the best of n samples to one sample: ln n - (n - 1) / n (Gao et al., section 3.1). Exact where no two samples are equal; where many
-    are, as here, an upper bound."""
+    """KL, in nats, of the best of n samples to one sample: ln n - (n - 1) / n.
+
+    Gao et al. 2210.10760, section 3.1. Exact where no two samples are equal; where many are, as
+    here, an upper bound.
+    """
     return np.log(n) - (n - 1) / n
 
 
 @torch.no_grad()
-def measure_policy(bench, policy, reference, problems, reward_models, samples=4):
-    """Gold and proxy rewards, and KL to the reference in nats a response, of fresh samples."""
-    prompts = [render_prompt(p.question) for p in problems]
-    rollout = generate(policy, prompts, samples, LIMIT, bench.config.temperature, generator(bench.config.seed, "trust")).cpu()
-    responses = [rollout.response(row) for row in range(len(rollout.ids))]
-    gold = [outcome_reward(problems[row // samples], parse_response(ids)) for row, ids in enumerate(responses)]
-    view, settings = Experience(problems, rollout, dict(total=torch.zeros(len(problems), samples)), [], []), SimpleNamespace(row_tokens=128, micro_tokens=16_384, gradient_accumulation=1)
+def mean_kl(setup, policy, reference, problems, rollout, samples):
+    """KL of the policy to the reference, in nats per response, estimated from its samples (k1)."""
+    no_rewards = dict(total=torch.zeros(len(problems), samples))
+    experience = Experience(problems, rollout, no_rewards, [], [])
+    settings = SimpleNamespace(row_tokens=128, micro_tokens=16_384, gradient_accumulation=1)
+    rows = range(len(rollout.ids))
+    temperature = setup.config.temperature
     total = 0.0
-    for micro in view.micro_batches(range(len(responses)), {}, settings, bench.machine.device):
-        total += float((token_logprobs(policy, micro, bench.config.temperature)[0] - token_logprobs(reference, micro, bench.config.temperature)[0]).sum())
-    rated = {name: scores(v, [prompts[row // samples] for row in range(len(responses))], responses, bench.bf16) for name, v in reward_models.items()}
-    return dict(gold=float(np.mean(gold)), kl=max(total / len(responses), 0.0), length=float(rollout.lengths.float().mean()), ci=interval_of_mean(gold),
-                **{name: float(np.mean([aggregate(r, "last") for r in found])) for name, found in rated.items()})
+    for micro in experience.micro_batches(rows, {}, settings, setup.machine.device):
+        logp, _ = token_logprobs(policy, micro, temperature)  # (M,)
+        ref_logp, _ = token_logprobs(reference, micro, temperature)
+        total += float((logp - ref_logp).sum())
+    return max(total / len(rows), 0.0)
 
 
-def reinforce(config, bench, kind, problems, reward_models):
-    """RL against one reward model's scores, measured at STEPS. Judged is the last score, of the whole response; a prm's steps are paid besides."""
-    out, rows, start = config.path(f"rl-against-{kind}"), [], bench.model(config.policy)
-    rows.append(dict(step=0, **measure_policy(bench, start, start, problems, reward_models)))
+@torch.no_grad()
+def measure_policy(setup, policy, reference, problems, reward_models, samples=4):
+    """Gold and proxy rewards of fresh samples, and their KL to the reference in nats per response.
+
+    reward_models: {name: RewardModel}; each name becomes the key of its mean score.
+    """
+    prompts = [render_prompt(problem.question) for problem in problems]
+    noise = generator(setup.config.seed, "trust")
+    temperature = setup.config.temperature
+    rollout = generate(policy, prompts, samples, LIMIT, temperature, noise).cpu()
+    responses = [rollout.response(row) for row in range(len(rollout.ids))]
+    gold = []
+    for row, ids in enumerate(responses):
+        gold.append(outcome_reward(problems[row // samples], parse_response(ids)))
+    figures = dict(
+        gold=float(np.mean(gold)),
+        kl=mean_kl(setup, policy, reference, problems, rollout, samples),
+        length=float(rollout.lengths.float().mean()),
+        ci=interval_of_mean(gold))
+    row_prompts = [prompts[row // samples] for row in range(len(responses))]
+    for name, reward_model in reward_models.items():
+        rated = scores(reward_model, row_prompts, responses, setup.bf16)
+        figures[name] = float(np.mean([aggregate(r, "last") for r in rated]))
+    return figures
+
+
+def policy_at(config, kind, step):
+    """Checkpoint of RL against a reward model, after so many steps; trained where it is missing.
+
+    The reward is the score at the last token, of the whole response; a PRM also rewards steps.
+    Raises UserError where the run has gone past this step and its checkpoint is missing.
+    """
+    out = config.path(f"rl-against-{kind}")
+    kept = out / f"step-{step}.pt"
+    if kept.exists():
+        return kept
+    ensure(
+        kept, "train_grpo.py", init=config.policy, temperature=config.temperature, reward=kind,
+        reward_model=config.path(f"{kind}-0"), families=",".join(FAMILIES),
+        level=",".join(map(str, LEVELS)), batch_size=256, max_reasoning_tokens=LIMIT,
+        steps=max(STEPS), eval_every=0, max_steps=step, out=out, save_every=max(STEPS))
+    state = checkpoint.load(out / "ckpt.pt")
+    if state["run"]["step"] != step:
+        raise UserError(
+            f"{out} stands at step {state['run']['step']}, and {kept.name} is missing; "
+            "remove the folder to begin again")
+    checkpoint.save(kept, checkpoint.build_model(state))
+    return kept
+
+
+def reinforce(config, setup, kind, problems, reward_models):
+    """RL against one reward model's scores, measured at the start and at STEPS."""
+    start = setup.model(config.policy)
+    rows = [dict(step=0, **measure_policy(setup, start, start, problems, reward_models))]
     for step in STEPS:
-        kept = out / f"step-{step}.pt"
-        if not kept.exists():
-            flags = dict(init=config.policy, temperature=config.temperature, reward=kind, reward_model=config.path(f"{kind}-0"), families=",".join(FAMILIES), level=",".join(map(str, LEVELS)), batch_size=256,
-                         max_reasoning_tokens=LIMIT, steps=max(STEPS), eval_every=0, max_steps=step, out=out, save_every=max(STEPS))
-            ensure(kept, "train_grpo.py", **flags)
-            state = checkpoint.load(out / "ckpt.pt")
-            if state["run"]["step"] != step:
-                raise UserError(f"{out} stands at step {state['run']['step']}, and {kept.name} is missing; remove the folder to begin again")
-            checkpoint.save(kept, checkpoint.build_model(state))
-        rows.append(dict(step=step, **measure_policy(bench, bench.model(kept), start, problems, reward_models)))
+        policy = setup.model(policy_at(config, kind, step))
+        figures = measure_policy(setup, policy, start, problems, reward_models)
+        rows.append(dict(step=step, **figures))
         say(f"rl against {kind}: {rows[-1]}")
     return rows
 
 
-def trust(config, bench):
-    """Gold and proxy reward against sqrt(KL): best of N by each reward model, and RL against each."""
+def best_of_n_curve(pools, rule, ns):
+    """Gold and proxy reward of the best of n by a reward model, for every n of ns."""
+    gold = []
+    proxy = []
+    for pool in pools:
+        for score, right in zip(pool.scores[rule], pool.right):  # (N,) each
+            gold.append(best_at(score, right, ns))
+            proxy.append(best_at(score, score, ns))
+    return dict(
+        ns=ns, d=[float(np.sqrt(kl_of_best(n))) for n in ns],
+        gold=np.mean(gold, 0).tolist(), proxy=np.mean(proxy, 0).tolist())
+
+
+def trust(config, setup):
+    """Gold and proxy reward against sqrt(KL): best of N by each reward model, and RL against it."""
     ensure_reward_models(config)
     reward_models = dict(orm=load_reward_model(config.orm), prm=load_reward_model(config.prm))
-    pools = bench.pools(bench.model(config.policy), config.problems, config.samples, "test", reward_models)
+    model = setup.model(config.policy)
+    pools = setup.pools(model, config.problems, config.samples, "test", reward_models)
     ns = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n <= config.samples]
-    problems = [p for family in FAMILIES for p in held_out_problems([family], LEVELS, 60, "test", config.seed)]
+    problems = held_out_problems(FAMILIES, LEVELS, 60, "test", config.seed)
     report = dict(study="trust", best_of_n={}, rl={}, fits={})
     for kind, rule in (("orm", "orm"), ("prm", "prm-last")):
-        gold, proxy = ([best_at(pool.scores[rule][p], value(pool, p), ns) for pool in pools.values() for p in range(len(pool.problems))]
-                       for value in (lambda pool, p: pool.right[p], lambda pool, p: pool.scores[rule][p]))
-        report["best_of_n"][kind] = dict(ns=ns, d=[float(np.sqrt(kl_of_best(n))) for n in ns], gold=np.mean(gold, 0).tolist(), proxy=np.mean(proxy, 0).tolist())
-        report["rl"][kind] = reinforce(config, bench, kind, problems, reward_models)
-        b, rl = report["best_of_n"][kind], report["rl"][kind]
-        report["fits"][kind] = dict(bon=gao_fit(b["d"], np.array(b["gold"]) - b["gold"][0], "bon"),
-                                    rl=gao_fit([np.sqrt(r["kl"]) for r in rl], [r["gold"] - rl[0]["gold"] for r in rl], "rl"))
+        best = best_of_n_curve(pools.values(), rule, ns)
+        rl = reinforce(config, setup, kind, problems, reward_models)
+        report["best_of_n"][kind] = best
+        report["rl"][kind] = rl
+        best_gain = np.array(best["gold"]) - best["gold"][0]
+        rl_gain = [row["gold"] - rl[0]["gold"] for row in rl]
+        rl_d = [np.sqrt(row["kl"]) for row in rl]
+        report["fits"][kind] = dict(
+            bon=gao_fit(best["d"], best_gain, "bon"), rl=gao_fit(rl_d, rl_gain, "rl"))
     return report
 
 
+def trust_lines(report, kind):
+    """The lines about one reward model."""
+    best = report["best_of_n"][kind]
+    fit = "a {a:.3f}, b {b:.3f}, R2 {r2:.2f}"
+    bon = fit.format(**report["fits"][kind]["bon"])
+    rl = fit.format(**report["fits"][kind]["rl"])
+    lines = [
+        f"Against the {kind.upper()}. Best of n, d (a - b d): {bon}. RL, d (a - b ln d): {rl}.", ""]
+    rows = []
+    for n, d, gold, proxy in zip(best["ns"], best["d"], best["gold"], best["proxy"]):
+        rows.append([n, f"{d:.2f}", f"{100 * gold:.1f}", f"{proxy:.3f}"])
+    lines += table_lines(["best of", "sqrt(KL)", "true", "reward model's"], rows)
+    rows = []
+    for r in report["rl"][kind]:
+        gold = percent(r["gold"], r["ci"])
+        d = f"{np.sqrt(r['kl']):.2f}"
+        rows.append([r["step"], d, gold, f"{r[kind]:.3f}", f"{r['length']:.0f}"])
+    heads = ["RL step", "sqrt(KL)", "true", "reward model's", "tokens"]
+    return [*lines, "", *table_lines(heads, rows), ""]
+
+
 def trust_markdown(report):
-    """True and judged reward along both roads away from the policy, with the fits."""
+    """True reward and the reward model's score, along both ways to drift from the policy."""
     lines = []
     for kind in report["rl"]:
-        b, rl, fits = report["best_of_n"][kind], report["rl"][kind], report["fits"][kind]
-        lines += [f"Against the {kind.upper()}. Best of n, d (a - b d): a {fits['bon']['a']:.3f}, b {fits['bon']['b']:.3f}, R2 {fits['bon']['r2']:.2f}. "
-                  f"RL, d (a - b ln d): a {fits['rl']['a']:.3f}, b {fits['rl']['b']:.3f}, R2 {fits['rl']['r2']:.2f}.", "",
-                  "| best of | sqrt(KL) | true | judge's |", "| --- " * 4 + "|",
-                  *(f"| {n} | {d:.2f} | {100 * g:.1f} | {p:.3f} |" for n, d, g, p in zip(b["ns"], b["d"], b["gold"], b["proxy"])), "",
-                  "| RL step | sqrt(KL) | true | judge's | tokens |", "| --- " * 5 + "|",
-                  *(f"| {r['step']} | {np.sqrt(r['kl']):.2f} | {100 * r['gold']:.1f} [{100 * r['ci'][0]:.1f}, {100 * r['ci'][1]:.1f}] | {r[kind]:.3f} | {r['length']:.0f} |" for r in rl), ""]
+        lines += trust_lines(report, kind)
     return "\n".join(lines)
 
 
-STUDIES = {"kinds": (kinds, kinds_markdown, plots.judge_kinds), "labels": (labels, labels_markdown, plots.judge_labels), "trust": (trust, trust_markdown, plots.judge_trust)}
+STUDIES = {  # {--study: (makes the report, its table, its figure)}
+    "kinds": (kinds, kinds_markdown, charts.reward_model_kinds),
+    "labels": (labels, labels_markdown, charts.reward_model_labels),
+    "trust": (trust, trust_markdown, charts.reward_model_trust),
+}
 
 
 def main():
@@ -248,11 +459,7 @@ def main():
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     study, markdown, draw = STUDIES[config.study]
-    report = study(config, Bench(config))
-    write_json(out / f"{config.study}.json", report)
-    (out / f"{config.study}.md").write_text(markdown(report) + "\n")
-    draw(report, out / f"{config.study}.png")
-    say(markdown(report))
+    publish(config.study, study(config, Setup(config)), markdown, draw, out)
 
 
 if __name__ == "__main__":

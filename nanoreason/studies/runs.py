@@ -13,32 +13,76 @@ from nanoreason.workers import at_once, resumes
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# What every base model reads, as in the speedrun.
+BASE_FAMILIES = "addition,multiplication,chain,percent,word,equation,primality"
+BASE_TOKENS = 3_300_000
+
+
+def flag_words(flags):
+    """{field: value} as the words of a command line. True becomes a bare flag, False is left out.
+
+    dict(max_steps=3, resume=True, compile=False)  ->  ["--max-steps", "3", "--resume"]
+    """
+    words = []
+    for name, value in flags.items():
+        if value is False:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
+            words.append(str(value))
+    return words
+
+
+def environment(threads=0):
+    """Environment variables under which a script finds this package.
+
+    threads: of its matrix products; 0 leaves them as they are here.
+    """
+    paths = [str(ROOT)]
+    if os.environ.get("PYTHONPATH"):
+        paths.append(os.environ["PYTHONPATH"])
+    variables = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
+    if threads:
+        variables["OMP_NUM_THREADS"] = str(threads)
+    return variables
+
+
+def last_line(text, otherwise):
+    """The last line of what a script wrote to stderr; `otherwise` where it wrote nothing."""
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else otherwise
+
 
 def ensure(done, script, threads=0, **flags):
-    """Run a script of this project unless the file `done` says that it has run; one that was killed goes on. threads: of its matrix products, with what
-    it prints in a file beside its --out; 0: all, in the open. Raises UserError where it fails."""
+    """Run a script of this project with these flags, unless the file `done` exists already.
+
+    A run that was killed is continued. With threads=0 the script takes all cores and prints here;
+    otherwise it takes so many threads, and prints to a file beside its --out. Raises UserError
+    where the script fails.
+    """
     if Path(done).exists():
         return
-    words = [script]
-    for name, value in flags.items():
-        words += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
+    words = [script, *flag_words(flags)]
     if "out" in flags and resumes(script, flags["out"]):
         words.append("--resume")
     say(f"python {shlex.join(words)}")
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
+    command = [sys.executable, str(ROOT / script), *words[1:]]
     if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
-        Path(flags["out"]).parent.mkdir(parents=True, exist_ok=True)
-    log = f"{flags['out']}.log" if threads else None
-    with open(log or os.devnull, "a") as file:
-        to = dict(stdout=file, stderr=subprocess.STDOUT) if threads else {}
-        status = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], env=environment, **to).returncode
-    if status:
-        raise UserError(f"{script} failed; its own message is " + (f"at the end of {log}" if log else "above"))
+        log = Path(f"{flags['out']}.log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a") as file:
+            ended = subprocess.run(
+                command, env=environment(threads), stdout=file, stderr=subprocess.STDOUT)
+        where = f"at the end of {log}"
+    else:
+        ended = subprocess.run(command, env=environment())
+        where = "above"
+    if ended.returncode:
+        raise UserError(f"{script} failed; its own message is {where}")
 
 
 def ensure_all(runs):
-    """`ensure` many independent runs, [(done, script, flags)], several at once, a thread each."""
+    """`ensure` many independent runs, [(done, script, flags)]: several at once, one thread each."""
     bar = progress(len(runs), "runs")
 
     def work(run):
@@ -51,7 +95,10 @@ def ensure_all(runs):
 
 
 def all_of(work, jobs):
-    """[work(*job) for job in jobs], several at once. The first failure, Ctrl-C among them, ends what has not begun, and is raised."""
+    """[work(*job) for job in jobs], several at once.
+
+    The first failure, Ctrl-C included, cancels the jobs that have not begun, and is raised.
+    """
     with ThreadPoolExecutor(at_once()) as pool:
         futures = [pool.submit(work, *job) for job in jobs]
         try:

@@ -1,73 +1,128 @@
-"""Problems of every family and level, for people to read, and measures of the judge and the generator.
+"""Problems of every family and level, for people to read, and measures of checker and generator.
 
-    python -m nanoreason.tasks --show 3           three problems a family and level, with their solutions in every style
-    python -m nanoreason.tasks --mutants 10000    how many damaged solutions of each family the step judge catches
-    python -m nanoreason.tasks --speed            problems drawn a second, and how difficult each level is
+    python -m nanoreason.tasks --show 3           three problems per family and level, all styles
+    python -m nanoreason.tasks --mutants 10000    how many damaged solutions the checker catches
+    python -m nanoreason.tasks --speed            problems per second, and how hard each level is
 """
 
 import argparse
 import random
 import time
 
-from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS, REASONING, STYLES, draw_problem, solve
+from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS, REASONING, STYLES
+from nanoreason.tasks import draw_problem, solve
 from nanoreason.tasks.mutants import KINDS, catch_rates
 
 
+def levels_of(family):
+    """All levels of a family, with the held-out one where it has one."""
+    return LEVELS + (HELD_OUT_LEVEL,) * FAMILIES[family].held_out_level
+
+
 def show(count, seed, families):
+    """Print `count` problems per family and level, with their solutions in every style."""
     for family in families:
-        for level in LEVELS + (HELD_OUT_LEVEL,) * FAMILIES[family].held_out_level:
+        for level in levels_of(family):
             rng = random.Random(f"{seed}/{family}/{level}")
             for number in range(1, count + 1):
                 problem = draw_problem(family, level, rng)
-                print(f"\n{family}, level {level}, problem {number}\n    Question: {problem.question}\n    Answer:   {problem.answer}")
-                shown = []
-                for style in STYLES[1:]:
-                    lines = solve(problem, style, rng)
-                    if lines and lines not in shown:
-                        shown.append(lines)
-                        print(f"    {style}:", *lines, sep="\n        ")
+                print(f"\n{family}, level {level}, problem {number}")
+                print(f"    Question: {problem.question}")
+                print(f"    Answer:   {problem.answer}")
+                show_solutions(problem, rng)
+
+
+def show_solutions(problem, rng):
+    """Print the worked solutions of a problem, those that differ."""
+    shown = []
+    for style in STYLES[1:]:  # the first is direct: no solution
+        lines = solve(problem, style, rng)
+        if lines and lines not in shown:
+            shown.append(lines)
+            print(f"    {style}:", *lines, sep="\n        ")
 
 
 def show_mutants(n, seed, families):
-    print(f"Damaged reference solutions, {n} a family: caught / made. What passes is judged a sound solution still.\n")
-    print(f"{'family':16}" + "".join(f"{kind:>20}" for kind in KINDS) + f"{'all':>20}   false alarms")
+    """Print how many of n damaged solutions per family the step checker catches."""
+    print(
+        f"Damaged reference solutions, {n} per family: caught / made. "
+        "What passes still counts as a sound solution.\n"
+    )
+    titles = "".join(f"{kind:>20}" for kind in (*KINDS, "all"))
+    print(f"{'family':16}{titles}   false alarms")
     for family in [f for f in families if f in REASONING]:
         rates, alarms = catch_rates(family, n, seed)
         rates["all"] = tuple(sum(counts) for counts in zip(*rates.values()))
-        print(f"{family:16}" + "".join(f"{f'{c}/{m} {c / max(1, m):6.1%}':>20}" for m, c in rates.values()) + f"   {alarms}", flush=True)
+        cells = [f"{caught}/{made} {caught / max(1, made):6.1%}" for made, caught in rates.values()]
+        row = "".join(f"{cell:>20}" for cell in cells)
+        print(f"{family:16}{row}   {alarms}", flush=True)
 
 
 def show_speed(families, n=2000):
-    print(f"{'family':16}{'problems/s':>12}   characters of the worked solution at levels 1 to 5 (and 6), mean of {n}")
+    """Print how many training problems are drawn per second, and the difficulty of each level."""
+    print(
+        f"{'family':16}{'problems/s':>12}   "
+        f"characters of the worked solution at levels 1 to 5 (and 6), mean of {n}"
+    )
     for family in families:
-        f, rng = FAMILIES[family], random.Random(0)
-        levels, start, difficulty = LEVELS + (HELD_OUT_LEVEL,) * f.held_out_level, time.perf_counter(), []
-        drawn = [[draw_problem(family, level, rng, "train") for _ in range(n)] for level in LEVELS]
+        rng = random.Random(0)
+        start = time.perf_counter()
+        drawn = {
+            level: [draw_problem(family, level, rng, "train") for _ in range(n)]
+            for level in LEVELS
+        }
         speed = n * len(LEVELS) / (time.perf_counter() - start)
-        for level in levels:
-            some = drawn[level - 1] if level in LEVELS else [draw_problem(family, level, rng) for _ in range(n)]
-            difficulty.append(sum(f.difficulty(p.params) for p in some) / n)
-        print(f"{family:16}{speed:12,.0f}   " + " ".join(f"{d:6.1f}" for d in difficulty), flush=True)
+        if FAMILIES[family].held_out_level:  # training has none of it: not timed
+            drawn[HELD_OUT_LEVEL] = [draw_problem(family, HELD_OUT_LEVEL, rng) for _ in range(n)]
+        means = [mean_difficulty(family, problems) for problems in drawn.values()]
+        row = " ".join(f"{mean:6.1f}" for mean in means)
+        print(f"{family:16}{speed:12,.0f}   {row}", flush=True)
+
+
+def mean_difficulty(family, problems):
+    """Mean over the problems of the characters of their worked solutions."""
+    return sum(FAMILIES[family].difficulty(p.params) for p in problems) / len(problems)
+
+
+def read_arguments():
+    """The parsed command line; ends in one line of error for a family that does not exist."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--show", type=int, default=0, metavar="N", help="print N problems per family and level"
+    )
+    parser.add_argument(
+        "--mutants",
+        type=int,
+        default=0,
+        metavar="N",
+        help="damage N reference solutions per family and count what the checker catches",
+    )
+    parser.add_argument("--speed", action="store_true", help="time the generator")
+    parser.add_argument(
+        "--families", default=",".join(FAMILIES), help="only these, separated by commas"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.families = args.families.split(",")
+    for family in args.families:
+        if family not in FAMILIES:
+            parser.error(f"there is no family {family!r}; there are {', '.join(FAMILIES)}")
+    if not (args.show or args.mutants or args.speed):
+        parser.print_help()
+    return args
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--show", type=int, default=0, metavar="N", help="print N problems of each family and level")
-    parser.add_argument("--mutants", type=int, default=0, metavar="N", help="damage N reference solutions of each family and count what the judge catches")
-    parser.add_argument("--speed", action="store_true", help="time the generator")
-    parser.add_argument("--families", default=",".join(FAMILIES), help="only these, separated by commas")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    families = args.families.split(",")
-    if unknown := [f for f in families if f not in FAMILIES]:
-        parser.error(f"there is no family {unknown[0]!r}; there are {', '.join(FAMILIES)}")
-    if not (args.show or args.mutants or args.speed):
-        parser.print_help()
-    show(args.show, args.seed, families)
+    """Print what the command line asks for."""
+    args = read_arguments()
+    if args.show:
+        show(args.show, args.seed, args.families)
     if args.mutants:
-        show_mutants(args.mutants, args.seed, families)
+        show_mutants(args.mutants, args.seed, args.families)
     if args.speed:
-        show_speed(families)
+        show_speed(args.families)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,27 @@
-"""What a problem is, and the exact arithmetic that judges answers and steps.
+"""What a problem is, and the exact arithmetic that checks answers and steps.
 
-Model text is read by a small grammar over exact fractions, with limits on length and size. It is never executed.
+Text of a model is read by a small grammar over exact fractions, with limits on its length and on
+the size of its numbers. It is never executed.
 """
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from fractions import Fraction
 from functools import lru_cache
 from hashlib import blake2b
 from math import gcd
+from typing import NamedTuple
 
-MAX_TEXT = 200  # characters of an answer or a step that are worth reading
-MAX_STEPS = 200  # lines of a trace that are worth reading
-MAX_CHECKS = 3  # checks of an answer that can be of use
-MAX_TRACE = 6000  # characters of all its lines
-MAX_DIGITS = 15  # longest number that is worth reading
+# What is beyond these limits is not read: no text can make a check slow.
+MAX_TEXT = 200  # characters of an answer or of one step
+MAX_STEPS = 200  # lines of a trace
+MAX_TRACE = 6000  # characters of all lines of a trace
+MAX_DIGITS = 15  # digits of one number
+
+MAX_CHECKS = 3  # 'Check: ' lines per trace that can be of use
+
 NUMBER = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?", re.ASCII)
 TOKEN = re.compile(rf"\s*(?:({NUMBER.pattern})|([-+*×/()%x])|(of))", re.ASCII)
 
@@ -26,7 +31,12 @@ class Unreadable(ValueError):
 
 
 class Verdict(str, Enum):
-    """RIGHT: true and of use. UNNEEDED: true, but nothing follows from it. WRONG: false, unreadable or out of nowhere."""
+    """What the checker says of one line.
+
+    RIGHT     true and of use
+    UNNEEDED  true, but nothing follows from it
+    WRONG     false, unreadable, or built on numbers that come from nowhere
+    """
 
     RIGHT = "right"
     WRONG = "wrong"
@@ -46,16 +56,22 @@ UNREADABLE = Judgement(Verdict.WRONG, "this is no statement that can be checked"
 
 
 def wrong(reason):
+    """Judgement of a wrong line."""
     return Judgement(Verdict.WRONG, reason)
 
 
 def unneeded(reason):
+    """Judgement of a line that is true and of no use."""
     return Judgement(Verdict.UNNEEDED, reason)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One question. `params` is what it asks, in canonical form; the wording of `question` is no part of its identity."""
+    """One question, with what is needed to check an answer to it.
+
+    params  what is asked, in canonical form; how `question` words it is no part of it
+    key     text that two problems share exactly when they ask the same thing
+    """
 
     family: str
     level: int
@@ -68,29 +84,45 @@ class Problem:
 def hash_split(key):
     """The split of a key by a stable hash: 70% train, 10% val, 20% test."""
     bucket = int.from_bytes(blake2b(key.encode(), digest_size=4).digest(), "big") % 100
-    return "train" if bucket < 70 else "val" if bucket < 80 else "test"
+    if bucket < 70:
+        return "train"
+    return "val" if bucket < 80 else "test"
 
 
 def parse_number(text):
-    """Exact value of a whole text that is one number: '1,692', '-3.50', '3/4', '8.'; None when it is anything else.
+    """Exact value of a whole text that is one number, a Fraction; None where it is anything else.
 
-    A fraction counts in lowest terms only: '3384/2' is a sum still to be done, not an answer.
+    '1,692', '-3.50', '3/4' and '8.' are numbers. A fraction counts in lowest terms only: '3384/2'
+    is a division still to be done, not an answer.
     """
     text = text.strip()
     if len(text) > MAX_TEXT:
         return None
     match = re.fullmatch(rf"(-?)({NUMBER.pattern})(?:/([0-9]+))?\.?", text, re.ASCII)
-    if not match or sum(c.isdigit() for c in text) > MAX_DIGITS:
+    if not match or _digits(text) > MAX_DIGITS:
         return None
     sign, number, divisor = match.groups()
-    if divisor and (not number.isdigit() or int(divisor) < 2 or gcd(int(number), int(divisor)) > 1):
+    if divisor and not _in_lowest_terms(number, divisor):
         return None
     value = Fraction(number.replace(",", "")) / int(divisor or 1)
     return -value if sign else value
 
 
+def _digits(text):
+    """How many characters of a text are digits."""
+    return sum(character.isdigit() for character in text)
+
+
+def _in_lowest_terms(number, divisor):
+    """Is number / divisor, both text, a fraction of whole numbers that cannot be reduced?"""
+    return number.isdigit() and int(divisor) > 1 and gcd(int(number), int(divisor)) == 1
+
+
 def format_number(value):
-    """Shortest decimal text of an exact value: 12, 4.5, 0.25. Raises ValueError where the decimals never end."""
+    """Shortest decimal text of an exact value: 12, 4.5, 0.25.
+
+    Raises ValueError where the decimals never end.
+    """
     value = Fraction(value)
     places = next((p for p in range(12) if (value * 10**p).denominator == 1), None)
     if places is None:
@@ -99,31 +131,40 @@ def format_number(value):
 
 
 class _Reader:
-    """Recursive descent over sum -> product -> factor, with exact fractions; `x` stands for a known number."""
+    """Recursive descent over sum -> product -> factor, with exact fractions.
+
+    x: the number that the unknown stands for, or None where there is no unknown.
+    """
 
     def __init__(self, text, x):
-        self.tokens, self.used, self.x = [], set(), x
-        end, position = len(text.rstrip()), 0
+        self.x = x
+        self.tokens = []
+        self.used = set()  # the numbers read so far
+        end = len(text.rstrip())
+        position = 0
         while position < end:
             match = TOKEN.match(text, position)
-            if not match or sum(c.isdigit() for c in match[0]) > MAX_DIGITS:
+            if not match or _digits(match[0]) > MAX_DIGITS:
                 raise Unreadable(text[position:])
             self.tokens.append(match[1] or match[2] or match[3])
             position = match.end()
-        self.tokens.append("")
+        self.tokens.append("")  # the end of the text
 
     def take(self, *wanted):
+        """The next token, if it is one of those wanted; else None, and nothing is taken."""
         if self.tokens[0] in wanted:
             return self.tokens.pop(0)
         return None
 
     def read(self):
+        """Value of the whole text."""
         value = self.sum()
         if self.tokens != [""]:
             raise Unreadable(" ".join(self.tokens))
         return value
 
     def sum(self):
+        """Products with + and - between them."""
         value = self.product()
         while op := self.take("+", "-"):
             term = self.product()
@@ -131,6 +172,7 @@ class _Reader:
         return value
 
     def product(self):
+        """Factors with *, / or nothing between them: '3 * 4', '10% of 80', '3x', '2(x + 1)'."""
         value = self.factor()
         while True:
             if op := self.take("*", "×", "/", "of"):
@@ -144,6 +186,7 @@ class _Reader:
                 return value
 
     def factor(self):
+        """A number, a percentage, x or a bracket, perhaps with a minus."""
         if self.take("-"):
             return -self.factor()
         if self.take("("):
@@ -162,10 +205,21 @@ class _Reader:
         return value / 100 if self.take("%") else value
 
 
-def read_statement(text, x=None):
-    """Read 'a = b' or 'a = b = c'. x: value of the unknown, or None where there is none.
+class Statement(NamedTuple):
+    """What a line 'a = b' or 'a = b = c' says."""
 
-    Returns (value of the last side, set of the numbers it builds on: all but a bare result, whether all sides are equal).
+    value: Fraction  # of the last side
+    used: set  # Fractions that it builds on: all but a number that is the whole last side
+    true: bool  # whether all sides are equal
+
+
+def read_statement(text, x=None):
+    """Read 'a = b' or 'a = b = c' as a Statement.
+
+    x: the number that the unknown stands for, or None where there is no unknown.
+
+    '8 + 5 = 13'  ->  Statement(value=13, used={8, 5}, true=True)
+
     Raises Unreadable for anything that is no such statement.
     """
     sides = text.split("=")
@@ -173,27 +227,53 @@ def read_statement(text, x=None):
         raise Unreadable(text[:40])
     readers = [_Reader(side, x) for side in sides]
     values = [reader.read() for reader in readers]
-    result = NUMBER.fullmatch(sides[-1].strip().lstrip("-"))  # a bare number at the end is what the line derives
-    used = set().union(*(reader.used for reader in (readers[:-1] if result else readers)))
-    return values[-1], used, len(set(values)) == 1
+    ends_in_result = NUMBER.fullmatch(sides[-1].strip().lstrip("-"))
+    sources = readers[:-1] if ends_in_result else readers
+    used = set().union(*(reader.used for reader in sources))
+    return Statement(values[-1], used, len(set(values)) == 1)
+
+
+class Reference(NamedTuple):
+    """What the worked solutions of a problem have use for."""
+
+    once: Counter  # line -> how often the first way may say it
+    twice: Counter  # line -> how often both ways may say it together
+    values: set  # Fractions: the results that the solutions pass through
+
+
+@dataclass
+class TraceState:
+    """What the lines of a trace have established so far."""
+
+    params: tuple  # of the problem
+    known: set  # Fractions that a step may use: given, or derived by an earlier line
+    said: Counter = field(default_factory=Counter)  # line -> how often; checks as 'Check: ' + text
+    second_way: bool = False  # whether 'Another way: ' has begun
+
+    def checks(self):
+        """How many checks the trace has made."""
+        return sum(times for line, times in self.said.items() if line.startswith("Check: "))
 
 
 class Family:
-    """A kind of problem. Subclasses say how to draw, word, answer and work one; the judging here is shared.
+    """A kind of problem. Subclasses say how to draw, word, answer and work one.
 
-    draw(rng, level) -> params     parameters, a tuple; levels 1 to 5, and 6 where `held_out_level` says so
+    The exact checkers of answers and of steps are shared; a subclass may bring its own.
+
+    draw(rng, level) -> params     parameters, a tuple; levels 1 to 5, 6 where `held_out_level`
     ask(params, rng) -> str        one wording of the question
     answer(params) -> str          the reference answer
-    steps(params) -> list[str]     the full worked solution, one statement a line
-    terse(params) -> list[str]     fewer, bolder lines: shorter, and harder to get right
-    another(params) -> list[str]   a second route to the answer; [] where there is none worth showing
-    check(params) -> str           a line that tests the answer by another computation; '' where there is none
+    steps(params) -> list[str]     the full worked solution, one statement per line
+    terse(params) -> list[str]     fewer and bolder lines: shorter, and harder to get right
+    another(params) -> list[str]   a second route to the answer; [] where none is worth showing
+    check(params) -> str           a line that tests the answer by another computation, or ''
     """
 
     name = ""
     held_out_level = True  # whether there is a level 6, which training never draws
     commutative = False  # whether swapping the two parameters gives the same problem
-    places = ""  # whose place parts (293 -> 200, 90, 3) are known too: 'derived' numbers, 'all', or none
+    # Whose place parts (293 -> 200, 90, 3) are known too: of 'derived' numbers, of 'all', or none.
+    places = ""
 
     def steps(self, params):
         return []
@@ -216,104 +296,148 @@ class Family:
         return f"{self.name}:{tuple(sorted(params)) if self.commutative else params}"
 
     def split(self, params):
-        """'train', 'val' or 'test': by the hash of the identity, unless a family holds out whole groups of problems."""
+        """'train', 'val' or 'test': by the hash of the identity.
+
+        A family that holds out whole groups of problems has its own.
+        """
         return hash_split(self.identity(params))
 
     def difficulty(self, params):
-        """Characters to write in the full worked solution, blanks left out: the measure behind the levels."""
+        """Characters of the full worked solution without blanks: what the levels are ordered by."""
         return sum(len(line.replace(" ", "")) for line in self.steps(params))
 
     def verify(self, problem, text):
-        """Is `text` a right answer? Compared by value, so '1,692', '1692.0' and '1692' are one number."""
+        """Is `text` a right answer?
+
+        Compared by value, so '1,692', '1692.0' and '1692' are one number.
+        """
         return parse_number(text) == Fraction(self.answer(problem.params))
 
     def given(self, params):
-        """Numbers that a step may use without having derived them."""
+        """Set of the Fractions that a step may use without having derived them."""
         return {Fraction(n) for n in NUMBER.findall(str(params))}
 
     def read(self, params, line):
-        """(value, numbers used, true?) of a line; raises Unreadable."""
+        """Statement of a line. Raises Unreadable."""
         return read_statement(line)
 
     def with_places(self, numbers):
-        """The numbers and, where the family works place by place, the place parts of the whole ones.
+        """The numbers and, where the family works place by place, the place parts of whole ones.
 
-        Numbers are known by their value: a number that happens to equal a known one counts as known.
+        Numbers are known by their value: a number that happens to equal a known one counts as
+        known.
         """
-        if not self.places:
-            return set(numbers)
-        return set(numbers) | {Fraction(part) for n in numbers if n.denominator == 1 and n > 9 for part in place_parts(int(n))}
+        known = set(numbers)
+        if self.places:
+            whole = [int(n) for n in numbers if n.denominator == 1 and n > 9]
+            known |= {Fraction(part) for n in whole for part in place_parts(n)}
+        return known
 
     @lru_cache(maxsize=4096)
-    def useful(self, params):
-        """How often each line may be said in the first way and in two ways together, and the values that reference solutions pass through."""
-        steps, terse, another = (Counter(route) for route in (self.steps(params), self.terse(params), self.another(params)))
-        return steps | terse | another, (steps + another) | terse, {self.read(params, line)[0] for line in steps | terse | another}
+    def reference(self, params):
+        """The Reference of a problem, from its solutions in all styles."""
+        steps = Counter(self.steps(params))
+        terse = Counter(self.terse(params))
+        another = Counter(self.another(params))
+        once = steps | terse | another  # | takes the larger count of each line, + their sum
+        twice = (steps + another) | terse
+        return Reference(once, twice, {self.read(params, line).value for line in once})
 
     def check_trace(self, params, lines):
-        """Judgements of a whole trace, line by line. lines: (cue, text) pairs as strip_cue gives them.
+        """Judgements of a whole trace, one per line. lines: (cue, text) pairs as from strip_cue.
 
-        A right line is true, builds on numbers that are given or that an earlier line derived, and its result is of use. Lines that
-        are true on known numbers derive their result, needed or not; a wrong line and a check derive nothing.
+        A right line is true, builds on numbers that are given or that an earlier line derived,
+        and has a result that is of use. A line that is true and builds on known numbers derives
+        its result, needed or not. A wrong line and a check derive nothing.
         """
         given = self.given(params)
-        known, said, second, judgements = self.with_places(given) if self.places == "all" else given, Counter(), False, []
+        state = TraceState(params, self.with_places(given) if self.places == "all" else given)
+        judgements = []
         for cue, line in lines:
             try:
-                reading = self.read(params, line)
+                statement = self.read(params, line)
             except Unreadable:
-                reading = None
-            second = second or cue == "Another way"
+                statement = None
+            if cue == "Another way":
+                state.second_way = True
             if cue == "Check":
-                judgements.append(self.check_cue_line(params, line, reading, known, said))
+                judgements.append(self.check_cue_line(state, line, statement))
+                state.said[f"Check: {line}"] += 1
             else:
-                judgements.append(self.check_line(params, line, reading, known, said, second))
-            said[f"Check: {line}" if cue == "Check" else line] += 1
-            if cue != "Check" and reading and reading[2] and reading[1] <= known and "x" not in line.rpartition("=")[2]:  # x + 7 is no number yet
-                known |= self.with_places({abs(reading[0])})  # the reader takes signs for operators
+                judgements.append(self.check_line(state, line, statement))
+                state.said[line] += 1
+                state.known |= self.derived(state, line, statement)
         return judgements
 
-    def check_line(self, params, line, reading, known, said, second):
-        """Judgement of one line, given what it says, the numbers known by now, how often each line was said, and whether a second way has begun."""
-        if reading is None:
-            return UNREADABLE
-        value, used, true = reading
-        if not true:
-            return wrong("the two sides are not equal")
-        if unknown := used - known:
-            return wrong(f"{_brief(min(unknown))} is neither given nor derived")
-        once, twice, values = self.useful(params)
-        if said[line] >= max(1, (twice if second else once)[line]):  # a second way may pass a line again
-            return unneeded("this was said before")
-        if not re.search(r"[-+*×/]|of|[0-9]x", line) or ("x" in line.rsplit("=", 1)[1] and line not in once):  # x = x
-            return unneeded("this says nothing new")
-        return RIGHT if value in values else unneeded(f"{_brief(value)} is not needed")
+    def derived(self, state, line, statement):
+        """Set of the Fractions that a line adds to the known ones."""
+        if statement is None or not statement.true or not statement.used <= state.known:
+            return set()
+        if "x" in line.rpartition("=")[2]:  # x + 7 is no number yet
+            return set()
+        return self.with_places({abs(statement.value)})  # without sign: '-' is read as an operator
 
-    def check_cue_line(self, params, line, reading, known, said):
-        """Judgement of a 'Check: ' line: the family's own, or any true statement about the answer and known numbers."""
-        check = f"Check: {line}"
-        if check != self.check(params):
-            if reading is None:
-                return UNREADABLE
-            value, used, true = reading
-            answer = parse_number(self.answer(params))
-            if not true:
-                return wrong("the check fails")
-            if answer not in used | {value} or not re.search(r"[-+*×/]|of", line):
-                return unneeded("this does not test the answer")
-            if unknown := used - known - {answer}:
-                return wrong(f"{_brief(min(unknown))} is neither given nor derived")
-        if said[check] or sum(times for text, times in said.items() if text.startswith("Check: ")) >= MAX_CHECKS:
-            return unneeded("this was said before" if said[check] else "this was checked enough")
+    def check_line(self, state, line, statement):
+        """Judgement of one line that is no check. statement: what it says; None if unreadable."""
+        if statement is None:
+            return UNREADABLE
+        if not statement.true:
+            return wrong("the two sides are not equal")
+        if unknown := statement.used - state.known:
+            return wrong(f"{_shortest(min(unknown))} is neither given nor derived")
+        reference = self.reference(state.params)
+        # A second way may pass again through a line of the first.
+        allowed = (reference.twice if state.second_way else reference.once)[line]
+        if state.said[line] >= max(1, allowed):
+            return unneeded("this was said before")
+        computes = re.search(r"[-+*×/]|of|[0-9]x", line)
+        leaves_x = "x" in line.rsplit("=", 1)[1] and line not in reference.once  # x = x
+        if not computes or leaves_x:
+            return unneeded("this says nothing new")
+        if statement.value not in reference.values:
+            return unneeded(f"{_shortest(statement.value)} is not needed")
         return RIGHT
+
+    def check_cue_line(self, state, line, statement):
+        """Judgement of a 'Check: ' line; arguments as in check_line.
+
+        Right are the family's own check and any true computation on the answer and known numbers.
+        """
+        check = f"Check: {line}"
+        if check != self.check(state.params):
+            flaw = self.flaw_of_check(state, line, statement)
+            if flaw:
+                return flaw
+        if state.said[check]:
+            return unneeded("this was said before")
+        if state.checks() >= MAX_CHECKS:
+            return unneeded("this was checked enough")
+        return RIGHT
+
+    def flaw_of_check(self, state, line, statement):
+        """Judgement of a check that does not test the answer; None of one that does."""
+        if statement is None:
+            return UNREADABLE
+        if not statement.true:
+            return wrong("the check fails")
+        answer = parse_number(self.answer(state.params))
+        on_answer = answer in statement.used | {statement.value}
+        if not on_answer or not re.search(r"[-+*×/]|of", line):
+            return unneeded("this does not test the answer")
+        if unknown := statement.used - state.known - {answer}:
+            return wrong(f"{_shortest(min(unknown))} is neither given nor derived")
+        return None
 
     def concludes(self, params, lines):
         """Do these right lines establish the answer?"""
         answer = parse_number(self.answer(params))
-        return answer is not None and any(self.read(params, line)[0] == answer for line in lines)
+        if answer is None:
+            return False
+        return any(self.read(params, line).value == answer for line in lines)
 
 
-def _brief(value):
+def _shortest(value):
+    """A value as a decimal, or as a fraction where its decimals never end."""
     try:
         return format_number(value)
     except ValueError:
@@ -321,18 +445,26 @@ def _brief(value):
 
 
 def miscalculate(line, rng):
-    """The line with one digit of its result changed: of the number after the last '=', or of its last number."""
+    """The line with one digit changed, of the number after the last '=' or of its last number.
+
+    '8 + 5 = 13'  ->  '8 + 5 = 15', for instance
+    """
     spots = list(re.finditer(r"[0-9]+", line))
-    match = next((m for m in spots if m.start() > line.rfind("=") >= 0), spots[-1])
-    digits = match[0]
-    i = rng.randrange(len(digits))
-    digit = rng.choice([d for d in "123456789" if d != digits[i]])
-    return line[: match.start() + i] + digit + line[match.start() + i + 1 :]
+    equals = line.rfind("=")
+    match = next((m for m in spots if m.start() > equals >= 0), spots[-1])
+    i = rng.randrange(len(match[0]))
+    digit = rng.choice([d for d in "123456789" if d != match[0][i]])
+    spot = match.start() + i
+    return line[:spot] + digit + line[spot + 1 :]
 
 
 def chain_lines(start, ops):
-    """Lines of a running computation: chain_lines(8, [('+', 5), ('*', 3)]) -> ['8 + 5 = 13', '13 * 3 = 39']."""
-    lines, value = [], start
+    """Lines of a running computation.
+
+    chain_lines(8, [('+', 5), ('*', 3)])  ->  ['8 + 5 = 13', '13 * 3 = 39']
+    """
+    lines = []
+    value = start
     for op, n in ops:
         result = {"+": value + n, "-": value - n, "*": value * n, "/": value // n}[op]
         lines.append(f"{value} {op} {n} = {result}")
@@ -340,13 +472,19 @@ def chain_lines(start, ops):
     return lines
 
 
+def last_number(lines):
+    """The number that the last line ends in, as text: ['8 + 5 = 13', '13 * 3 = 39'] -> '39'."""
+    return lines[-1].split()[-1]
+
+
 def undo_last(lines):
     """A check of the last line by its inverse: [..., '24 - 9 = 15'] -> 'Check: 15 + 9 = 24'."""
-    a, op, b, _, c = lines[-1].split()
-    return f"Check: {c} {dict(zip('+-*/', '-+/*'))[op]} {b} = {a}"
+    a, op, b, _, result = lines[-1].split()
+    inverse = dict(zip("+-*/", "-+/*"))[op]
+    return f"Check: {result} {inverse} {b} = {a}"
 
 
 def place_parts(n):
-    """293 -> [200, 90, 3]; zeros are left out."""
+    """The parts of a whole number by its places, without zeros: 293 -> [200, 90, 3]."""
     digits = str(n)
     return [int(d) * 10 ** (len(digits) - i - 1) for i, d in enumerate(digits) if d != "0"]

@@ -1,28 +1,56 @@
-"""Countdown: make a target from given numbers. The family whose worked solutions search, fail and go back."""
+"""Countdown: make a target from given numbers.
 
+The family whose worked solutions search, fail and go back.
+"""
+
+import operator
 import random
 import re
 from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from nanoreason.tasks.core import MAX_TEXT, RIGHT, UNREADABLE, Family, Unreadable, miscalculate, read_statement, unneeded, wrong
+from nanoreason.tasks.core import (
+    MAX_TEXT,
+    RIGHT,
+    UNREADABLE,
+    Family,
+    Unreadable,
+    miscalculate,
+    read_statement,
+    unneeded,
+    wrong,
+)
 
-MOVE = re.compile(r"([1-9][0-9]{0,5}) ?([-+*×/]) ?([1-9][0-9]{0,5}) ?= ?(-?[0-9./]{1,12})(, left [-0-9 ]{1,80}|, not [0-9]{1,6})?")
+# '25 - 7 = 18, left 3 18': numbers 1 and 3, operation 2, result 4, ending 5.
+MOVE = re.compile(
+    r"([1-9][0-9]{0,5}) ?([-+*×/]) ?([1-9][0-9]{0,5}) ?= ?(-?[0-9./]{1,12})"
+    r"(, left [-0-9 ]{1,80}|, not [0-9]{1,6})?"
+)
 BACK = re.compile(r"Back to ([1-9][0-9]{0,5}(?: [1-9][0-9]{0,5}){0,9})")
-SIGN_OR_GAP = re.compile(r"(?:^|[-+*×/(]) *-|[0-9)] *\(|\) *[0-9]")  # -7 and 2(3): the shared grammar reads them, an answer must not hold them
+# -7 and 2(3): the shared grammar reads them, an answer must not hold them.
+SIGN_OR_GAP = re.compile(r"(?:^|[-+*×/(]) *-|[0-9)] *\(|\) *[0-9]")
 PRIME = 2**61 - 1
 
 
 def result(a, op, b):
     """a op b where that is a whole number above 0, else None. a, b: whole numbers above 0."""
-    if op in "+*":
-        return a + b if op == "+" else a * b
+    if op == "+":
+        return a + b
+    if op == "*":
+        return a * b
     if op == "-":
         return a - b if a > b else None
-    return None if a % b else a // b
+    return a // b if a % b == 0 else None
 
 
 def after(state, move):
-    """The state, a sorted tuple of numbers, that a move (a, op, b) leaves. Raises ValueError where a or b is not there."""
+    """The state, a sorted tuple of numbers, that a move (a, op, b) leaves.
+
+    after((3, 7, 25), (7, '*', 3))  ->  (21, 25)
+
+    Raises ValueError where a or b is not in the state.
+    """
     left = list(state)
     left.remove(move[0])
     left.remove(move[2])
@@ -30,7 +58,10 @@ def after(state, move):
 
 
 def along(state, path):
-    """Every move of a path, with the state that it is made from: [((3, 7, 25), (7, '*', 3)), ((21, 25), (25, '+', 21))]."""
+    """Every move of a path, with the state that it is made from.
+
+    [((3, 7, 25), (7, '*', 3)), ((21, 25), (25, '+', 21))]
+    """
     events = []
     for move in path:
         events.append((state, move))
@@ -39,164 +70,309 @@ def along(state, path):
 
 
 def moves(state, ops="+-*/"):
-    """All moves from a state to whole numbers above 0, the larger number first."""
-    return [(a, op, b) for i, b in enumerate(state) for a in state[i + 1 :] for op in ops if result(a, op, b)]
+    """All moves from a sorted state to whole numbers above 0, the larger number first."""
+    return [
+        (a, op, b)
+        for i, b in enumerate(state)
+        for a in state[i + 1 :]
+        for op in ops
+        if result(a, op, b)
+    ]
 
 
 def solutions(state, target):
-    """All paths that make the target of all numbers of a state. Exhaustive: milliseconds for four numbers, minutes for six."""
+    """All paths that make the target of all numbers of a state.
+
+    Exhaustive: milliseconds for four numbers, minutes for six.
+    """
     if len(state) == 1:
-        yield from [()] if state[0] == target else []
+        if state[0] == target:
+            yield ()
         return
     for move in moves(state):
         for path in solutions(after(state, move), target):
             yield (move, *path)
 
 
+def is_solvable(state, target):
+    """Can the target be made of all numbers of a state?"""
+    return any(True for _ in solutions(state, target))
+
+
 def fold(path, leaf, join):
-    """The tree of a path from the bottom up, as join(op, left, right); leaf(n) stands for a number that was given."""
+    """The tree of a path, built from the bottom up.
+
+    leaf(n)                what stands for a number that was given
+    join(op, left, right)  what stands for an operation on two trees
+    """
     made = {}  # value -> trees that have it and are not used yet
+
+    def take(n):
+        return made[n].pop() if made.get(n) else leaf(n)
+
     for a, op, b in path:
-        left, right = (made[n].pop() if made.get(n) else leaf(n) for n in (a, b))
+        left = take(a)
+        right = take(b)
         tree = join(op, left, right)
         made.setdefault(result(a, op, b), []).append(tree)
     return tree
 
 
 def expression(path):
-    """The expression of a path with no more brackets than it needs: '(25 - 7) * 3', '9 + 5 - 2' for 9 + (5 - 2)."""
-    needy = {"+": "", "-": "+-", "*": "+-", "/": "+-*/"}  # which operations need brackets to the right of one
+    """The expression of a path with no more brackets than it needs.
 
-    def join(op, left, right):
-        a = f"({left[0]})" if op in "*/" and left[1] in "+-" else left[0]
-        b = f"({right[0]})" if right[1] in needy[op] else right[0]
-        return f"{a} {op} {b}", op
+    '(25 - 7) * 3', and '9 + 5 - 2' for 9 + (5 - 2)
+    """
+    return fold(path, _number_text, _operation_text)[0]
 
-    return fold(path, lambda n: (str(n), "none"), join)[0]
+
+# operation -> those that need brackets when they stand to the right of it
+BRACKETS_ON_THE_RIGHT = {"+": "", "-": "+-", "*": "+-", "/": "+-*/"}
+
+
+def _number_text(n):
+    """(text, its outermost operation)"""
+    return str(n), "none"
+
+
+def _operation_text(op, left, right):
+    """(text, its outermost operation) of two such pairs with an operation between them."""
+    a, a_op = left
+    b, b_op = right
+    if op in "*/" and a_op in "+-":
+        a = f"({a})"
+    if b_op in BRACKETS_ON_THE_RIGHT[op]:
+        b = f"({b})"
+    return f"{a} {op} {b}", op
 
 
 def formula(path):
-    """A number that two paths share when they are one formula in another order: (25 - 7) - 3 and 25 - (7 + 3), but not 25 - 7 / 3.
+    """A number that two paths share when they are one formula in another order.
 
-    It is the value for other numbers in place of the given ones, modulo a large prime: different formulas agree by a chance of 1e-18.
+    (25 - 7) - 3 and 25 - (7 + 3) share it; (25 - 3) - 7 * 2 has another one.
+
+    It is the value for other numbers in place of the given ones, modulo a large prime: different
+    formulas agree by a chance of 1e-18.
     """
-    compute = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a * pow(b, -1, PRIME)}
-    return fold(path, lambda n: pow(n + 10**9, 7, PRIME), lambda op, a, b: compute[op](a, b) % PRIME)
+    return fold(path, _residue, _operation_on_residues)
+
+
+def _residue(n):
+    """The number that stands in place of n."""
+    return pow(n + 10**9, 7, PRIME)
+
+
+def _operation_on_residues(op, a, b):
+    """a op b modulo PRIME."""
+    if op == "/":
+        return a * pow(b, -1, PRIME) % PRIME
+    return {"+": operator.add, "-": operator.sub, "*": operator.mul}[op](a, b) % PRIME
 
 
 def spaced(state):
+    """The parts of a state or of a move with blanks between them: (3, 7, 25) -> '3 7 25'."""
     return " ".join(map(str, state))
 
 
 def ending(state, target):
-    """How the line of a move ends, by the state that it leaves: ', left 3 32', ', not 46', or '' where the target is made."""
-    return f", left {spaced(state)}" if len(state) > 1 else "" if state[0] == target else f", not {target}"
+    """How the line of a move ends, by the state that it leaves.
+
+    ', left 3 32'; with one number left ', not 46', or '' where it is the target
+    """
+    if len(state) > 1:
+        return f", left {spaced(state)}"
+    return "" if state[0] == target else f", not {target}"
+
+
+class Level(NamedTuple):
+    """How the problems of one level are drawn."""
+
+    count: int  # numbers
+    highest: int  # of the numbers
+    ops: str  # operations to draw from; one that stands here twice is drawn twice as often
+    top: int  # highest target
+    needed: str  # one of these operations has to occur
 
 
 class Countdown(Family):
-    """Every number once, + - * / and brackets, to make a target. Params: (numbers, target, path), a path being moves (a, op, b).
+    """Every number once, + - * / and brackets, to make a target.
 
-    Levels: three numbers with + and -; with a product; four numbers without division; with a product or a quotient, of numbers up
-    to 50; five numbers; held out: six. That is said of the drawn path, other ways may need less. Its results are whole numbers above 0
-    and none of them is one of the two that it is made of, which rules out 7 * 1 and 14 - 7.
+    Params: (numbers, target, path), a path being moves (a, op, b).
 
-    Each move says the state that it leaves, in ascending order, and 'Back to 3 7 25' returns to an earlier one.
+    Levels: three numbers with + and -; with a product; four numbers without division; with a
+    product or a quotient, of numbers up to 50; five numbers; held out: six. That is said of the
+    drawn path, other ways may need less. Its results are whole numbers above 0, and none of them
+    is one of the two that it is made of, which rules out 7 * 1 and 14 - 7.
+
+    Each move says the state that it leaves, in ascending order: '7 * 3 = 21, left 21 25'. 'Back to
+    3 7 25' returns to an earlier one.
     """
 
     name = "countdown"
-    levels = {1: (3, 20, "+-", 60, "+-"), 2: (3, 25, "+-*", 100, "*"), 3: (4, 20, "+-*", 100, "+-*"), 4: (4, 50, "+-*/*/", 100, "*/"),
-              5: (5, 50, "+-*/*/", 200, "+-*/"), 6: (6, 50, "+-*/*/", 200, "+-*/")}  # numbers, the highest, operations, top target, one of these
+    levels = {
+        1: Level(3, 20, "+-", 60, "+-"),
+        2: Level(3, 25, "+-*", 100, "*"),
+        3: Level(4, 20, "+-*", 100, "+-*"),
+        4: Level(4, 50, "+-*/*/", 100, "*/"),
+        5: Level(5, 50, "+-*/*/", 200, "+-*/"),
+        6: Level(6, 50, "+-*/*/", 200, "+-*/"),
+    }
 
     def draw(self, rng, level):
-        count, highest, ops, top, needed = self.levels[level]
+        """Numbers, then moves between two of what is left, until one target is found."""
+        rules = self.levels[level]
         while True:
-            numbers = rng.sample(range(1, highest + 1), count)
-            state, path = list(numbers), []
-            for _ in range(6 * count):
-                a, b = state.pop(int(rng.random() * len(state))), state.pop(int(rng.random() * len(state)))
-                move = (max(a, b), ops[int(rng.random() * len(ops))], min(a, b))
-                value = result(*move)
-                if value is None or value > 2 * top or value in (a, b):
-                    state += [a, b]
-                    continue
-                path.append(move)
-                if not state:
-                    if value <= top and value not in numbers and any(op in needed for _, op, _ in path):
-                        return tuple(sorted(numbers)), value, tuple(path)
-                    break
-                state.append(value)
+            numbers = rng.sample(range(1, rules.highest + 1), rules.count)
+            path, target = self._draw_path(rng, rules, numbers)
+            if target is None or target > rules.top or target in numbers:
+                continue
+            if any(op in rules.needed for _, op, _ in path):
+                return tuple(sorted(numbers)), target, tuple(path)
+
+    def _draw_path(self, rng, rules, numbers):
+        """(path, its last result) of random moves that use all numbers up.
+
+        The result is None where chance finds no such path in a few tries.
+        """
+        state = list(numbers)
+        path = []
+        for _ in range(6 * rules.count):
+            a = state.pop(int(rng.random() * len(state)))
+            b = state.pop(int(rng.random() * len(state)))
+            op = rules.ops[int(rng.random() * len(rules.ops))]
+            move = (max(a, b), op, min(a, b))
+            value = result(*move)
+            if value is None or value > 2 * rules.top or value in (a, b):
+                state += [a, b]
+                continue
+            path.append(move)
+            if not state:
+                return path, value
+            state.append(value)
+        return path, None
 
     def ask(self, params, rng):
-        numbers = f"{', '.join(map(str, params[0][:-1]))} and {params[0][-1]}"
-        return rng.choice(("Use {} once each to make {target}.", "Make {target} from {}, each used once.", "Use each of {} once to reach {target}.",
-                           "Write {target} with {}, each exactly once, + - * / and brackets.")).format(numbers, target=params[1])
+        *others, last = params[0]
+        numbers = f"{', '.join(map(str, others))} and {last}"
+        wordings = (
+            "Use {} once each to make {target}.",
+            "Make {target} from {}, each used once.",
+            "Use each of {} once to reach {target}.",
+            "Write {target} with {}, each exactly once, + - * / and brackets.",
+        )
+        return rng.choice(wordings).format(numbers, target=params[1])
 
     def identity(self, params):
+        """By numbers and target, whatever the path."""
         return f"{self.name}:{params[:2]}"
 
     def answer(self, params):
         return expression(params[2])
 
     def is_answer(self, params, text):
-        """Is it an expression, or 'expression = target', of every number once and no other, with exactly the target's value?"""
+        """Is it an expression of every number once and no other, with exactly the target's value?
+
+        'expression = target' counts too.
+        """
         numbers, target, _ = params
         if len(text) > MAX_TEXT:
             return False
         text, equals, right = (part.strip(" \n") for part in text.partition("="))
-        if (equals and right != str(target)) or not re.fullmatch(r"[-+*×/() 0-9]+", text) or SIGN_OR_GAP.search(text):
+        if equals and right != str(target):
+            return False
+        if not re.fullmatch(r"[-+*×/() 0-9]+", text) or SIGN_OR_GAP.search(text):
             return False
         try:
-            return sorted(re.findall(r"[0-9]+", text)) == sorted(map(str, numbers)) and read_statement(f"{text}={target}")[2]
+            statement = read_statement(f"{text}={target}")
         except Unreadable:
             return False
+        used = re.findall(r"[0-9]+", text)
+        return statement.true and sorted(used) == sorted(map(str, numbers))
 
     def verify(self, problem, text):
         return self.is_answer(problem.params, text)
 
     def _search(self, params):
-        """(state, move) for each line of the worked solution, move None for a line that goes back to the state: wrong tries, then the path."""
+        """(state, move) for each line of the worked solution: wrong tries, then the path.
+
+        move is None for a line that goes back to the state.
+        """
         numbers, target, path = params
-        rng = random.Random(f"{params}")
+        rng = random.Random(f"{params}")  # the same problem is always searched in the same way
         ops = "+-" + "".join(op for op in "*/" if any(op == used for _, used, _ in path))
         route = along(numbers, path)
-        taken, tries = set(route), [[] for _ in path]
+        taken = set(route)
+        tries = [[] for _ in path]  # place on the path -> wrong tries before it
         wanted = 1 if len(path) == 2 and ops == "+-" else rng.randint(1, 2)
         for _ in range(9):
+            if not wanted:
+                break
             i = rng.randrange(len(path))
-            if wanted and (failed := self._try(rng, route[i][0], target, ops, taken)):
-                tries[i] += [*failed, (route[i][0], None)]
+            state, _ = route[i]
+            failed = self._dead_end(rng, state, target, ops, taken)
+            if failed:
+                tries[i] += [*failed, (state, None)]
                 taken.update(failed)
                 wanted -= 1
-        return [event for failed, step in zip(tries, route) for event in (*failed, step)]
+        events = []
+        for failed, step in zip(tries, route):
+            events += [*failed, step]
+        return events
 
-    def _try(self, rng, state, target, ops, taken):
-        """One or two new moves that lead nowhere, [] where chance finds none. Given up with three numbers or fewer left, it is a dead end."""
-        events, limit = [], 3 * max(target, *state)
-        for _ in range(min(len(state) - 1, rng.randint(1, 2) if len(state) == 4 else 2)):
-            new = [m for m in moves(state, ops) if (state, m) not in taken and result(*m) <= limit and result(*m) not in (m[0], m[2])]
+    def _dead_end(self, rng, state, target, ops, taken):
+        """One or two new moves that lead nowhere; [] where chance finds none.
+
+        With three numbers or fewer left it is a dead end; with more it is given up early.
+        """
+        events = []
+        limit = 3 * max(target, *state)
+        count = rng.randint(1, 2) if len(state) == 4 else 2
+        for _ in range(min(len(state) - 1, count)):
+            new = [
+                move
+                for move in moves(state, ops)
+                if (state, move) not in taken
+                and result(*move) <= limit
+                and result(*move) not in (move[0], move[2])
+            ]
             if not new:
                 return []
-            events.append((state, rng.choice(new)))
-            state = after(*events[-1])
-        return [] if len(state) <= 3 and any(True for _ in solutions(state, target)) else events
+            move = rng.choice(new)
+            events.append((state, move))
+            state = after(state, move)
+        return [] if len(state) <= 3 and is_solvable(state, target) else events
 
     def _lines(self, events, target):
-        return [f"Back to {spaced(state)}" if move is None else f"{spaced(move)} = {result(*move)}{ending(after(state, move), target)}"
-                for state, move in events]
+        """The lines of (state, move) events as from _search."""
+        lines = []
+        for state, move in events:
+            if move is None:
+                lines.append(f"Back to {spaced(state)}")
+            else:
+                left = after(state, move)
+                lines.append(f"{spaced(move)} = {result(*move)}{ending(left, target)}")
+        return lines
 
     def steps(self, params):
         return self._lines(self._search(params), params[1])
 
     def terse(self, params):
-        return self._lines(along(params[0], params[2]), params[1])
+        numbers, target, path = params
+        return self._lines(along(numbers, path), target)
 
     def another(self, params):
-        """Another formula, for three or four numbers, by moves that the first search did not make."""
+        """Another formula by moves that the first search did not make.
+
+        For three or four numbers.
+        """
         numbers, target, path = params
+        if len(numbers) > 4:
+            return []
         tried = set(self._search(params))
-        for other in solutions(numbers, target) if len(numbers) <= 4 else ():
-            if tried.isdisjoint(along(numbers, other)) and formula(other) != formula(path):
-                return self._lines([(numbers, None), *along(numbers, other)], target)
+        for other in solutions(numbers, target):
+            route = along(numbers, other)
+            if tried.isdisjoint(route) and formula(other) != formula(path):
+                return self._lines([(numbers, None), *route], target)
         return []
 
     def check(self, params):
@@ -206,65 +382,103 @@ class Countdown(Family):
         return "" if line.startswith("Back") else miscalculate(line, rng)
 
     def check_trace(self, params, lines):
-        """A move is right where it is possible, truly worked out and new: exploring is how countdown is solved, so no move is needless.
+        """A move is right where it is possible, truly worked out and new.
 
-        It is unneeded where it was made from the same state before, and after the target was hit. Back goes to a state that was passed on
-        the way to the current one; after a hit only 'Another way: Back to' the given numbers does, once. Wrong lines change nothing.
+        Exploring is how countdown is solved, so no move is needless. It is unneeded where it was
+        made from the same state before, and after the target was hit.
+
+        'Back to' goes to a state that was passed on the way to the current one. After a hit only
+        'Another way: Back to' the given numbers does, once. Wrong lines change nothing.
         """
-        trace, said, judgements = _Trace(*params[:2]), set(), []
+        numbers, target, _ = params
+        search = SearchState(target, [numbers])
+        checks = set()
+        judgements = []
         for cue, line in lines:
             if cue == "Check":
-                good = RIGHT if "=" in line and self.is_answer(params, line) else wrong("this does not make the target of the numbers")
-                judgements.append(unneeded("this was said before") if line in said else good)
-                said.add(line)
+                judgements.append(self.check_answer(params, line, checks))
+                checks.add(line)
+            elif line.startswith("Back"):
+                judgements.append(search.check_back(cue, line))
             else:
-                judgements.append(trace.back(cue, line) if line.startswith("Back") else trace.move(line))
+                judgements.append(search.check_move(line))
         return judgements
 
+    def check_answer(self, params, line, checks):
+        """Judgement of a check '(25 - 7) * 3 = 54'. checks: set of those before it."""
+        if line in checks:
+            return unneeded("this was said before")
+        if "=" in line and self.is_answer(params, line):
+            return RIGHT
+        return wrong("this does not make the target of the numbers")
+
     def concludes(self, params, lines):
-        return any((match := MOVE.fullmatch(line)) and not match[5] for line in lines)  # of right lines only a hit has no ending
+        """Is one of these right lines a hit? Only a hit has no ending."""
+        matches = [MOVE.fullmatch(line) for line in lines]
+        return any(match and not match[5] for match in matches)
 
 
-class _Trace:
-    """A search so far: the states from the given numbers to the current one, the moves between them, what was tried from where, all hits."""
+@dataclass
+class SearchState:
+    """A search so far: where it stands and what it has tried."""
 
-    def __init__(self, numbers, target):
-        self.target, self.states, self.path, self.tried, self.hits, self.hit = target, [numbers], [], set(), [], False
+    target: int
+    states: list  # from the given numbers to the current state
+    path: list = field(default_factory=list)  # the moves between these states
+    tried: set = field(default_factory=set)  # (state, move) of all moves made
+    hits: list = field(default_factory=list)  # the formula of every path that made the target
+    at_target: bool = False  # whether the current state is the target alone
 
-    def move(self, line):
+    def check_move(self, line):
+        """Judgement of a move '25 - 7 = 18, left 3 18', which is made if it is not wrong."""
         match = MOVE.fullmatch(line)
         if not match:
             return UNREADABLE
-        a, op, b = int(match[1]), match[2].replace("×", "*"), int(match[3])
-        value, state = result(a, op, b), self.states[-1]
+        a = int(match[1])
+        op = match[2].replace("×", "*")
+        b = int(match[3])
+        value = result(a, op, b)
         if match[4] != str(value):
             return wrong(f"{a} {op} {b} is {value or 'no whole number above 0'}")
-        if self.hit:
+        if self.at_target:
             return unneeded("the target has been made")
+        state = self.states[-1]
         if missing := Counter((a, b)) - Counter(state):
             return wrong(f"{min(missing)} is not left")
-        event = (state, (max(a, b), op, min(a, b)))
-        left = after(*event)
+        move = (max(a, b), op, min(a, b))
+        left = after(state, move)
         if (match[5] or "") != ending(left, self.target):
             return wrong(f"this leaves {spaced(left)}, and the target is {self.target}")
-        again = event in self.tried
-        self.tried.add(event)
-        self.states.append(left)
-        self.path.append(event[1])
-        if left == (self.target,):
-            found = formula(self.path)
-            again, self.hit = again or found in self.hits, True
-            self.hits.append(found)
-        return unneeded("this was done before") if again else RIGHT
+        return RIGHT if self.make(move) else unneeded("this was done before")
 
-    def back(self, cue, line):
+    def make(self, move):
+        """Make a move. Returns whether it is new, and at a hit, whether the formula is new."""
+        state = self.states[-1]
+        left = after(state, move)
+        new = (state, move) not in self.tried
+        self.tried.add((state, move))
+        self.states.append(left)
+        self.path.append(move)
+        if left == (self.target,):
+            self.at_target = True
+            found = formula(self.path)
+            new = new and found not in self.hits
+            self.hits.append(found)
+        return new
+
+    def check_back(self, cue, line):
+        """Judgement of a line 'Back to 3 7 25', which is followed if it is right."""
         match = BACK.fullmatch(line)
-        state = tuple(sorted(map(int, match[1].split()))) if match else ()
+        if not match:
+            return UNREADABLE
+        state = tuple(sorted(map(int, match[1].split())))
         if state not in self.states[:-1]:
-            return wrong(f"{spaced(state)} was not passed on the way here") if match else UNREADABLE
-        if self.hit and (cue != "Another way" or state != self.states[0] or len(self.hits) > 1):
+            return wrong(f"{spaced(state)} was not passed on the way here")
+        another_way = cue == "Another way" and state == self.states[0] and len(self.hits) == 1
+        if self.at_target and not another_way:
             return unneeded("the target has been made")
         kept = self.states.index(state)
-        del self.states[kept + 1 :], self.path[kept:]
-        self.hit = False
+        del self.states[kept + 1 :]
+        del self.path[kept:]
+        self.at_target = False
         return RIGHT

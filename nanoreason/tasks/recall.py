@@ -1,29 +1,78 @@
-"""Control families, where thinking should not help: factual recall, and questions whose answer stands in the text."""
+"""Control families, where thinking should not help.
+
+Recall of facts, and questions whose answer stands in the text.
+"""
 
 from nanoreason.tasks.core import Family
 
-CAPITALS = dict(France="Paris", Italy="Rome", Spain="Madrid", Germany="Berlin", Japan="Tokyo", Egypt="Cairo", Greece="Athens",
-                Norway="Oslo", Sweden="Stockholm", Poland="Warsaw", Austria="Vienna", Portugal="Lisbon", Ireland="Dublin",
-                Finland="Helsinki", Denmark="Copenhagen", Hungary="Budapest", Cuba="Havana", Peru="Lima", Kenya="Nairobi", Chile="Santiago")
-SYMBOLS = dict(hydrogen="H", helium="He", carbon="C", nitrogen="N", oxygen="O", sodium="Na", iron="Fe", copper="Cu", silver="Ag",
-               gold="Au", tin="Sn", lead="Pb", zinc="Zn", sulfur="S", potassium="K", calcium="Ca")
-YOUNG = dict(dog="puppy", cat="kitten", cow="calf", horse="foal", sheep="lamb", pig="piglet", goat="kid", bear="cub", frog="tadpole",
-             duck="duckling", hen="chick", swan="cygnet")
-HOMES = dict(bee="hive", bird="nest", spider="web", horse="stable", lion="den", rabbit="burrow", dog="kennel", snail="shell", king="palace",
-             monk="monastery", beaver="lodge", soldier="barracks", nomad="tent", pig="sty", student="dormitory", hermit="cave")
-OPPOSITES = dict(hot="cold", big="small", fast="slow", early="late", light="dark", full="empty", hard="soft", high="low", old="new",
-                 wet="dry", open="closed", strong="weak", loud="quiet", deep="shallow")
+CAPITALS = dict(
+    France="Paris", Italy="Rome", Spain="Madrid", Germany="Berlin", Japan="Tokyo", Egypt="Cairo",
+    Greece="Athens", Norway="Oslo", Sweden="Stockholm", Poland="Warsaw", Austria="Vienna",
+    Portugal="Lisbon", Ireland="Dublin", Finland="Helsinki", Denmark="Copenhagen",
+    Hungary="Budapest", Cuba="Havana", Peru="Lima", Kenya="Nairobi", Chile="Santiago",
+)
+SYMBOLS = dict(
+    hydrogen="H", helium="He", carbon="C", nitrogen="N", oxygen="O", sodium="Na", iron="Fe",
+    copper="Cu", silver="Ag", gold="Au", tin="Sn", lead="Pb", zinc="Zn", sulfur="S",
+    potassium="K", calcium="Ca",
+)
+YOUNG = dict(
+    dog="puppy", cat="kitten", cow="calf", horse="foal", sheep="lamb", pig="piglet", goat="kid",
+    bear="cub", frog="tadpole", duck="duckling", hen="chick", swan="cygnet",
+)
+HOMES = dict(
+    bee="hive", bird="nest", spider="web", horse="stable", lion="den", rabbit="burrow",
+    dog="kennel", snail="shell", king="palace", monk="monastery", beaver="lodge",
+    soldier="barracks", nomad="tent", pig="sty", student="dormitory", hermit="cave",
+)
+OPPOSITES = dict(
+    hot="cold", big="small", fast="slow", early="late", light="dark", full="empty", hard="soft",
+    high="low", old="new", wet="dry", open="closed", strong="weak", loud="quiet", deep="shallow",
+)
+CAPITAL_WORDINGS = (
+    "What is the capital of {}?",
+    "Name the capital of {}.",
+    "Which city is the capital of {}?",
+    "{} has which capital?",
+)
+OPPOSITE_WORDINGS = (
+    "What is the opposite of {}?",
+    "Name the opposite of {}.",
+    "Which word is the opposite of {}?",
+    "{} is the opposite of what?",
+)
+YOUNG_WORDINGS = (
+    "What is a young {} called?",
+    "Name a young {}.",
+    "What do we call a young {}?",
+    "A young {} is called what?",
+)
+SYMBOL_WORDINGS = (
+    "What is the symbol for {}?",
+    "Name the symbol of {}.",
+    "Which symbol stands for {}?",
+    "The element {} has which symbol?",
+)
+HOME_WORDINGS = (
+    "Where does a {} live?",
+    "What is the home of a {} called?",
+    "Name the home of a {}.",
+    "A {} lives in what?",
+)
 TABLES = {  # level -> (facts, wordings); {} is the subject
-    1: (CAPITALS, ("What is the capital of {}?", "Name the capital of {}.", "Which city is the capital of {}?", "{} has which capital?")),
-    2: (OPPOSITES, ("What is the opposite of {}?", "Name the opposite of {}.", "Which word is the opposite of {}?", "{} is the opposite of what?")),
-    3: (YOUNG, ("What is a young {} called?", "Name a young {}.", "What do we call a young {}?", "A young {} is called what?")),
-    4: (SYMBOLS, ("What is the symbol for {}?", "Name the symbol of {}.", "Which symbol stands for {}?", "The element {} has which symbol?")),
-    5: (HOMES, ("Where does a {} live?", "What is the home of a {} called?", "Name the home of a {}.", "A {} lives in what?")),
+    1: (CAPITALS, CAPITAL_WORDINGS),
+    2: (OPPOSITES, OPPOSITE_WORDINGS),
+    3: (YOUNG, YOUNG_WORDINGS),
+    4: (SYMBOLS, SYMBOL_WORDINGS),
+    5: (HOMES, HOME_WORDINGS),
 }
 
 
 class Fact(Family):
-    """Recall of a table learned by heart. Params: (level, subject, wording): a fact is trained on in some wordings and tested in others."""
+    """Recall of a table learned by heart. Params: (level, subject, wording).
+
+    The split is by all three: a fact is trained on in some wordings and tested in others.
+    """
 
     name = "fact"
     held_out_level = False
@@ -34,13 +83,17 @@ class Fact(Family):
 
     def ask(self, params, rng):
         level, subject, wording = params
-        question = TABLES[level][1][wording].format(subject)
+        _, wordings = TABLES[level]
+        question = wordings[wording].format(subject)
         return question[0].upper() + question[1:]
 
     def answer(self, params):
-        return TABLES[params[0]][0][params[1]]
+        level, subject, _ = params
+        facts, _ = TABLES[level]
+        return facts[subject]
 
     def verify(self, problem, text):
+        """The word of the table; case and a final period do not count."""
         return text.strip().rstrip(".").casefold() == problem.answer.casefold()
 
 
@@ -50,21 +103,29 @@ OWNERS = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Hugo")
 
 
 class SimpleQA(Family):
-    """One look at the text answers it. Level n names n + 1 things. Params: (owner, ((color, thing), ...), index asked)."""
+    """One look at the text answers it. Level n names n + 1 things.
+
+    Params: (owner, ((color, thing), ...), index of the thing asked about).
+    """
 
     name = "qa"
 
     def draw(self, rng, level):
         things = rng.sample(THINGS, level + 1)
-        return rng.choice(OWNERS), tuple((rng.choice(COLORS), thing) for thing in things), rng.randrange(level + 1)
+        owner = rng.choice(OWNERS)
+        owned = tuple((rng.choice(COLORS), thing) for thing in things)
+        return owner, owned, rng.randrange(level + 1)
 
     def ask(self, params, rng):
-        owner, things, asked = params
-        named = [f"a {color} {thing}" for color, thing in things]
-        return f"{owner} has {', '.join(named[:-1])} and {named[-1]}. What color is the {things[asked][1]}?"
+        owner, owned, asked = params
+        named = [f"a {color} {thing}" for color, thing in owned]
+        listed = f"{', '.join(named[:-1])} and {named[-1]}"
+        return f"{owner} has {listed}. What color is the {owned[asked][1]}?"
 
     def answer(self, params):
-        return params[1][params[2]][0]
+        _, owned, asked = params
+        return owned[asked][0]
 
     def verify(self, problem, text):
+        """The color; case and a final period do not count."""
         return text.strip().rstrip(".").casefold() == problem.answer

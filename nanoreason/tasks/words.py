@@ -1,34 +1,108 @@
-"""Word problems: a short story composed from a start, some events and a question, or a percentage of a crowd."""
+"""Word problems: a story of a start, some events and a question, or a percentage of a crowd."""
 
 import re
 from fractions import Fraction
 
-from nanoreason.tasks.core import Family, chain_lines, parse_number, undo_last
+from nanoreason.tasks.core import (
+    MAX_TEXT,
+    Family,
+    chain_lines,
+    last_number,
+    parse_number,
+    undo_last,
+)
 from nanoreason.tasks.numbers import Percent
 
-PEOPLE = (("Anna", "She", "her"), ("Ben", "He", "him"), ("Clara", "She", "her"), ("David", "He", "him"), ("Emma", "She", "her"),
-          ("Felix", "He", "him"), ("Grace", "She", "her"), ("Hugo", "He", "him"), ("Iris", "She", "her"), ("Jonas", "He", "him"),
-          ("Lena", "She", "her"), ("Max", "He", "him"), ("Nora", "She", "her"), ("Oscar", "He", "him"), ("Tom", "He", "him"))
-ITEMS = ("apples", "books", "cards", "coins", "cookies", "eggs", "marbles", "pencils", "shells", "stamps", "stickers", "tickets")
+PEOPLE = (
+    ("Anna", "She", "her"),
+    ("Ben", "He", "him"),
+    ("Clara", "She", "her"),
+    ("David", "He", "him"),
+    ("Emma", "She", "her"),
+    ("Felix", "He", "him"),
+    ("Grace", "She", "her"),
+    ("Hugo", "He", "him"),
+    ("Iris", "She", "her"),
+    ("Jonas", "He", "him"),
+    ("Lena", "She", "her"),
+    ("Max", "He", "him"),
+    ("Nora", "She", "her"),
+    ("Oscar", "He", "him"),
+    ("Tom", "He", "him"),
+)
+ITEMS = (
+    "apples", "books", "cards", "coins", "cookies", "eggs",
+    "marbles", "pencils", "shells", "stamps", "stickers", "tickets",
+)
 BOXES = ("boxes", "bags", "packs", "jars", "trays", "baskets")
 
-# {n} a number, {who} the person, {She} the pronoun, {friend} somebody else, {items} what is counted, {others} what is not, {boxes} what holds it
-OPENINGS = ("{who} has {n} {items}.", "{who} starts the week with {n} {items}.", "On Monday {who} counts {n} {items} at home.", "{who} owns {n} {items}.")
-BOXED = ("{who} has {k} {boxes} with {n} {items} each.", "{who} buys {k} {boxes} of {n} {items} each.", "{who} fills {k} {boxes} with {n} {items} each.")
+# In the sentences below:
+# {n}       a number; {k} the number of boxes
+# {who}     the person; {She} the pronoun or the name, {her} the pronoun
+# {friend}  somebody else
+# {items}   what is counted; {others} what is not; {boxes} what holds the items
+OPENINGS = (
+    "{who} has {n} {items}.",
+    "{who} starts the week with {n} {items}.",
+    "On Monday {who} counts {n} {items} at home.",
+    "{who} owns {n} {items}.",
+)
+BOXED = (
+    "{who} has {k} {boxes} with {n} {items} each.",
+    "{who} buys {k} {boxes} of {n} {items} each.",
+    "{who} fills {k} {boxes} with {n} {items} each.",
+)
 EVENTS = {
-    "+": ("{She} buys {n} more.", "{She} finds {n} more {items}.", "{friend} gives {her} {n} {items}.", "Then {who} gets {n} more {items}.",
-          "The next day {who} wins {n} {items}.", "{who} is sent {n} more {items}.", "Later {She} adds {n} {items}.", "{friend} hands {her} {n} {items}."),
-    "-": ("{She} gives {n} {items} to {friend}.", "{She} loses {n} of them.", "{She} sells {n} {items}.", "Then {who} gives away {n}.",
-          "{friend} buys {n} {items} from {her}.", "In the evening {n} of them are gone.", "{who} hands out {n} {items}.", "Later {She} uses up {n} {items}."),
-    "*": ("Then the number of {items} grows to {n} times as many.", "By spring {who} has {n} times as many {items}."),
+    "+": (
+        "{She} buys {n} more.",
+        "{She} finds {n} more {items}.",
+        "{friend} gives {her} {n} {items}.",
+        "Then {who} gets {n} more {items}.",
+        "The next day {who} wins {n} {items}.",
+        "{who} is sent {n} more {items}.",
+        "Later {She} adds {n} {items}.",
+        "{friend} hands {her} {n} {items}.",
+    ),
+    "-": (
+        "{She} gives {n} {items} to {friend}.",
+        "{She} loses {n} of them.",
+        "{She} sells {n} {items}.",
+        "Then {who} gives away {n}.",
+        "{friend} buys {n} {items} from {her}.",
+        "In the evening {n} of them are gone.",
+        "{who} hands out {n} {items}.",
+        "Later {She} uses up {n} {items}.",
+    ),
+    "*": (
+        "Then the number of {items} grows to {n} times as many.",
+        "By spring {who} has {n} times as many {items}.",
+    ),
 }
-SHARES = ("{She} shares all the {items} equally among {n} friends. How many {items} does each friend get?",
-          "{She} puts all the {items} into {n} bowls, equally many in each. How many {items} are in a bowl?",
-          "{She} divides all the {items} evenly over {n} shelves. How many {items} are on each shelf?")
-ENDINGS = ("How many {items} does {who} have now?", "How many {items} does {who} own at the end?", "How many {items} does that make for {who}?", "How many {items} has {who} got then?")
-DISTRACTORS = ("{friend} has {n} {others}.", "{friend} is {n} years old.", "The shop is {n} minutes away.", "The next bus is number {n}.", "{friend} lives at number {n}.",
-               "It is {n} degrees outside.", "A bus passes every {n} minutes.", "There are {n} children in the street.")
-CROWDS = (  # the first is the brief's own wording
+SHARES = (
+    "{She} shares all the {items} equally among {n} friends. "
+    "How many {items} does each friend get?",
+    "{She} puts all the {items} into {n} bowls, equally many in each. "
+    "How many {items} are in a bowl?",
+    "{She} divides all the {items} evenly over {n} shelves. "
+    "How many {items} are on each shelf?",
+)
+ENDINGS = (
+    "How many {items} does {who} have now?",
+    "How many {items} does {who} own at the end?",
+    "How many {items} does that make for {who}?",
+    "How many {items} has {who} got then?",
+)
+DISTRACTORS = (
+    "{friend} has {n} {others}.",
+    "{friend} is {n} years old.",
+    "The shop is {n} minutes away.",
+    "The next bus is number {n}.",
+    "{friend} lives at number {n}.",
+    "It is {n} degrees outside.",
+    "A bus passes every {n} minutes.",
+    "There are {n} children in the street.",
+)
+CROWDS = (
     "In a school, {p}% of students play sports. If there are {n} students, how many play sports?",
     "A farm has {n} animals. {p}% of them are sheep. How many sheep are there?",
     "A library owns {n} books, and {p}% of them are novels. How many novels does it own?",
@@ -40,28 +114,36 @@ CROWDS = (  # the first is the brief's own wording
     "A baker makes {n} rolls and sells {p}% of them. How many rolls are sold?",
     "In a forest of {n} trees, {p}% are oaks. How many oaks are there?",
 )
-UNITS = frozenset(ITEMS) | {"students", "sheep", "novels", "seats", "people", "flowers", "letters", "rolls", "oaks"}
+CROWD_UNITS = {
+    "students", "sheep", "novels", "seats", "people", "flowers", "letters", "rolls", "oaks",
+}
+UNITS = frozenset(ITEMS) | CROWD_UNITS
 PERCENT = Percent()
 
 
 class Word(Family):
-    """Params: ('percent', p, n), or ('story', start, ((op, n), ...), distractors). An op '@' opens with `start` boxes of n each.
+    """Params: ('percent', p, n), or ('story', start, ((op, n), ...), distractors).
 
-    Levels: two events; boxes and an event, or a percentage; boxes and two events, perhaps shared out; boxes, three events and a number
-    that does not matter; boxes, four events and such a number; held out: six events.
+    An op '@' opens with `start` boxes of n each; '/' shares out at the end.
+
+    Levels: two events; boxes and an event, or a percentage; boxes and two events, perhaps shared
+    out; boxes, three events and a number that does not matter; boxes, four events and such a
+    number; held out: six events.
     """
 
     name = "word"
-    events = {1: 2, 2: 1, 3: 2, 4: 3, 5: 4, 6: 6}
+    events = {1: 2, 2: 1, 3: 2, 4: 3, 5: 4, 6: 6}  # level -> events, boxes and sharing not counted
 
     def draw(self, rng, level):
         if level == 2 and rng.random() < 0.4:
             return "percent", rng.randint(1, 9) * 10, rng.randint(2, 100) * 10
-        start, ops = rng.randint(10, 60), []
+        start = rng.randint(10, 60)
+        value = start
+        ops = []
         if level > 1:
             start = rng.randint(3, 9)
             ops.append(("@", rng.randint(3, 20)))
-        value = start * (ops[0][1] if ops else 1)
+            value = start * ops[0][1]
         while len(ops) < self.events[level] + (level > 1):
             op = rng.choice("+-*" if level >= 5 and value < 80 else "+-")
             n = rng.randint(2, 4) if op == "*" else rng.randint(2, 40)
@@ -69,75 +151,114 @@ class Word(Family):
                 continue
             value = {"+": value + n, "-": value - n, "*": value * n}[op]
             ops.append((op, n))
-        divisors = [n for n in range(2, 10) if value % n == 0 and value > n] if level >= 3 else []
-        if divisors and rng.random() < 0.3:
+        divisors = [n for n in range(2, 10) if value % n == 0 and value > n]
+        if level >= 3 and divisors and rng.random() < 0.3:
             ops.append(("/", rng.choice(divisors)))
-        return "story", start, tuple(ops), (rng.randint(2, 40),) if level >= 4 else ()
+        distractors = (rng.randint(2, 40),) if level >= 4 else ()
+        return "story", start, tuple(ops), distractors
 
     def ask(self, params, rng):
         if params[0] == "percent":
             return rng.choice(CROWDS).format(p=params[1], n=params[2])
-        _, start, ops, distractors = params
-        (who, she, her), (friend, _, _) = rng.sample(PEOPLE, 2)
-        items, others = rng.sample(ITEMS, 2)
-        fill = dict(who=who, her=her, friend=friend, items=items, others=others, boxes=rng.choice(BOXES))
-        boxed, shared = ops[0][0] == "@", ops[-1][0] == "/"
-        events = ops[boxed : len(ops) - shared]
-        # A number that does not matter stands after the opening or an event, but not right before a sharing out.
-        aside = rng.randint(0, len(events) - shared) if distractors else -1
-        story = [rng.choice(BOXED).format(k=start, n=ops[0][1], **fill) if boxed else rng.choice(OPENINGS).format(n=start, **fill)]
-        for i, (op, n) in enumerate((*events, ops[-1] if shared else ("?", 0))):
-            if i == aside:
-                story.append(rng.choice(DISTRACTORS).format(n=distractors[0], **fill))
-            clear = friend not in story[-1] and i != aside  # whether "she" and "them" can only mean one thing
-            forms = EVENTS.get(op) or (SHARES if shared else ENDINGS)
-            form = rng.choice(forms)
-            while not clear and "{items}" not in form:
-                form = rng.choice(forms)
-            subject = who if not clear else she if form.startswith("{She}") else she.lower()
-            story.append(form.format(n=n, She=subject, **fill))
-        return " ".join(story)
+        return tell_story(params, rng)
 
     def _ops(self, params):
+        """The operations of a story, with boxes as a product."""
         return [("*" if op == "@" else op, n) for op, n in params[2]]
 
     def answer(self, params):
-        return PERCENT.answer(params[1:]) if params[0] == "percent" else self.steps(params)[-1].split()[-1]
+        if params[0] == "percent":
+            return PERCENT.answer(params[1:])
+        return last_number(self.steps(params))
 
     def steps(self, params):
-        return PERCENT.steps(params[1:]) if params[0] == "percent" else chain_lines(params[1], self._ops(params))
+        if params[0] == "percent":
+            return PERCENT.steps(params[1:])
+        return chain_lines(params[1], self._ops(params))
 
     def terse(self, params):
+        """The whole story as one expression."""
         if params[0] == "percent":
             return PERCENT.terse(params[1:])
-        lines, text = self.steps(params), str(params[1])
+        text = str(params[1])
         for i, (op, n) in enumerate(self._ops(params)):
             text = f"({text}) {op} {n}" if op in "*/" and i else f"{text} {op} {n}"
-        return [f"{text} = {lines[-1].split()[-1]}"]
+        return [f"{text} = {self.answer(params)}"]
 
     def another(self, params):
         return PERCENT.another(params[1:]) if params[0] == "percent" else []
 
     def check(self, params):
-        return PERCENT.check(params[1:]) if params[0] == "percent" else undo_last(self.steps(params))
+        if params[0] == "percent":
+            return PERCENT.check(params[1:])
+        return undo_last(self.steps(params))
 
     def check_trace(self, params, lines):
-        return PERCENT.check_trace(params[1:], lines) if params[0] == "percent" else super().check_trace(params, lines)
+        if params[0] == "percent":
+            return PERCENT.check_trace(params[1:], lines)
+        return super().check_trace(params, lines)
 
     def read(self, params, line):
-        return PERCENT.read(params[1:], line) if params[0] == "percent" else super().read(params, line)
+        if params[0] == "percent":
+            return PERCENT.read(params[1:], line)
+        return super().read(params, line)
 
     def given(self, params):
-        return PERCENT.given(params[1:]) if params[0] == "percent" else super().given(params[1:3])
+        if params[0] == "percent":
+            return PERCENT.given(params[1:])
+        return super().given(params[1:3])  # the number of a distractor is not given
 
     def identity(self, params):
-        """A percentage of a crowd is the same problem as the bare percentage; what does not matter is left out of a story."""
-        return PERCENT.identity(params[1:]) if params[0] == "percent" else f"{self.name}:{params[1:3]}"
+        """A percentage of a crowd is the same problem as the bare percentage.
+
+        The number that does not matter is no part of a story.
+        """
+        if params[0] == "percent":
+            return PERCENT.identity(params[1:])
+        return f"{self.name}:{params[1:3]}"
 
     def verify(self, problem, text):
         """A number, alone or with the unit that is asked for: '100' and '100 students'."""
-        number, _, unit = text[:201].strip().rstrip(".").partition(" ")
-        asked = re.findall("[a-z]+", problem.question.rstrip("?").rpartition(". ")[2])
+        text = text[: MAX_TEXT + 1].strip().rstrip(".")
+        number, _, unit = text.partition(" ")
+        final_question = problem.question.rstrip("?").rpartition(". ")[2]
+        asked = re.findall("[a-z]+", final_question)
         if unit and not (unit in UNITS and unit in asked):
             return False
         return parse_number(number) == Fraction(self.answer(problem.params))
+
+
+def tell_story(params, rng):
+    """The text of a story, in a wording that `rng` draws.
+
+    A pronoun is used only where it can mean one person: not after a sentence that names the friend,
+    and not after the number that does not matter.
+    """
+    _, start, ops, distractors = params
+    (who, she, her), (friend, _, _) = rng.sample(PEOPLE, 2)
+    items, others = rng.sample(ITEMS, 2)
+    boxes = rng.choice(BOXES)
+    fill = dict(who=who, her=her, friend=friend, items=items, others=others, boxes=boxes)
+    boxed = ops[0][0] == "@"
+    shared = ops[-1][0] == "/"
+    events = ops[boxed : len(ops) - shared]
+    ending = ops[-1] if shared else ("?", 0)
+    # The distractor stands after the opening or an event, but not right before a sharing out.
+    aside = rng.randint(0, len(events) - shared) if distractors else -1
+    if boxed:
+        story = [rng.choice(BOXED).format(k=start, n=ops[0][1], **fill)]
+    else:
+        story = [rng.choice(OPENINGS).format(n=start, **fill)]
+    for i, (op, n) in enumerate((*events, ending)):
+        if i == aside:
+            story.append(rng.choice(DISTRACTORS).format(n=distractors[0], **fill))
+        clear = friend not in story[-1] and i != aside
+        forms = EVENTS.get(op) or (SHARES if shared else ENDINGS)
+        form = rng.choice(forms)
+        while not clear and "{items}" not in form:  # "3 of them" would be unclear, too
+            form = rng.choice(forms)
+        subject = who
+        if clear:
+            subject = she if form.startswith("{She}") else she.lower()
+        story.append(form.format(n=n, She=subject, **fill))
+    return " ".join(story)

@@ -1,0 +1,165 @@
+"""Checkpoints: what they bring back, foreign and damaged files, and a kill while saving."""
+
+import os
+
+import pytest
+import torch
+from conftest import make_tiny
+from torch import nn
+
+from nanoreason import checkpoint
+from nanoreason.flags import UserError
+
+
+def equal_tensors(one, other):
+    """Whether two iterables hold the same tensors, bit for bit."""
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_checkpoint_brings_back_model_optimizer_and_numbers(tmp_path):
+    model = make_tiny()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    model(torch.tensor([[1, 2, 3]])).sum().backward()
+    optimizer.step()
+    checkpoint.save(tmp_path / "ckpt.pt", model, step=7, optimizer=optimizer.state_dict())
+    state = checkpoint.load(tmp_path)  # a run folder stands for its ckpt.pt
+    loaded = checkpoint.load_model(tmp_path / "ckpt.pt")
+    assert state["step"] == 7
+    assert loaded.config == model.config
+    assert not loaded.training
+    assert equal_tensors(loaded.state_dict().values(), model.state_dict().values())
+    assert loaded.head.weight is loaded.embed.weight  # still tied
+    other = torch.optim.AdamW(loaded.parameters(), 1e-3)
+    other.load_state_dict(state["optimizer"])
+    mean = other.state[next(loaded.parameters())]["exp_avg"]
+    assert torch.equal(mean, optimizer.state[next(model.parameters())]["exp_avg"])
+
+
+def test_a_run_folder_stands_for_its_best_checkpoint_and_without_one_for_its_latest(tmp_path):
+    last = make_tiny(seed=1)
+    best = make_tiny(seed=2)
+
+    def same(path, model):
+        return equal_tensors(checkpoint.load_model(path).parameters(), model.parameters())
+
+    checkpoint.save(tmp_path / "ckpt.pt", last, step=9)
+    assert same(tmp_path, last)
+    assert checkpoint.load(tmp_path)["step"] == 9
+    checkpoint.save(tmp_path / "best.pt", best, step=4)
+    assert same(tmp_path, best)
+    assert same(str(tmp_path), best)
+    assert checkpoint.load(tmp_path)["step"] == 4
+    # a file stands for itself
+    assert same(tmp_path / "ckpt.pt", last)
+    assert same(tmp_path / "best.pt", best)
+    (tmp_path / "ckpt.pt").unlink()
+    assert same(tmp_path, best)
+    (tmp_path / "best.pt").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="best.pt is damaged"):
+        checkpoint.load(tmp_path)
+
+
+class DDP(nn.Module):
+    """What DistributedDataParallel does to the names of a model."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+class Compiled(nn.Module):
+    """What torch.compile does to them."""
+
+    def __init__(self, module):
+        super().__init__()
+        self._orig_mod = module
+
+    def __getattr__(self, name):  # as torch.compile's wrapper does
+        inside = self._modules["_orig_mod"]
+        return inside if name == "_orig_mod" else getattr(inside, name)
+
+
+def test_wrappers_leave_no_trace_in_the_file(tmp_path):
+    model = make_tiny()
+    twice = [Compiled(DDP(model)), DDP(Compiled(model))]
+    for wrapped in (model, DDP(model), Compiled(model), *twice):
+        checkpoint.save(tmp_path / "ckpt.pt", wrapped)
+        assert set(checkpoint.load(tmp_path)["weights"]) == set(model.state_dict())
+
+
+def foreign_files(good):
+    """{name: bytes} of files that are no checkpoints; good: the bytes of one."""
+    return {
+        "empty": b"",
+        "text": b"not a checkpoint\n",
+        "json": b'{"format": "nanoreason-1"}',
+        "cut": good[: len(good) // 2],
+        "almost whole": good[:-30],
+        "headless": good[100:],
+        "zip of nothing": b"PK\x05\x06" + b"\0" * 18,
+        "stop of an empty pickle": b".",
+        "pickle that runs code": b"cos\nsystem\n(S'exit 3'\ntR.",
+        "pickle that pops nothing": b"\x80\x02\x85.",
+    }
+
+
+@pytest.mark.parametrize("name", foreign_files(b""))
+def test_a_damaged_or_foreign_file_is_a_user_error(tmp_path, name):
+    checkpoint.save(tmp_path / "good.pt", make_tiny())
+    path = tmp_path / "ckpt.pt"
+    path.write_bytes(foreign_files((tmp_path / "good.pt").read_bytes())[name])
+    with pytest.raises(UserError, match="ckpt.pt"):
+        checkpoint.load(path)
+
+
+def foreign_contents(good):
+    """{name: value} of what torch.save can write and is no checkpoint; good: one, as a dict."""
+    return {
+        "weights only": {"weights": good["weights"]},
+        "list": [1, 2],
+        "tensor": torch.zeros(3),
+        "whole module": make_tiny(),
+        "another format": good | {"format": "nanoreason-0"},
+        "another tokenizer": good | {"vocabulary": "another"},
+        "no tokenizer": {k: v for k, v in good.items() if k != "vocabulary"},
+    }
+
+
+@pytest.mark.parametrize("name", foreign_contents(dict(weights={})))
+def test_torch_files_that_are_no_checkpoints_are_user_errors(tmp_path, name):
+    good = checkpoint.load(_saved(tmp_path / "good.pt"))
+    torch.save(foreign_contents(good)[name], tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="ckpt.pt"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_missing_checkpoint_is_a_user_error(tmp_path):
+    for path in (tmp_path / "none.pt", tmp_path / "none" / "deeper", tmp_path):
+        with pytest.raises(UserError, match="no checkpoint at"):
+            checkpoint.load(path)
+
+
+def _saved(path):
+    checkpoint.save(path, make_tiny(), step=1)
+    return path
+
+
+def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = _saved(tmp_path / "ckpt.pt")
+    before = path.read_bytes()
+
+    def killed(value, target):
+        with open(target, "wb") as f:
+            f.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(path, make_tiny(seed=1), step=2)
+    assert path.read_bytes() == before
+    assert checkpoint.load(path)["step"] == 1
+    monkeypatch.undo()
+    # the scratch file of the killed save is no obstacle
+    checkpoint.save(path, make_tiny(seed=1), step=2)
+    assert checkpoint.load(path)["step"] == 2
+    assert os.listdir(tmp_path) == ["ckpt.pt"]
