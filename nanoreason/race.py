@@ -28,7 +28,7 @@ FAMILIES = "multiplication,chain,percent,word,equation"
 
 def race_plan(out, seed, quick):
     """The stages of one seed, in order: base and R1-Zero on the clock, then a test."""
-    base = dict(stage="base", families=FAMILIES, tokens=2_400_000, reasoned=0.3, seed=seed)
+    base = dict(stage="base", families=FAMILIES, tokens=3_000_000, reasoned=0.3, seed=seed)
     zero = dict(init=out / "base", families=FAMILIES, steps=200, batch_size=512,
                 learning_rate=3e-4, eval_every=0, goal=GOAL, seed=seed)
     test = dict(eval=True, ckpt=out / "zero", json=out / "test.json", families=FAMILIES,

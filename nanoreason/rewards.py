@@ -9,7 +9,7 @@ alone. An answer that stands in the thinking only, or several answers to choose 
     length        coefficient * tokens           short responses (`length_penalties` has two forms)
     overlong      0 to -1                        keeping away from the limit that cuts responses
     process       mean, min or sum of +1, 0, -1  right steps; 0 is a true step that was not needed
-    reward_model  0 to 1                         a learned score, in the place of the outcome
+    score         0 to 1                         a reward model's, in the place of the outcome
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class RewardConfig:
             overlong=self.overlong_buffer,
             process=self.process_weight,
             leaky=self.leaky_outcome_for_hacking_study,
-            reward_model=reward_model,
+            score=reward_model,
         )
         return ["outcome", "format", "length", *(name for name, on in wanted.items() if on)]
 
@@ -161,7 +161,7 @@ def group_rewards(problem, group, config=RewardConfig(), scores=None):
         if config.leaky_outcome_for_hacking_study:
             task_reward = parts["leaky"] = leaky_outcome_for_hacking_study(problem, ids)
         if scores is not None:
-            task_reward = parts["reward_model"] = scores[i]
+            task_reward = parts["score"] = scores[i]
         if config.process_weight:
             parts["process"] = process_reward(problem, response, config.process_form)
             task_reward += config.process_weight * parts["process"]

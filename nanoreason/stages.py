@@ -4,7 +4,6 @@ A stage is a script with flags. Stages that do not read one another's results sh
 CPU, a thread each; killed at any moment, a line goes on where it stopped.
 """
 
-import os
 import platform
 import resource
 import shlex
@@ -22,9 +21,8 @@ from nanoreason.flags import UserError
 from nanoreason.machine import generator
 from nanoreason.model import GPT, PRESETS
 from nanoreason.run import say, write_json
-from nanoreason.workers import at_once, cores, resumes
+from nanoreason.workers import ROOT, at_once, cores, environment, flag_words, resumes
 
-ROOT = Path(__file__).resolve().parent.parent
 LOG = threading.Lock()  # stages that end together write one stages.json
 
 
@@ -43,13 +41,9 @@ class Stage:
 
 def command(stage, resume=False):
     """The shell words of a stage, as a user would type them in the repository."""
-    words = [stage.script]
-    for name, value in stage.flags.items():
-        if name:
-            words.append("--" + name.replace("_", "-"))
-        if value is not True:
-            words.append(str(value))
-    return words + (["--resume"] if resume else [])
+    flags = dict(stage.flags)
+    question = [flags.pop("")] if "" in flags else []
+    return [stage.script, *flag_words(flags), *question, *(["--resume"] if resume else [])]
 
 
 def run_stage(config, stage, position, threads, log):
@@ -61,13 +55,9 @@ def run_stage(config, stage, position, threads, log):
     resume = stage.script != "sample.py" and resumes(stage.script, stage.flags["out"])
     words = command(stage, resume)
     say(f"\n[{position}] {stage.name}: {stage.note}\n    python {shlex.join(words)}")
-    paths = [str(ROOT), os.environ.get("PYTHONPATH")]
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
-    if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
     start = time.time()
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / words[0]), *words[1:]], env=environment,
+        [sys.executable, str(ROOT / words[0]), *words[1:]], env=environment(threads),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )
     for line in process.stdout:

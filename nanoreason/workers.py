@@ -1,4 +1,4 @@
-"""Work spread over the cores: one process per core, one thread per process.
+"""Work spread over the cores: one process per core, one thread per process; and runs of scripts.
 
 Small models keep a second thread of a matrix product idle most of the time; a second process uses
 all of it. Only for work that falls into independent pieces and takes longer than the seconds in
@@ -12,6 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+
+ROOT = Path(__file__).resolve().parent.parent  # where the scripts are
 
 _shared = None  # in a worker: what all its jobs need, for instance a model
 
@@ -71,3 +73,38 @@ CONTINUES_FROM = {"train_prm.py": "config.json", "distill.py": "traces.jsonl"}
 def resumes(script, out):
     """Whether a script that was stopped left something in `out` for --resume to go on from."""
     return (Path(out) / CONTINUES_FROM.get(script, "ckpt.pt")).exists()
+
+
+def flag_words(flags):
+    """{field: value} as the words of a command line. True becomes a bare flag, False is left out.
+
+    dict(max_steps=3, resume=True, compile=False)  ->  ["--max-steps", "3", "--resume"]
+    """
+    words = []
+    for name, value in flags.items():
+        if value is False:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
+            words.append(str(value))
+    return words
+
+
+def environment(threads=0):
+    """Environment variables under which a script finds this package.
+
+    threads: of its matrix products; 0 leaves them as they are here.
+    """
+    paths = [str(ROOT)]
+    if os.environ.get("PYTHONPATH"):
+        paths.append(os.environ["PYTHONPATH"])
+    variables = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
+    if threads:
+        variables["OMP_NUM_THREADS"] = str(threads)
+    return variables
+
+
+def last_line(text, otherwise):
+    """The last line of what a script wrote to stderr; `otherwise` where it wrote nothing."""
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else otherwise

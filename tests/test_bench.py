@@ -19,7 +19,7 @@ from nanoreason.corpus import Example
 from nanoreason.data import IGNORE
 from nanoreason.generate import generate
 from nanoreason.model import GPT, PRESETS
-from nanoreason.studies.runs import flag_words
+from nanoreason.workers import flag_words
 from nanoreason.tokenizer import END, PAD
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_stopping
-from test_verifier import make_reward_model
+from test_reward_model import make_reward_model
 
 from nanoreason import plots
 from nanoreason.studies import compute, reward_models

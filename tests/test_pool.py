@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import make_stopping
 from test_search import MIXED, OTHER, Q, RIGHT, WRONG, Scripted
-from test_verifier import make_reward_model
+from test_reward_model import make_reward_model
 
 from nanoreason import pool as pools
 from nanoreason.evaluate import held_out_problems

@@ -245,7 +245,7 @@ def test_a_reward_models_last_score_is_the_reward_and_a_prms_others_reward_steps
         assert [end for end, _ in rated] == (ends[row] if kind == "prm" else [])
         chances = [chance for _, chance in rated]
         assert chances == pytest.approx(alone_at(model, prompt, response, rated), abs=1e-5)
-    given = found.rewards["reward_model"]
+    given = found.rewards["score"]
     assert torch.equal(given, found.rewards["task_reward"])
     assert found.rewards["outcome"].tolist() == [[1, 0, 0], [1, 0, 0]]
     assert given[0, 0] != given[1, 2]  # the same response to another question
@@ -455,8 +455,8 @@ def test_two_steps_on_a_reward_models_scores_log_them_and_change_the_model(
     rows = run(monkeypatch, tmp_path, "--reward", kind, "--reward-model", path)
     assert ended_well(tmp_path, rows)
     for row in rows:
-        assert 0 < row["reward_reward_model"] < 1
-        assert row["reward_total"] == row["reward_reward_model"]
+        assert 0 < row["reward_score"] < 1
+        assert row["reward_total"] == row["reward_score"]
         # nobody is right, and yet there is something to learn
         assert row["solve_rate"] == row["reward_outcome"] == row["no_signal"] == 0
 
@@ -479,7 +479,7 @@ def test_two_steps_on_exactly_checked_steps_change_the_model(tmp_path, monkeypat
     rows = run(monkeypatch, tmp_path, *words.split())
     assert ended_well(tmp_path, rows)
     for row in rows:
-        assert "reward_reward_model" not in row and "reward_process" not in row
+        assert "reward_score" not in row and "reward_process" not in row
         assert row["solve_rate"] == row["reward_total"] == row["no_signal"] == 0
 
 

@@ -263,7 +263,7 @@ def test_the_scores_of_a_reward_model_take_the_outcomes_place_and_leave_it_in_th
         format_weight=0.25, length_penalty=-0.01, length_form="calibrated",
     )
     rewards = group_rewards(CHAIN, GROUP, reward_config, scores)
-    assert values_of(rewards, "reward_model") == scores
+    assert values_of(rewards, "score") == scores
     assert task_rewards_of(rewards) == [0.5, 0.75, 0.375, 1.25, 0.0]
     assert values_of(rewards, "outcome") == OUTCOMES
     # who is right decides the length penalty

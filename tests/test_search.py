@@ -451,7 +451,7 @@ def test_weighted_votes_of_the_worked_example():
 
 
 def test_a_reward_model_as_scorer_reads_each_response_behind_its_own_prompt():
-    from test_verifier import PROMPTS, RESPONSES, make_reward_model
+    from test_reward_model import PROMPTS, RESPONSES, make_reward_model
     from nanoreason.reward_model import scores
 
     model = make_reward_model("prm")

@@ -34,7 +34,7 @@ from nanoreason.run import read_metrics, say, write_json
 from nanoreason.generate import generate, sampler
 from nanoreason.model import GPT, PRESETS, KVCache, cache_memory, training_flops
 from nanoreason.bench.peers import padded_sft_rate, peer_generate, to_qwen3, trl_grpo
-from nanoreason.studies.runs import ROOT, environment, flag_words, last_line
+from nanoreason.workers import ROOT, environment, flag_words, last_line
 from nanoreason.tasks import problem_set
 from nanoreason.tokenizer import END, render_prompt
 

@@ -35,7 +35,7 @@ from nanoreason.generate import generate, sampler
 from nanoreason.rewards import outcome_reward
 from nanoreason.tokenizer import parse_response, render_prompt
 from nanoreason.studies.reports import table_lines
-from nanoreason.studies.runs import ROOT, environment, flag_words, last_line
+from nanoreason.workers import ROOT, environment, flag_words, last_line
 
 FAMILIES = ("multiplication", "chain", "percent", "word", "equation")
 STUDIES = {  # {name of the row: flags of train_grpo.py}; BASE stands for --base

@@ -1,6 +1,5 @@
 """Runs of this project's scripts that a study needs, made where they are missing."""
 
-import os
 import shlex
 import subprocess
 import sys
@@ -9,48 +8,11 @@ from pathlib import Path
 
 from nanoreason.flags import UserError
 from nanoreason.run import progress, say
-from nanoreason.workers import at_once, resumes
-
-ROOT = Path(__file__).resolve().parents[2]
+from nanoreason.workers import ROOT, at_once, environment, flag_words, resumes
 
 # What every base model reads, as in the speedrun.
 BASE_FAMILIES = "addition,multiplication,chain,percent,word,equation,primality"
 BASE_TOKENS = 3_300_000
-
-
-def flag_words(flags):
-    """{field: value} as the words of a command line. True becomes a bare flag, False is left out.
-
-    dict(max_steps=3, resume=True, compile=False)  ->  ["--max-steps", "3", "--resume"]
-    """
-    words = []
-    for name, value in flags.items():
-        if value is False:
-            continue
-        words.append("--" + name.replace("_", "-"))
-        if value is not True:
-            words.append(str(value))
-    return words
-
-
-def environment(threads=0):
-    """Environment variables under which a script finds this package.
-
-    threads: of its matrix products; 0 leaves them as they are here.
-    """
-    paths = [str(ROOT)]
-    if os.environ.get("PYTHONPATH"):
-        paths.append(os.environ["PYTHONPATH"])
-    variables = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
-    if threads:
-        variables["OMP_NUM_THREADS"] = str(threads)
-    return variables
-
-
-def last_line(text, otherwise):
-    """The last line of what a script wrote to stderr; `otherwise` where it wrote nothing."""
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else otherwise
 
 
 def ensure(done, script, threads=0, **flags):
