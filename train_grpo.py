@@ -5,7 +5,11 @@ a group of responses per question; those better than their group's mean become l
 less likely. From a base that answers at once, thinking emerges because it pays (`--init runs/base`,
 DeepSeek-R1-Zero); from a cold start, ways of reasoning that fail fade out (`--init runs/cold`, R1).
 
-One step, and where to read each move:
+Words. Policy, pi: the model in training. Rollout: the responses that a step samples. Reference: the
+frozen start. Advantage: how much better a response is than its group. On-policy: before the weights
+change. P problems, G responses each, N = P * G, at most L tokens each, M tokens in a forward pass.
+
+One step, and where to read each part (the first three: nanoreason/experience.py: sample_groups):
 
     problems   = questions.draw(step)                       nanoreason/questions.py
     responses  = G samples per problem                      nanoreason/generate.py: generate
@@ -21,9 +25,9 @@ One step, and where to read each move:
 
 A first reader can skip every switch whose default is "none", 0 or off, and all --loss but grpo.
 
-Where it departs from the papers. Old log-probabilities come from the trainer's own forward pass and
-not from the sampler, so that on-policy the ratio is exactly 1. The laptop's learning rate is far
-above the 1e-6 of `--preset deepseek-r1`, whose model is half a million times larger.
+Where it departs from the papers. Old log-probabilities come from the trainer's forward pass, so
+that the ratio is exactly 1 at first; in float32 on a CPU, later minibatches take the sampler's. The
+learning rate is far above `--preset deepseek-r1`'s, for a model half a million times larger.
 
     laptop      python train_grpo.py --init runs/base --out runs/zero
     one GPU     python train_grpo.py --init runs/cold --preset gpu --out runs/rl
@@ -54,34 +58,34 @@ class Config:
     level: str = flag("1,2", "levels, or auto: as hard as keeps 20 to 60% of responses right")
     steps: int = flag(50, "rollouts, each followed by its updates", low=1)
     token_budget: int = flag(0, "end after this many sampled tokens; 0: no limit", low=0)
-    goal: float = flag(0.0, "end once sampled accuracy on 1,000 validation problems is above "
-                       "this share, by its lower bound; 0: no goal", low=0, high=1)
+    goal: float = flag(0.0, "end once the lower 95% bound of sampled accuracy on 1,000 "
+                       "validation problems reaches this; 0: no goal", low=0, high=1)
     batch_size: int = flag(512, "responses per step: prompts times samples, all ranks", low=2)
     num_samples_per_prompt: int = flag(8, "responses per prompt: the group", low=2)
     temperature: float = flag(1.0, "of the rollouts and of the log-probabilities", low=0.01)
     max_reasoning_tokens: int = flag(160, "longest response; longer ones are cut and wrong", low=1)
     dynamic_sampling: bool = flag(False, "replace groups without signal by new ones (DAPO)")
     refills: int = flag(3, "most rounds of new questions of --dynamic-sampling", low=1)
-    reward: str = flag("outcome", "right answers; a reward model's scores; right answers and "
-                       "checked steps; or, for study, a checker with a hole", REWARDS)
+    reward: str = flag("outcome", "right answers; orm, prm: a reward model's score; exact-process: "
+                       "steps as well; leaky-...: a faulty checker, for study", REWARDS)
     reward_model: str = flag("", "checkpoint for --reward orm or prm")
     format_weight: float = flag(0.0, "extra reward for a well-formed response", low=0)
     length_penalty: float = flag(0.0, "reward per token; DeepSeek-style recipes use -0.001", high=0)
-    length_form: str = flag("plain", "which responses it counts for: all, or right ones for what "
-                            "they exceed the group's shortest right one", LENGTH_FORMS)
+    length_form: str = flag("plain", "--length-penalty for all tokens, or (calibrated) for what "
+                            "right responses exceed the group's shortest right one", LENGTH_FORMS)
     overlong_buffer: int = flag(0, "last tokens in which a penalty grows to -1 (DAPO)", low=0)
     process_weight: float = flag(0.0, "extra reward for checked steps, +1, 0 or -1 each", low=0)
     process_form: str = flag("mean", "how they become one number", tuple(PROCESS_FORMS))
     loss: str = flag("grpo", "objective; brings its paper's --advantage, --clip-ratio, --clip-high",
                      ("grpo", "dr-grpo", "dapo", "gspo", "cispo"))
     advantage: str = flag("mean-std", "divide by the group's std, or not", ("mean", "mean-std"))
-    clip_ratio: float = flag(0.2, "how far below 1 the ratio counts; 0: open", low=0)
-    clip_high: float = flag(-1.0, "how far above 1 it counts; -1: as below; 0: open", low=-1)
-    kl: str = flag("none", "estimator of the KL to the reference: k1 lowers the reward, k2 and k3 "
-                   "are losses", ("none", "k1", "k2", "k3"))
+    clip_ratio: float = flag(0.2, "the ratio is clipped at 1 - this; 0: no lower bound", low=0)
+    clip_high: float = flag(-1.0, "at 1 + this; -1: as --clip-ratio; 0: no upper bound", low=-1)
+    kl: str = flag("none", "KL to the reference: k1 is taken off the advantages, k2 and k3 are "
+                   "losses", ("none", "k1", "k2", "k3"))
     kl_coef: float = flag(0.01, "weight of the KL", low=0)
     refresh_reference: int = flag(0, "steps until the reference is renewed; 0: never", low=0)
-    minibatches: int = flag(2, "parts of a rollout, by whole groups; a step each", low=1)
+    minibatches: int = flag(2, "parts of a rollout, by groups; one optimizer step each", low=1)
     inner_epochs: int = flag(1, "passes over each rollout", low=1)
     learning_rate: float = flag(3e-4, "peak learning rate of AdamW", low=0)
     warmup_steps: int = flag(2, "steps in which the rate climbs", low=0)
@@ -92,7 +96,7 @@ class Config:
     precision: str = flag("auto", "bf16 where it is faster, or one", ("auto", "fp32", "bf16"))
     checkpoint_activations: bool = flag(False, "recompute blocks backward: less memory, +33% FLOPs")
     compile: bool = flag(False, "torch.compile decoding and, on a GPU, the update")
-    eval_every: int = flag(10, "steps between greedy validations, which select; 0: never", low=0)
+    eval_every: int = flag(10, "steps between validations, which choose best.pt; 0: no", low=0)
     eval_problems: int = flag(100, "validation problems per family", low=1)
     device: str = flag("auto", "where to run", ("auto", "cpu", "cuda", "mps"))
     seed: int = flag(0, "seed of questions and samples", low=0)
@@ -210,7 +214,7 @@ def policy_loss(logp, old_logp, ref_logp, advantage, weight, response, loss="grp
     k2 = x^2 / 2       biased as a value; its gradient is that of each token's KL, on-policy
     k3 = e^-x - 1 + x  unbiased, never negative; its gradient is that of KL(ref || policy)
 
-    Returns the scalar loss, and the share of clipped tokens and the mean k3, weighted like it.
+    Returns the loss, the share of clipped tokens and the mean k3, each summed with `weight`.
     """
     log_ratio = logp - old_logp
     if loss == "gspo":
@@ -235,9 +239,9 @@ def policy_loss(logp, old_logp, ref_logp, advantage, weight, response, loss="grp
 def make_minibatches(experience, advantages, config, machine):
     """The rollout in `minibatches` parts of whole groups: a list of lists of micro-batches.
 
-    A group goes by its place among the questions of all ranks, place % minibatches: so a minibatch
-    holds the same groups on one rank as on eight. Responses whose gradient is zero, for want of
-    signal and of a KL, are left out.
+    A group's place in the list of all ranks' questions decides its minibatch (place % minibatches),
+    so that minibatches are the same for any number of ranks. Without a KL loss, responses whose
+    advantages are all zero have no gradient and are left out.
     """
     lengths = experience.rollout.lengths
     parts = []
@@ -254,9 +258,9 @@ def make_minibatches(experience, advantages, config, machine):
 
 
 @torch.no_grad()
-def score_before(model, reference, parts, config, device, bf16):
-    """Log-probabilities before the first step, kept in the micro-batches: "ref", and "old" for all
-    but the first minibatch, whose own forward pass comes before any step."""
+def add_old_and_reference(model, reference, parts, config, device, bf16):
+    """Put log-probabilities before any optimizer step into the micro-batches: "ref", the
+    reference's, and "old", the policy's. The first minibatch gets "old" in `update` itself."""
     for number, micro in ((n, micro) for n, part in enumerate(parts) for micro in part):
         with autocast(device, bf16):
             micro["ref"] = reference and token_logprobs(reference, micro, config.temperature)[0]
@@ -269,10 +273,11 @@ def score_before(model, reference, parts, config, device, bf16):
 def update(model, reference, optimizer, experience, advantages, config, machine, bf16):
     """Optimizer steps on one Experience: `inner_epochs` times one per minibatch.
 
-    advantages: (N, L). Returns means over the tokens trained on, None if there are none.
+    advantages: (N, L). Returns {name: mean over the tokens trained on, None if there are none}, and
+    grad_norm, the mean over the optimizer steps.
     """
     parts = make_minibatches(experience, advantages, config, machine)
-    score_before(model, reference, parts, config, machine.device, bf16)
+    add_old_and_reference(model, reference, parts, config, machine.device, bf16)
     clip = (config.clip_ratio, config.clip_ratio if config.clip_high < 0 else config.clip_high)
     means = Means()
     grad_norm = 0.0
@@ -286,7 +291,8 @@ def update(model, reference, optimizer, experience, advantages, config, machine,
                                             micro["response"], config.loss, clip, config.kl,
                                             config.kl_coef)
             loss.backward()
-            gap = (weight * (old - micro["sampled"]).abs()).sum()  # trainer against sampler
+            # trainer against sampler; 0 by construction where "old" is the sampler's
+            gap = (weight * (old - micro["sampled"]).abs()).sum()
             means.add(loss=loss, clip_fraction=clipped, kl=kl, entropy=(weight * entropy).sum(),
                       sampler_gap=gap, weight=weight.sum())
         machine.sum_gradients(model)
@@ -311,10 +317,9 @@ def train(config, machine):
             run.policy, config, run.questions, run.step, machine, run.reward_model
         )
         rolled = time.time()
-        advantages = token_advantages(
-            experience.rewards["total"], experience.steps, experience.rollout.lengths,
-            config.advantage,
-        )
+        rewards = experience.rewards["total"]
+        lengths = experience.rollout.lengths
+        advantages = token_advantages(rewards, experience.steps, lengths, config.advantage)
         if config.kl == "k1":
             advantages -= config.kl_coef * sequence_kl(
                 run.model, run.reference, experience, config, machine.device, run.bf16

@@ -28,8 +28,9 @@ goes on, since a model may correct itself. Balancing shifts the scores, so calib
 uses validation responses as they come: 0.8 should mean right four times in five.
 
     laptop      python train_prm.py --kind orm --init runs/speedrun/cold --out runs/orm
-                python train_prm.py --kind prm --init runs/speedrun/cold --reuse runs/orm
-    no labels   python train_prm.py --kind prm --labels mc --init runs/speedrun/cold
+                python train_prm.py --init runs/speedrun/cold --reuse runs/orm --out runs/prm \\
+                    --kind prm
+    no labels   python train_prm.py --init runs/speedrun/cold --kind prm --labels mc --out runs/mc
     8 GPUs      torchrun --nproc-per-node 8 train_prm.py --init runs/rl --questions 100000
 """
 

@@ -280,7 +280,7 @@ class Means:
     def over_ranks(self, machine):
         """{name: mean over the tokens trained on, all ranks'}, None where there were none."""
         totals = {name: machine.total(value) for name, value in self.sums.items()}
-        scale = totals.pop("weight")  # the share of tokens that carried a loss
+        scale = totals.pop("weight")  # sum of the weights, over all passes
         return {name: value / scale if scale else None for name, value in totals.items()}
 
 

@@ -143,7 +143,8 @@ def generate(
 
     prompts: list of P lists of ids. temperature: 0 is greedy. uniform: a torch.Generator, or the
     numbers that `noise` made, (P * samples, max_new_tokens or more); required unless greedy.
-    max_rows: rows decoded at once; where there are more, the prompts are served in turns.
+    max_rows: rows decoded at once, but never less than all samples of one prompt; where there are
+    more, the prompts are served in turns.
     compile: torch.compile the decoding step, which takes seconds at the first call and pays off in
     a long run. on_progress: called with the number of rows that finished since its last call.
     stop: ids that end a response; the stop token is the last token of the response.
@@ -184,7 +185,9 @@ def room_to_answer(model, prompts):
     that is none, or where a prompt is empty."""
     longest = max(map(len, prompts))
     context = model.config.max_len
-    if longest >= context or min(map(len, prompts)) < 1:
+    if min(map(len, prompts)) < 1:
+        raise ValueError("a prompt is empty")
+    if longest >= context:
         raise ValueError(
             f"a prompt of {longest} tokens does not fit the context of {context} "
             "with room to answer"
@@ -198,7 +201,7 @@ def uniform_numbers(uniform, temperature, shape):
     if temperature == 0:
         return torch.zeros(shape[0], 1).expand(shape)  # greedy decoding reads none of them
     if uniform is None:
-        raise ValueError("sampling needs an explicit generator")
+        raise ValueError("sampling needs uniform: an explicit generator, or the numbers of noise()")
     return noise(shape, uniform) if isinstance(uniform, torch.Generator) else uniform
 
 
@@ -289,8 +292,10 @@ class Decoding:
             row  branch  draws         row  branch
              0     0       4      ->    0     0      newest token 4
              1     0       4      ->    1     0
-             2     0       8      ->    2     1      newest token 8; cache row 1 was free, and
-             3     1      stop    ->   dropped       holds a copy of cache row 0 now
+             2     0       8      ->    2     1      newest token 8
+             3     1      stop    ->   dropped
+
+        Cache row 1, which row 3 has left, holds a copy of cache row 0 now.
         """
         uniform = self.uniform[self.rows, self.t]  # (B,)
         token, logprob = sample_token(logits, self.temperature, uniform, self.branch)
@@ -308,7 +313,7 @@ class Decoding:
         pairs = self.branch[live] * V + token[live]
         pairs, pair_of_row = torch.unique(pairs, return_inverse=True)
         if len(pairs) == 1:
-            pairs = pairs.repeat(2)  # torch.compile would specialise on a batch of one
+            pairs = pairs.repeat(2)  # a second, idle row: torch.compile specialises on one
         cache_row = self.cache.continue_from(pairs // V)
         self.branch = cache_row[pair_of_row]
         self.token = torch.zeros_like(self.cache.lengths).index_copy_(0, cache_row, pairs % V)

@@ -125,9 +125,9 @@ def process_reward(problem, response, form="mean"):
     """Exact step verdicts as one number: +1 a right step, 0 an unneeded one, -1 a wrong one. 0.0
     for a response without steps.
 
-    mean: the share of good work; min: the worst step decides (in the spirit of Lightman et al.
-    2305.20050, who multiply step scores); sum: rewards more right steps too, so that a policy
-    learns to write long.
+    mean: right steps minus wrong ones, per step; min: the worst step decides (in the spirit of
+    Lightman et al. 2305.20050, who multiply step scores); sum: rewards more right steps too, so
+    that a policy learns to write long.
     """
     values = [STEP_VALUE[j.verdict] for j in check_steps(problem, response.steps)]
     return float(PROCESS_FORMS[form](values)) if values else 0.0

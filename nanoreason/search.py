@@ -42,7 +42,7 @@ from nanoreason.reward_model import aggregate
 (NEWLINE,) = encode("\n")
 STEP_STOP = (NEWLINE, END)  # a step search samples up to the end of a step, or of the response
 ANSWER_TOKENS = 24  # kept free for the answer behind thinking that was cut off
-CHECK_TOKENS = 64  # longest check of self-verify, answer included
+CHECK_TOKENS = 64  # of self-verify: room behind the longest response; shorter ones get more
 
 
 @dataclass(frozen=True)
@@ -280,6 +280,7 @@ def method(fill):
             fill(model, questions, config, noise, scorer)
         return [question.result() for question in questions]
 
+    del solve.__wrapped__  # help() then shows the signature of solve, not that of fill
     return solve
 
 

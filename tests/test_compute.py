@@ -96,7 +96,7 @@ def easy_and_hard():
     """(scores, runs) of ten questions.
 
     The greedy response is right for the eight that the reward model likes. The two others need 16
-    samples; if all questions got as many, nobody could afford them.
+    samples, which the budget does not allow for all questions.
     """
     scores = np.linspace(0.05, 0.95, 10)
     hard = np.arange(10) < 2

@@ -485,6 +485,31 @@ def test_a_single_step_with_signal_begins_the_count_of_silent_steps_anew(
     assert no_signal_messages(capsys) == [("10", ALL_WRONG)]
 
 
+# Its goal
+
+
+def test_a_run_ends_when_the_lower_bound_of_sampled_accuracy_reaches_its_goal(
+    start, tmp_path, monkeypatch
+):
+    """It is looked at only after steps whose training questions are solved that often."""
+    looks = []
+
+    def sampled(policy, problems, longest, seed):
+        looks.append(seed)
+        low = 0.25 if len(looks) < 2 else 0.31
+        return dict(acc=0.5, n=len(problems), ci=[low, 0.7])
+
+    monkeypatch.setattr(grpo_run, "sampled_accuracy", sampled)
+    report = train(small(start, tmp_path / "run", steps=30, goal=0.3), MACHINE)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    asked = [row["step"] + 1 for row in rows if row["solve_rate"] >= 0.3]
+    assert looks == asked and len(looks) == 2
+    assert report["reached"] and report["steps"] == len(rows) == looks[-1] < 30
+    assert [row["val_sampled"]["ci"][0] for row in rows if "val_sampled" in row] == [0.25, 0.31]
+    report = train(small(start, tmp_path / "never", steps=3, goal=1.0), MACHINE)
+    assert not report["reached"] and report["steps"] == 3
+
+
 # Its size
 
 

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from nanoreason import stages
+from nanoreason import grpo_run, race, stages
 from nanoreason.flags import UserError
 from nanoreason.speedrun import Config, plan
 from nanoreason.stages import Stage, inputs, run_stages, wall
@@ -152,3 +153,65 @@ def test_a_stage_that_was_stopped_goes_on_and_two_that_end_together_are_both_log
     (tmp_path / "train_sft.py").write_text("import sys\nsys.exit(3)\n")
     with pytest.raises(UserError, match="status 3"):
         stages.run_stage(config, made["train_sft.py"], "1/1", 1, log)
+
+
+# How long it takes
+
+
+def test_the_estimate_grows_with_a_slower_machine_and_shrinks_with_what_is_done(monkeypatch):
+    whole = plan(Config())
+    monkeypatch.setattr(stages, "at_once", lambda: 2)
+    monkeypatch.setattr(stages, "cores", lambda: 2)
+    monkeypatch.setattr(stages, "training_step_seconds", lambda: stages.STEP)
+    minutes = stages.estimate(whole)
+    assert 5 < minutes < 20  # the machine of stages.SECONDS took 12.6
+    assert stages.estimate(whole[1:]) == pytest.approx(minutes - stages.SECONDS["base"] / 60)
+    monkeypatch.setattr(stages, "training_step_seconds", lambda: 3 * stages.STEP)
+    assert stages.estimate(whole) == pytest.approx(3 * minutes)
+    monkeypatch.setattr(stages, "at_once", lambda: 16)
+    waits = sum(stages.SECONDS[name] for name in stages.CHAIN)
+    assert stages.estimate(whole[1:]) == pytest.approx(3 * waits / 60)  # however many cores
+
+
+def test_a_training_step_is_timed_with_one_thread_and_leaves_the_threads_alone():
+    threads = torch.get_num_threads()
+    assert 0 < stages.training_step_seconds() < 60 and torch.get_num_threads() == threads
+
+
+# The race
+
+
+def test_a_race_stops_the_clock_before_its_test_and_keeps_a_row_per_seed(monkeypatch, tmp_path):
+    said = []
+    clock = iter(range(0, 6000, 100))
+
+    def run_stage(config, stage, position, threads, log):
+        out = Path(config.out)
+        began = next(clock)
+        log[stage.name] = dict(began=began, ended=began + 60, seconds=60)
+        if stage.name == "zero":
+            (out / "zero").mkdir()
+            (out / "zero" / "report.json").write_text(json.dumps(dict(steps=23, reached=True)))
+        if stage.name == "zero: test":
+            sampled = dict(acc=0.81, n=1000, ci=[0.784, 0.833], temperature=1.0)
+            (out / "test.json").write_text(json.dumps(dict(sampled=sampled)))
+
+    monkeypatch.setattr(race, "run_stage", run_stage)
+    monkeypatch.setattr(race, "say", said.append)
+    config = Config(out=str(tmp_path))
+    rows = race.race(config)
+    assert [row["seed"] for row in rows] == list(race.SEEDS)
+    assert {row["minutes"] for row in rows} == {round(160 / 60, 2)}
+    kept = json.loads((tmp_path / "race" / "race.json").read_text())
+    assert kept["rows"] == rows and kept["goal"] == race.GOAL and kept["commit"]
+    assert said[0].count("reached") == 3 and "0.810 [0.784, 0.833] n=1000" in said[0]
+    with pytest.raises(UserError, match="holds a race"):
+        race.race(config)
+
+
+def test_the_race_asks_for_sampled_accuracy_on_a_thousand_problems():
+    _, zero, test = race.race_plan(Path("out"), 1, False)
+    families = zero.flags["families"].split(",")
+    assert zero.flags["goal"] == race.GOAL == 0.8 and len(families) == 5
+    assert grpo_run.GOAL_PROBLEMS == 1000 == len(families) * test.flags["problems"]
+    assert test.flags["families"] == zero.flags["families"]

@@ -292,7 +292,7 @@ def train_speed(config, machine, model, scratch, peaks):
     if cuda and config.compile:
         calls["ours, compiled"] = partial(ours, compile=True)
     if not cuda:
-        # ours leaves out what is longer than a row, so the padded loop does
+        # train_sft.py leaves out what is longer than a row; so must the padded loop
         demonstrations = corpus.demonstrations(1500, config.seed)
         examples = [e for e in demonstrations if len(e.ids) <= size["row_tokens"]]
         for rows in (8, 24):
@@ -326,9 +326,9 @@ def prefill_speed(config, machine, model, peaks):
     lengths = torch.full((B,), T, device=machine.device)
     with torch.inference_mode():
         cache = KVCache(policy.config, B, T, machine.device, dtype)
-        spent = seconds(
+        elapsed = seconds(
             lambda: policy.prefill(idx, lengths, cache), machine.device, config.repeats)
-    rate = idx.numel() / spent
+    rate = idx.numel() / elapsed
     # the head is read once per row, not once per token
     head = 2 * policy.config.vocab_size * policy.config.n_embd * (1 - 1 / T)
     forward = training_flops(policy.config, 1, T) / 3 - head  # FLOPs per token
@@ -384,9 +384,9 @@ def peer_rates(model, prompts, tokens, forced):
         options["cache_implementation"] = "static"  # compiled and graphed; slower on a CPU
 
     def theirs(dtype):
-        count, spent = peer_generate(
+        count, elapsed = peer_generate(
             qwen, prompts, SAMPLES, tokens, forced=forced, dtype=dtype, **options)
-        return count / spent
+        return count / elapsed
 
     calls = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -470,7 +470,7 @@ def grpo_speed(config, machine, model, scratch):
         calls["TRL, float32"] = partial(theirs, False, 32)
         calls["TRL, bfloat16"] = partial(theirs, True, 64)
     figures = alternate(calls, max(1, config.repeats // 2))
-    said = [f"{name} {spent:.2f} s" for name, spent in figures.items()]
+    said = [f"{name} {step:.2f} s" for name, step in figures.items()]
     # ours leaves such groups out of the update; TRL computes their zero gradients
     figures["share_of_groups_without_signal"] = statistics.mean(silent)
     say(

@@ -84,7 +84,7 @@ class Config:
     samples: int = flag(16, "samples per problem", low=1)
     workers: int = flag(2, "runs at once; each gets its share of the cores", low=1)
     measure: str = flag(
-        "", "measure this run's last checkpoint and stop (how the tool calls itself)")
+        "", "measure this run's last checkpoint and stop; the study calls itself with it")
 
 
 # Runs

@@ -390,8 +390,8 @@ def run_methods(setup, model, prm, problems, asked, how):
 def plan_costs(runs):
     """{(method, n): tokens (P,)} of what a plan may choose.
 
-    A plan looks at the greedy response first, so every option pays for it. Where n samples are
-    chosen among, the greedy response is one of them.
+    A plan looks at the greedy response first, so the tokens of every option include it. Where n
+    samples are chosen among, the greedy response is one of them.
     """
     greedy = runs["greedy", 1][1]
     costs = {}
@@ -437,15 +437,16 @@ def make_plan(scores, runs, allowed):
     None where nothing is cheap enough.
     """
     edges = [*np.quantile(scores, QUANTILES), 2.0]  # no score reaches the last
-    bin_of = np.searchsorted(edges, scores, side="right")  # (P,)
+    bin_of = np.searchsorted(edges, scores, side="right")  # (P,): step 1
     costs = plan_costs(runs)
 
     def within_budget(price):
-        options = best_options(bin_of, runs, costs, price)
+        options = best_options(bin_of, runs, costs, price)  # step 2
         tokens = sum(costs[option][bin_of == b].sum() for b, option in options.items())
         return bool(tokens / len(scores) <= allowed)
 
-    at = bisect_left(PRICES, True, key=within_budget)  # False ... False True ... True
+    # step 3: along PRICES the answers are False ... False True ... True
+    at = bisect_left(PRICES, True, key=within_budget)
     if at == len(PRICES):
         return None
     options = best_options(bin_of, runs, costs, PRICES[at])
@@ -453,7 +454,7 @@ def make_plan(scores, runs, allowed):
 
 
 def greedy_scores(setup, model, prm, problems, how):
-    """(P,) the reward model's score of each greedy response: what auto judges difficulty by."""
+    """(P,) the reward model's score of each greedy response: auto's measure of difficulty."""
     prompts = [render_prompt(problem.question) for problem in problems]
     rollout = generate(model, prompts, 1, LIMIT, 0.0).cpu()
     responses = [rollout.response(row) for row in range(len(prompts))]

@@ -48,7 +48,7 @@ def step_auc(report):
 def publish(name, report, markdown, draw, out):
     """Write NAME.json, NAME.md and NAME.png into the folder `out`, and print the table.
 
-    markdown: report -> text; draw: (report, path) -> None.
+    markdown: report -> text; draw: (report, path) -> path.
     """
     write_json(out / f"{name}.json", report)
     text = markdown(report)

@@ -199,8 +199,12 @@ def overall(row):
 
 
 def at_level(level):
-    """A function: row -> greedy accuracy at a level, %."""
-    return lambda row: 100 * row["levels"][str(level)]["acc"]
+    """The function of a row that gives its greedy accuracy at a level, %."""
+
+    def accuracy(row):
+        return 100 * row["levels"][str(level)]["acc"]
+
+    return accuracy
 
 
 def unsound(row):
@@ -245,7 +249,7 @@ def count_seeds(rows):
 
 
 def student_runs(config, bases, folders):
-    """What every size learns from, at every seed.
+    """The training run of every size by every road, at every seed.
 
     bases: {size: folder}; folders: {road: folder of traces}. Returns ({(road, size, seed): run
     folder}, runs), the runs as `ensure_all` takes them.
@@ -267,10 +271,10 @@ def student_runs(config, bases, folders):
 
 
 def sizes(config, machine):
-    """Every size by every road.
+    """Every size by every road; a road is a way to train a student.
 
-    Roads: full and compressed traces of the teacher, plain SFT on reference solutions of the same
-    questions, and GRPO of its own.
+    "full" and "compressed": SFT on traces of the teacher; "reference": SFT on reference solutions
+    to the same questions; "grpo": reinforcement learning of its own.
     """
     teacher = trained_teacher(config)
     folders = {

@@ -34,8 +34,8 @@ class Verdict(str, Enum):
     """What the checker says of one line.
 
     RIGHT     true and of use
-    UNNEEDED  true, but nothing follows from it
-    WRONG     false, unreadable, or built on numbers that come from nowhere
+    UNNEEDED  true, but said before, or no worked solution has a use for it
+    WRONG     false, unreadable, or built on numbers neither given nor derived
     """
 
     RIGHT = "right"
@@ -121,7 +121,7 @@ def _in_lowest_terms(number, divisor):
 def format_number(value):
     """Shortest decimal text of an exact value: 12, 4.5, 0.25.
 
-    Raises ValueError where the decimals never end.
+    Raises ValueError where it needs more than 11 decimals.
     """
     value = Fraction(value)
     places = next((p for p in range(12) if (value * 10**p).denominator == 1), None)
@@ -266,7 +266,7 @@ class Family:
     steps(params) -> list[str]     the full worked solution, one statement per line
     terse(params) -> list[str]     fewer and bolder lines: shorter, and harder to get right
     another(params) -> list[str]   a second route to the answer; [] where none is worth showing
-    check(params) -> str           a line that tests the answer by another computation, or ''
+    check(params) -> str           'Check: ' and another computation of the answer, or ''
     """
 
     name = ""
