@@ -1,7 +1,6 @@
 """Families about bare numbers: addition, multiplication, chains, percentages, equations, primes."""
 
 import re
-from collections import Counter
 from fractions import Fraction
 from math import isqrt
 
