@@ -70,11 +70,11 @@ def training_stages(out):
     """[(name, script, flags, note)] of everything that trains. All sizes and rates stand here."""
     # No KL to the reference: scoring every response under it would cost half as much again.
     # Validation is flat from the twentieth step on: 25 steps are enough.
-    grpo = dict(steps=25, batch_size=512, learning_rate=3e-4, kl="none")
+    grpo = dict(steps=25, batch_size=512, learning_rate=3e-4, kl="none", eval_problems=60)
     answers = dict(init=out / "cold", temperature=0.7, questions=1000, val_questions=40,
                    epochs=3, eval_every=30)
     samples = dict(teacher=out / "rl", cache=out / "samples", families=FAMILIES, level="1,2",
-                   questions=7000, samples=2, keep=2)
+                   questions=6000, samples=2, keep=2)
     return [
         ("base", "train_sft.py", dict(stage="base", families=FAMILIES, tokens=3_300_000),
          "a base model from random weights; most of its text answers at once"),
