@@ -150,7 +150,7 @@ def wall(log):
 # base with both, the others with one each, two at a time. STEP: `training_step_seconds` there.
 STEP = 0.20
 SECONDS = dict(
-    base=290, zero=115, cold=50, rl=105, orm=135, rejection=58, final=120, prm=83, student=62,
+    base=290, zero=115, cold=50, rl=105, orm=115, rejection=52, final=112, prm=75, student=56,
     test=18, general=2, best_of_n=17, demo=2,
 )
 CHAIN = ("cold", "rl", "rejection", "final", "test", "demo")  # the longest that waits for itself
