@@ -57,10 +57,12 @@ def log2_samples(axis, ns):
 
 
 def smooth(values, window=5):
-    """Mean over the last `window` values, so that a curve never looks ahead."""
+    """Mean over `window` values around each, fewer at the ends.     [0, 3, 6], 3 -> [1.5, 3, 4.5]
+    """
+    half = window // 2
     means = []
-    for end in range(1, len(values) + 1):
-        means.append(float(np.mean(values[max(0, end - window) : end])))
+    for i in range(len(values)):
+        means.append(float(np.mean(values[max(0, i - half) : i + half + 1])))
     return means
 
 
@@ -93,7 +95,7 @@ SHARES = ("solve_rate", "thinks", "no_signal")  # panels from 0 to 1
 def rl_curves(runs, path):
     """What RL changes, step by step. runs: {name: rows of metrics.jsonl}.
 
-    Faint: each step; strong: mean of the last 5. The sixth panel is the KL to the reference, or, in
+    Faint: each step; strong: mean of 5 around it. The sixth panel is the KL to the reference, or, in
     runs without one, how far trainer and sampler disagree.
     """
     if any(row["kl"] for rows in runs.values() for row in rows):
@@ -134,7 +136,7 @@ BEHAVIOURS = {  # {key of metrics.jsonl: label}
 
 @styled
 def behaviours(runs, path):
-    """What emerges during RL. runs: {name: rows of metrics.jsonl}; means of the last 5 steps.
+    """What emerges during RL. runs: {name: rows of metrics.jsonl}; means of 5 steps.
 
     Shares of responses that think, verify, correct themselves or try another way, and, on the
     right-hand axis, their length.
