@@ -461,6 +461,8 @@ class Replay:
     facts    what right lines derived, and "period", and "function" once it is concluded
     stated   expressions of the function so far, the answer among them
     times    how often a line of the difference table may be said
+    first    lines of the first solutions; they may result in what they use
+    ways     how often a value may be the result: in one solution, in two
     """
 
     def __init__(self, problem):
@@ -474,6 +476,22 @@ class Replay:
         row = [y for _, y in sorted(self.points.items())]
         table = self.read_period(row) if self.kind == "period" else self.read_polynomial(row)
         self.times = Counter(table)  # equal lines of the first table may each be said
+        self.results = Counter()
+        self.second_way = False
+        self.read_solutions(problem)
+
+    def read_solutions(self, problem):
+        """Set what depends on how the package itself solves the problem."""
+        def results(lines):
+            return Counter(int(line.split(" = ")[-1]) for line in lines if "f(" not in line)
+
+        steps, terse, both = (solve(problem, s, None) for s in ("steps", "terse", "another"))
+        other = [read_cue(line)[1] for line in both[len(steps) :]]
+        self.first = {*steps, *terse, *other}
+        self.ways = (
+            results(steps) | results(terse) | results(other),
+            results(steps) + results(other) | results(terse),
+        )
 
     def read_period(self, row):
         """Set what a period needs; returns the lines of its differences."""
@@ -505,6 +523,7 @@ class Replay:
         return [self.line(*read_cue(line)) for line in lines]
 
     def line(self, cue, text):
+        self.second_way |= cue == "Another way"
         if cue == "Check":
             verdict = self.check(text)
         elif text.startswith("f(x) = "):
@@ -550,12 +569,22 @@ class Replay:
             return "wrong"
         put_in = [re.sub(r"\bx\b", x, one).replace(" ", "") for one in self.stated]
         tests = worked_out.replace(" ", "") in put_in
-        return "right" if tests and not self.said[True, text] else "unneeded"
+        checks = sum(n for (is_check, _), n in self.said.items() if is_check)
+        new = not self.said[True, text] and checks < 3
+        return "right" if tests and new else "unneeded"
 
     def may_use(self, side, spot):
         """Is a number of a line known, or one of the method's behind * or /?"""
         n = int(spot[0])
         return n in self.known or n in self.factors and re.search(r"[*/] -?$", side[: spot.start()])
+
+    def numbers_of(self, sides):
+        """The numbers that these sides build on: not those of the method that only multiply."""
+        spots = [(side, spot) for side in sides for spot in re.finditer(r"\d+", side)]
+        return {
+            int(spot[0]) for side, spot in spots
+            if int(spot[0]) not in self.factors or not re.search(r"[*/] -?$", side[: spot.start()])
+        }
 
     def arithmetic(self, text):
         sides = text.split(" = ")
@@ -575,6 +604,11 @@ class Replay:
         computed = any(re.search(r"[0-9)] [-+*/]", side) for side in sides)
         if again or not computed or result not in self.useful:
             return "unneeded"
+        if text not in self.first and abs(result) in self.numbers_of(used):
+            return "unneeded"  # 5 + 3 - 3 = 5
+        if self.results[result] >= self.ways[self.second_way][result]:
+            return "unneeded"
+        self.results[result] += 1
         self.facts.add(result)
         return "right"
 

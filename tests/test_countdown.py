@@ -147,7 +147,9 @@ class Replay:
 
     states   the way to the present state; a state is a list of (value, expression)
     tried    moves made so far, each with the numbers that were there
+    news     for each state after the first, whether the move to it was new
     hits     expressions that made the target
+    checked  texts of checks, those of the true ones with their expressions
     done     has the present way made the target?
     """
 
@@ -155,8 +157,9 @@ class Replay:
         self.given, self.target = read_question(question)
         self.states = [[(n, str(n)) for n in self.given]]
         self.tried = set()
+        self.news = []
         self.hits = []
-        self.checked = set()
+        self.checked = {}
         self.done = False
 
     def verdicts(self, lines):
@@ -168,17 +171,21 @@ class Replay:
         return self.back(cue, text) if text.startswith("Back") else self.move(text)
 
     def check(self, text):
-        again = text in self.checked
-        self.checked.add(text)
+        if text in self.checked:
+            return "unneeded"
+        earlier = [formula for formula in self.checked.values() if formula]
+        self.checked[text] = None
         expression, *sides = text.split(" = ")
         try:
             value, used = read_expression(expression)
             right = used == self.given and value == self.target and sides == [str(self.target)]
         except (AssertionError, SyntaxError, ZeroDivisionError):
             right = False
-        if again:
-            return "unneeded"
-        return "right" if right else "wrong"
+        if not right:
+            return "wrong"
+        self.checked[text] = expression.replace("×", "*")
+        again = any(same_formula(self.checked[text], formula) for formula in earlier)
+        return "unneeded" if again or len(self.checked) > 3 else "right"
 
     def back(self, cue, text):
         names = [sorted(str(value) for value, _ in state) for state in self.states[:-1]]
@@ -189,9 +196,11 @@ class Replay:
         other_way = cue == "Another way" and where == [0] and len(self.hits) == 1
         if self.done and not other_way:
             return "unneeded"
+        idle = True not in self.news[where[0] :]
         self.states = self.states[: where[0] + 1]
+        self.news = self.news[: where[0]]
         self.done = False
-        return "right"
+        return "unneeded" if idle else "right"
 
     def move(self, text):
         match = re.fullmatch(MOVE, text)
@@ -218,6 +227,7 @@ class Replay:
             again = again or any(same_formula(formula, hit) for hit in self.hits)
             self.done = True
             self.hits.append(formula)
+        self.news.append(not again)
         return "unneeded" if again else "right"
 
     def after(self, a, op, b, value):
@@ -702,6 +712,22 @@ def test_a_check_makes_the_target_of_all_numbers(example):
     for line in ("Check: 25 + 7 * 3", "Check: 25 + 21 = 46", "Check: 25 + 7 * 3 = 47"):
         assert last(example, line) == "wrong", line
     assert last(example, check, check) == "unneeded"
+    for other in ("7 * 3 + 25 = 46", "25+7*3 = 46", "((25 + 3 * 7)) = 46"):
+        assert last(example, check, f"Check: {other}") == "unneeded", other
+
+
+def test_going_back_and_forth_earns_nothing(example):
+    """Between the same states, and by checks of one formula in many spellings."""
+    loop = [FIRST, BACK] * 20
+    verdicts = [j.verdict.value for j in check_steps(example, loop)]
+    assert verdicts == ["right"] * 2 + ["unneeded"] * 38
+    assert last(example, FIRST, BACK, FIRST, "25 - 21 = 4, not 46", BACK) == "right"
+    assert last(example, FIRST, BACK, FIRST, "25 - 21 = 4, not 46", "Back to 21 25", BACK) == (
+        "unneeded"
+    )
+    checks = [f"Check: {'(' * n}25 + 7 * 3{')' * n} = 46" for n in range(8)]
+    verdicts = [j.verdict.value for j in check_steps(example, checks)]
+    assert verdicts == ["right"] + ["unneeded"] * 7
 
 
 def test_the_same_formula_in_another_order_is_no_other_way():

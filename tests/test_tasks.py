@@ -14,10 +14,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from conftest import ASSISTANT, USER, decode, tokenizer
 from oracle import evaluate, is_true, mask, read_question, read_story
 
 from nanoreason.corpus import BaseMix, base_chunk, demonstrations, general_data, safety_data
-from nanoreason.corpus import table_line
+from nanoreason.corpus import table_line, tokenize
 from nanoreason.tasks import (
     CONTROLS,
     DEMO,
@@ -47,7 +48,6 @@ from nanoreason.tasks import (
 from nanoreason.tasks.core import MAX_STEPS, format_number, parse_number
 from nanoreason.tasks.general import INSTRUCTIONS, PHRASINGS, WORDS, is_refusal
 from nanoreason.tasks.recall import TABLES
-from nanoreason.tokenizer import ASSISTANT, USER, decode
 
 ALL_LEVELS = {name: LEVELS + (HELD_OUT_LEVEL,) * f.held_out_level for name, f in FAMILIES.items()}
 GRID = [(family, level) for family, levels in ALL_LEVELS.items() for level in levels]
@@ -906,6 +906,106 @@ def test_saying_a_line_again_without_a_second_way_is_unneeded():
     assert check_step(problem, lines, lines[-1]) is Verdict.UNNEEDED
 
 
+# Padding: true lines that lead to nothing new earn nothing
+
+
+def right(problem, lines):
+    """How many of the lines are right."""
+    return verdicts(problem, lines).count(Verdict.RIGHT)
+
+
+IDENTITIES = ("{v} + {a} - {a} = {v}", "{a} + {v} - {a} = {v}", "{v} * {a} / {a} = {v}")
+
+
+def identities(problem, line):
+    """True lines that end in the result of a line, and are made of it and of a known number."""
+    value = re.search(r"= (-?[0-9.]+)$", strip_cue(line)[1])
+    known = sorted(FAMILIES[problem.family].given(problem.params))
+    if not value or not known:
+        return []
+    numbers = [format_number(n) for n in known if n][:1]
+    return [form.format(v=value[1], a=a) for form in IDENTITIES for a in numbers]
+
+
+PADDED = ("addition", "multiplication", "chain", "percent", "word", "equation", "code")
+
+
+@pytest.mark.parametrize("family", PADDED)
+def test_a_result_made_of_itself_is_neutral_and_takes_nothing_from_the_solution(family):
+    tried = 0
+    problems = [p for level in ALL_LEVELS[family] for p in draws(family, level, 8)]
+    for problem, style in itertools.product(problems, ("steps", "terse", "another", "check")):
+        reference = solve(problem, style, random.Random(0))
+        padded = []
+        for line in reference:
+            padded += [line, *identities(problem, line)]
+        found = verdicts(problem, padded)
+        rightly = [line for line, verdict in zip(padded, found) if verdict is Verdict.RIGHT]
+        assert rightly == reference, list(zip(padded, found))
+        tried += len(padded) - len(reference)
+    assert tried > 200
+
+
+@pytest.mark.parametrize("family", PADDED)
+def test_what_padding_can_earn_has_an_end(family):
+    """Two hundred true lines on known numbers are right no more often than both ways have lines.
+
+    And besides them the lines of the other styles, with results of their own.
+    """
+    rng = random.Random(0)
+    for level in ALL_LEVELS[family]:
+        for problem in draws(family, level, 6):
+            lines = solve(problem, "another", rng)
+            most = len(lines) + len(solve(problem, "terse", rng))
+            known = [str(n) for n in FAMILIES[family].given(problem.params)]
+            known += [m[1] for line in lines if (m := re.search(r"= ([0-9]+)$", line))]
+            padding = [strip_cue(line)[1].replace(" = ", "  =  ") for line in lines]
+            for _ in range(150):
+                first, *rest = rng.choices(known, k=rng.randint(2, 4))
+                text = first + "".join(f" {rng.choice('+-*')} {n}" for n in rest)
+                padding.append(f"{text} = {format_number(evaluate(text))}")
+            assert right(problem, lines + padding) <= most
+            assert right(problem, padding + lines) <= most
+
+
+PADDINGS = [  # family, params, lines of which the last is true and leads to nothing new
+    ("chain", (8, ("+", 5), ("*", 3)), ["8 + 5 = 13", "13 + 5 - 5 = 13"]),
+    ("chain", (8, ("+", 5), ("*", 3)), ["8 + 5 = 13", "5 + 8 = 13"]),
+    ("chain", (8, ("+", 5), ("*", 3)), ["8 + 5 = 13", "8+5 = 13"]),
+    ("chain", (8, ("+", 5), ("*", 3)), ["8 + 5 = 13", "13 * 3 = 39", "39 + 13 - 13 = 39"]),
+    ("chain", (8, ("+", 5), ("-", 5), ("+", 1)), ["8 + 1 - 1 = 8"]),
+    ("multiplication", (36, 47), ["30 * 40 = 1200", "1200 + 36 - 36 = 1200"]),
+    ("equation", (3, 5, 0, 20, False), ["3x = 20 - 5 = 15", "3x = 15"]),
+    ("equation", (3, 5, 0, 20, False), ["3x = 20 - 5 = 15", "x = 15 / 3 = 5", "x = 5 + 3 - 3 = 5"]),
+    ("primality", (17,), ["17 / 2 leaves 1", "2 * 8 + 1 = 17"]),
+    ("primality", (17,), ["17 / 2 leaves 1", "17 / 02 leaves 1"]),
+    ("primality", (15,), ["15 = 3 * 5, so 15 is not prime", "15 = 5 * 3, so 15 is not prime"]),
+    ("primality", (17,), ["Check: 2 * 8 + 1 = 17", "Check: 17 / 2 leaves 1"]),
+    ("code", ("linear", 2, 5), ["9 - 7 = 2", "7 - 2 = 5", "7 + 5 - 7 = 5"]),
+    ("code", ("linear", 2, 7), ["9 + 11 - 11 = 9"]),
+]
+
+
+@pytest.mark.parametrize("family, params, lines", PADDINGS, ids=[row[2][-1] for row in PADDINGS])
+def test_a_line_that_leads_to_nothing_new_is_neutral(family, params, lines):
+    problem = make_problem(family, 1, params, random.Random(0))
+    *before, last = verdicts(problem, lines)
+    assert set(before) <= {Verdict.RIGHT} and last is Verdict.UNNEEDED
+
+
+def test_padding_of_other_families_is_neutral_too():
+    truth = make_problem("logic", 1, ("truth", ("or", 0, 1)), random.Random(0))
+    lines = [*solve(truth, "another", None), "04 - 1 = 3", "4 - 01 = 3"]
+    assert right(truth, lines) == len(lines) - 2
+    own = user_problem("8 + 5, thrice?", "39")
+    lines = ["8 + 5 = 13", "13 + 5 - 5 = 13", "5 + 8 = 13", "13 * 3 = 39", "40 - 1 = 39"]
+    assert verdicts(own, lines) == [Verdict.RIGHT, *[Verdict.UNNEEDED] * 2, Verdict.RIGHT,
+                                    Verdict.UNNEEDED]
+    line = make_problem("code", 2, ("linear", 2, 3), random.Random(0))
+    checks = [f"Check: f(3) = 2 * 3 + 3 = {9 + n} - {n}" for n in range(1, 20)]
+    assert right(line, checks) == 3
+
+
 def test_primality_needs_only_primes_up_to_the_root():
     seventeen = demo_problems()[3]
     needed = {2: "right", 3: "right", 4: "unneeded", 5: "unneeded", 16: "unneeded"}
@@ -1159,10 +1259,10 @@ def test_the_demonstration_questions_are_always_held_out():
     assert split_of("percent", (40, 250)) == split_of("word", ("percent", 15, 80)) == "test"
 
 
-def questions_of(examples):
+def questions_of(documents):
     """What a user asks, and the first line of a text without one."""
     questions = []
-    for example in examples:
+    for example in tokenize(documents, tokenizer):
         if example.ids[0] == USER:
             questions.append(decode(example.ids[1 : example.ids.index(ASSISTANT)]))
         else:

@@ -4,6 +4,7 @@
     problem.question                          'What is 59 × 63?'
     solve(problem, "steps", rng)              ['50 * 60 = 3000', '50 * 3 = 150', ...]
     verify(problem, "3,717")                  True: every right way to write the number counts
+    answer_key("3,717", problem)              the same as of "3717": they share a vote
     check_step(problem, [], "50 * 3 = 151")   Verdict.WRONG
 
 A problem's identity is what it asks, never its wording. A hash of that identity decides its split,
@@ -23,7 +24,7 @@ from nanoreason.tasks.general import Harmful, Harmless, Instruct
 from nanoreason.tasks.logic import Logic
 from nanoreason.tasks.numbers import Addition, Chain, Equation, Multiplication, Percent, Primality
 from nanoreason.tasks.recall import Fact, SimpleQA
-from nanoreason.tasks.user import UserData
+from nanoreason.tasks.user import UserData, plain
 from nanoreason.tasks.words import Word
 
 _GENERATED = (
@@ -176,7 +177,22 @@ def _with_slip(family, lines, rng):
 
 def verify(problem, answer):
     """Is the answer text right? Compared by value; never raises."""
-    return len(answer) <= MAX_TEXT and _CHECKERS[problem.family].verify(problem, answer)
+    return _CHECKERS[problem.family].verify(problem, answer)
+
+
+def answer_key(answer, problem=None):
+    """A key that answers share where they are the same answer: what a vote counts.
+
+    It is the form that the checker of the problem's family goes by (Family.normal_answer), so two
+    answers of one key are both right or both wrong. An answer that the checker cannot read is
+    wrong, and its key its words. Of the problem no answer is used, only how answers to it are read;
+    without one they are read as those of a user's own data.
+
+    '3,717' and '3717.0' share a key; so do countdown's '13+2' and '2 + 13'
+    """
+    family = _CHECKERS[problem.family if problem else UserData.name]
+    said = family.normal_answer(problem, answer)
+    return ("unread", plain(answer)) if said is None else (family.name, said)
 
 
 def strip_cue(line):

@@ -5,7 +5,6 @@ Answers are Python expressions, run by a small interpreter of this module and ne
 
 import operator
 import re
-from dataclasses import dataclass, field
 from fractions import Fraction
 from math import factorial
 
@@ -15,9 +14,6 @@ from nanoreason.tasks.core import (
     UNREADABLE,
     Family,
     Statement,
-    TraceState,
-    Unreadable,
-    Verdict,
     miscalculate,
     read_statement,
     unneeded,
@@ -188,13 +184,6 @@ def differences(values):
     return rows
 
 
-@dataclass
-class CodeState(TraceState):
-    """TraceState with what right lines have derived, by its value with sign or in words."""
-
-    derived: set = field(default_factory=set)  # Fractions, 'the period 3', 'f(x)'
-
-
 class Code(Family):
     """The function behind some values, as a Python expression in x.
 
@@ -270,24 +259,29 @@ class Code(Family):
             text += " * ".join(number + ["x"] * power)
         return text
 
-    def is_function(self, params, text):
-        """Is it an expression with the function's value for all inputs tried, shown and hidden?"""
-        inputs = (*self.shown(params), *HIDDEN)
+    def values(self, params, text):
+        """Tuple of an expression's values for all inputs tried, shown and hidden.
+
+        None where it is no expression, or cannot be run on all of them.
+        """
         try:
             tree = parse(text)
-            return all(run(tree, x) == self.value(params, x) for x in inputs)
+            return tuple(run(tree, x) for x in (*self.shown(params), *HIDDEN))
         except Refused:
-            return False
+            return None
 
-    def verify(self, problem, text):
-        """Every way to write the function counts.
+    def is_function(self, params, text):
+        """Is it an expression with the function's values?"""
+        inputs = (*self.shown(params), *HIDDEN)
+        return self.values(params, text) == tuple(self.value(params, x) for x in inputs)
+
+    def read_answer(self, problem, text):
+        """The values of the expression, so every way to write the function counts.
 
         '2 * x + 3', '3 + x + x', 'f(x) = 2 * x + 3' and 'return 2 * x + 3' are the same.
         """
-        if len(text) > MAX_TEXT:
-            return False
         text = re.sub(r"^(f\(x\) ?= ?|return )", "", text.strip(" \n"))
-        return self.is_function(problem.params, text)
+        return self.values(problem.params, text)
 
     def _lines(self, params, start=1, bold=False):
         """A worked solution. start: the first input used; bold: with fewer lines."""
@@ -390,82 +384,58 @@ class Code(Family):
         return [n for n in factors if abs(n) > 1] + ([constant] if constant else [])
 
     def read(self, params, line):
-        """Statement of a line. A number of the method is not used where it is only a factor."""
-        if line.startswith("f("):
-            return Statement(None, set(), False)
+        """Statement of a line. A number of the method is not used where it is only a factor.
+
+        A line about f has a fact in the place of a value: 'f(x)', or 'the period 3'.
+        """
+        if line.startswith("f(x) = "):
+            return Statement("f(x)", set(), False)
+        if match := re.fullmatch(r"f\(([0-9])\) = f\(([0-9])\)", line):
+            period = abs(int(match[1]) - int(match[2]))
+            return Statement(f"the period {period}", set(), False)
         value, used, true = read_statement(line)
         numbers = re.findall(r"([*/×] *)?-?([0-9]+)", line.rpartition("=")[0])
         terms = {int(n) for times, n in numbers if not times}
         return Statement(value, used - (self.factors(params) - terms), true)
 
-    def check_trace(self, params, lines):
+    def check_line(self, state, line, statement):
         """Lines of arithmetic as everywhere, with numbers known by their size.
 
         'f(3) = f(0)' is right when it shows the period. 'f(x) = ...' is right when it is the
         function and right lines gave its coefficients.
         """
-        state = CodeState(params, self.given(params))
-        judgements = []
-        for cue, line in lines:
-            if cue == "Check":
-                judgements.append(self.check_evaluation(state, line))
-            elif line.startswith("f("):
-                judgements.append(self.check_function(state, line))
-            else:
-                judgements.append(self.check_arithmetic(state, line))
-            state.said[f"Check: {line}" if cue == "Check" else line] += 1
-        return judgements
-
-    def check_arithmetic(self, state, line):
-        """Judgement of a line such as '11 - 6 = 5'; what it derives is added to the state."""
-        try:
-            statement = self.read(state.params, line)
-        except Unreadable:
-            return UNREADABLE
-        judgement = self.check_line(state, line, statement)
+        if statement and line.startswith("f("):
+            return self.check_function(state, line, statement.value)
+        judgement = super().check_line(state, line, statement)
         if judgement is RIGHT and not re.search(r"[0-9)] *[-+*×/]", line):  # -3 = -3
-            judgement = unneeded("this says nothing new")
-        if judgement.verdict is not Verdict.WRONG:
-            state.known.add(abs(statement.value))
-        if judgement is RIGHT:
-            state.derived.add(statement.value)
+            return unneeded("this says nothing new")
         return judgement
 
-    def check_function(self, state, line):
-        """Judgement of 'f(x) = 2 * x + 3' or 'f(3) = f(0)'.
-
-        What the line itself establishes is added to the state.
-        """
-        if line.startswith("f(x) = "):
-            fact = "f(x)"
+    def check_function(self, state, line, fact):
+        """Judgement of 'f(x) = 2 * x + 3' or 'f(3) = f(0)', which state a fact."""
+        if fact == "f(x)":
             flaw = self._flaw_of_conclusion(state, line.removeprefix("f(x) = "))
-        elif match := re.fullmatch(r"f\(([0-9])\) = f\(([0-9])\)", line):
-            a, b = map(int, match.groups())
-            fact = f"the period {abs(a - b)}"
-            flaw = self._flaw_of_period(state.params, a, b, fact)
         else:
-            return UNREADABLE
+            flaw = self._flaw_of_period(state.params, line, fact)
         if flaw:
             return flaw
-        if fact in state.derived:
-            return unneeded("this was said before")
-        state.derived.add(fact)
-        return RIGHT
+        return unneeded("this was said before") if state.results[fact] else RIGHT
 
     def _flaw_of_conclusion(self, state, text):
         """Judgement of an expression that is not the function or was not derived, else None."""
         if not self.is_function(state.params, text):
             return wrong("this is not the function")
-        missing = [n for n in self.needed(state.params) if n not in state.derived]
+        missing = [n for n in self.needed(state.params) if n not in state.results]
         return wrong(f"{missing[0]} is neither given nor derived") if missing else None
 
-    def _flaw_of_period(self, params, a, b, fact):
-        """Judgement of f(a) = f(b) where the values shown do not say so or it is of no use."""
+    def _flaw_of_period(self, params, line, fact):
+        """Judgement of 'f(3) = f(0)' where the values shown do not say so or it is of no use."""
+        a, b = map(int, re.findall("[0-9]", line))
         if not {a, b} <= set(self.shown(params)) or self.value(params, a) != self.value(params, b):
             return wrong("the values shown do not say so")
         return None if fact in self.needed(params) else unneeded("this is not needed")
 
-    def check_evaluation(self, state, line):
+    def check_cue_line(self, state, line, statement):
         """Judgement of a check 'f(3) = 2 * 3 + 3 = 9'.
 
         It has to put a shown input into the function as it stands in the answer or in an earlier
@@ -488,7 +458,7 @@ class Code(Family):
         tested = [f for f in (self.answer(params), *stated) if put(f, x).replace(" ", "") == text]
         if not any(self.is_function(params, f) for f in tested):
             return unneeded("this does not test the function")
-        return unneeded("this was said before") if state.said[f"Check: {line}"] else RIGHT
+        return state.check_again(f"Check: {line}")
 
     def concludes(self, params, lines):
         return any(line.startswith("f(x) = ") for line in lines)

@@ -133,11 +133,13 @@ def format_number(value):
 class _Reader:
     """Recursive descent over sum -> product -> factor, with exact fractions.
 
-    x: the number that the unknown stands for, or None where there is no unknown.
+    x: the number that the unknown stands for, or None where there is no unknown. stand_in: the
+    number to calculate with in the place of one that is read.
     """
 
-    def __init__(self, text, x):
+    def __init__(self, text, x=None, stand_in=None):
         self.x = x
+        self.stand_in = stand_in
         self.tokens = []
         self.used = set()  # the numbers read so far
         end = len(text.rstrip())
@@ -202,7 +204,14 @@ class _Reader:
             raise Unreadable(self.tokens[0] or "end of text")
         value = Fraction(self.tokens.pop(0).replace(",", ""))
         self.used.add(value)
+        if self.stand_in:
+            value = Fraction(self.stand_in(value))
         return value / 100 if self.take("%") else value
+
+
+def evaluate(text, stand_in=None):
+    """Value of an expression, a Fraction; stand_in as in _Reader. Raises Unreadable."""
+    return _Reader(text, stand_in=stand_in).read()
 
 
 class Statement(NamedTuple):
@@ -233,12 +242,19 @@ def read_statement(text, x=None):
     return Statement(values[-1], used, len(set(values)) == 1)
 
 
-class Reference(NamedTuple):
-    """What the worked solutions of a problem have use for."""
+class Way(NamedTuple):
+    """What a solution has use for, and how often."""
 
-    once: Counter  # line -> how often the first way may say it
-    twice: Counter  # line -> how often both ways may say it together
-    values: set  # Fractions: the results that the solutions pass through
+    lines: Counter  # line -> how often it may be said
+    results: Counter  # Fraction -> how many lines may result in it
+
+    def __or__(self, other):
+        """What either of two solutions has use for."""
+        return Way(self.lines | other.lines, self.results | other.results)
+
+    def __add__(self, other):
+        """What two solutions, one after the other, have use for."""
+        return Way(self.lines + other.lines, self.results + other.results)
 
 
 @dataclass
@@ -248,11 +264,15 @@ class TraceState:
     params: tuple  # of the problem
     known: set  # Fractions that a step may use: given, or derived by an earlier line
     said: Counter = field(default_factory=Counter)  # line -> how often; checks as 'Check: ' + text
+    results: Counter = field(default_factory=Counter)  # Fraction -> right lines that end in it
     second_way: bool = False  # whether 'Another way: ' has begun
 
-    def checks(self):
-        """How many checks the trace has made."""
-        return sum(times for line, times in self.said.items() if line.startswith("Check: "))
+    def check_again(self, check):
+        """Judgement of a sound check, 'Check: ' and text: has it been made, or enough of them?"""
+        if self.said[check]:
+            return unneeded("this was said before")
+        checks = sum(times for line, times in self.said.items() if line.startswith("Check: "))
+        return unneeded("this was checked enough") if checks >= MAX_CHECKS else RIGHT
 
 
 class Family:
@@ -261,7 +281,7 @@ class Family:
     The exact checkers of answers and of steps are shared; a subclass may bring its own.
 
     draw(rng, level) -> params     parameters, a tuple; levels 1 to 5, 6 where `held_out_level`
-    ask(params, rng) -> str        one wording of the question
+    ask(params, rng) -> str        one wording of the question, by default one of `wordings`
     answer(params) -> str          the reference answer
     steps(params) -> list[str]     the full worked solution, one statement per line
     terse(params) -> list[str]     fewer and bolder lines: shorter, and harder to get right
@@ -270,10 +290,14 @@ class Family:
     """
 
     name = ""
+    wordings = ()  # of the question, with {} for each parameter
     held_out_level = True  # whether there is a level 6, which training never draws
     commutative = False  # whether swapping the two parameters gives the same problem
     # Whose place parts (293 -> 200, 90, 3) are known too: of 'derived' numbers, of 'all', or none.
     places = ""
+
+    def ask(self, params, rng):
+        return rng.choice(self.wordings).format(*params)
 
     def steps(self, params):
         return []
@@ -306,12 +330,31 @@ class Family:
         """Characters of the full worked solution without blanks: what the levels are ordered by."""
         return sum(len(line.replace(" ", "")) for line in self.steps(params))
 
-    def verify(self, problem, text):
-        """Is `text` a right answer?
+    def read_answer(self, problem, text):
+        """What an answer says: a hashable form that texts share where they are the same answer.
 
-        Compared by value, so '1,692', '1692.0' and '1692' are one number.
+        None where the text is no answer that can be read, and hence wrong.
+
+        Here it is the value: '1,692', '1692.0' and '1692' are one number.
         """
-        return parse_number(text) == Fraction(self.answer(problem.params))
+        return parse_number(text)
+
+    def normal_answer(self, problem, text):
+        """As read_answer; None also where the text is too long to be read.
+
+        The checker and the vote know an answer by this form alone, so that no vote counts a right
+        and a wrong answer as one.
+        """
+        return self.read_answer(problem, text) if len(text) <= MAX_TEXT else None
+
+    def is_right(self, problem, said):
+        """Is an answer right? said: as from normal_answer, and not None."""
+        return said == self.normal_answer(problem, self.answer(problem.params))
+
+    def verify(self, problem, text):
+        """Is `text` a right answer?"""
+        said = self.normal_answer(problem, text)
+        return said is not None and self.is_right(problem, said)
 
     def given(self, params):
         """Set of the Fractions that a step may use without having derived them."""
@@ -335,20 +378,21 @@ class Family:
 
     @lru_cache(maxsize=4096)
     def reference(self, params):
-        """The Reference of a problem, from its solutions in all styles."""
-        steps = Counter(self.steps(params))
-        terse = Counter(self.terse(params))
-        another = Counter(self.another(params))
-        once = steps | terse | another  # | takes the larger count of each line, + their sum
-        twice = (steps + another) | terse
-        return Reference(once, twice, {self.read(params, line).value for line in once})
+        """(Way of the first solution in any style, Way of both solutions together)."""
+        solutions = (self.steps(params), self.terse(params), self.another(params))
+        steps, terse, another = (
+            Way(Counter(lines), Counter(self.read(params, line).value for line in lines))
+            for lines in solutions
+        )
+        return steps | terse | another, (steps + another) | terse
 
     def check_trace(self, params, lines):
         """Judgements of a whole trace, one per line. lines: (cue, text) pairs as from strip_cue.
 
         A right line is true, builds on numbers that are given or that an earlier line derived,
-        and has a result that is of use. A line that is true and builds on known numbers derives
-        its result, needed or not. A wrong line and a check derive nothing.
+        and has a result that is of use and new: each result counts as often as a worked solution
+        reaches it, so that 13 + 5 - 5 = 13 earns nothing. A line that is true and builds on known
+        numbers derives its result, needed or not. A wrong line and a check derive nothing.
         """
         given = self.given(params)
         state = TraceState(params, self.with_places(given) if self.places == "all" else given)
@@ -366,6 +410,8 @@ class Family:
             else:
                 judgements.append(self.check_line(state, line, statement))
                 state.said[line] += 1
+                if judgements[-1] is RIGHT:
+                    state.results[statement.value] += 1
                 state.known |= self.derived(state, line, statement)
         return judgements
 
@@ -385,17 +431,21 @@ class Family:
             return wrong("the two sides are not equal")
         if unknown := statement.used - state.known:
             return wrong(f"{_shortest(min(unknown))} is neither given nor derived")
-        reference = self.reference(state.params)
+        first, both = self.reference(state.params)
         # A second way may pass again through a line of the first.
-        allowed = (reference.twice if state.second_way else reference.once)[line]
-        if state.said[line] >= max(1, allowed):
+        way = both if state.second_way else first
+        if state.said[line] >= max(1, way.lines[line]):
             return unneeded("this was said before")
         computes = re.search(r"[-+*×/]|of|[0-9]x", line)
-        leaves_x = "x" in line.rsplit("=", 1)[1] and line not in reference.once  # x = x
+        leaves_x = "x" in line.rsplit("=", 1)[1] and line not in first.lines  # x = x
         if not computes or leaves_x:
             return unneeded("this says nothing new")
-        if statement.value not in reference.values:
-            return unneeded(f"{_shortest(statement.value)} is not needed")
+        value = statement.value
+        if value not in way.results:
+            return unneeded(f"{_shortest(value)} is not needed")
+        made_of_itself = abs(value) in statement.used and line not in first.lines  # 8 + 5 - 5 = 8
+        if made_of_itself or state.results[value] >= way.results[value]:
+            return unneeded(f"{_shortest(value)} is known already")
         return RIGHT
 
     def check_cue_line(self, state, line, statement):
@@ -408,11 +458,7 @@ class Family:
             flaw = self.flaw_of_check(state, line, statement)
             if flaw:
                 return flaw
-        if state.said[check]:
-            return unneeded("this was said before")
-        if state.checks() >= MAX_CHECKS:
-            return unneeded("this was checked enough")
-        return RIGHT
+        return state.check_again(check)
 
     def flaw_of_check(self, state, line, statement):
         """Judgement of a check that does not test the answer; None of one that does."""
@@ -434,6 +480,31 @@ class Family:
         if answer is None:
             return False
         return any(self.read(params, line).value == answer for line in lines)
+
+
+def by_kind(name):
+    """A method of a Mixed family: that of this name of the problem's kind."""
+
+    def method(self, params, *others):
+        return getattr(self.kinds[params[0]], name)(params[1:], *others)
+
+    return method
+
+
+class Mixed(Family):
+    """A family of several kinds of problem. Params: the name of a kind, then the kind's own."""
+
+    kinds = {}  # name -> Family
+
+    ask = by_kind("ask")
+    answer = by_kind("answer")
+    steps = by_kind("steps")
+    terse = by_kind("terse")
+    another = by_kind("another")
+    check = by_kind("check")
+    given = by_kind("given")
+    check_trace = by_kind("check_trace")
+    concludes = by_kind("concludes")
 
 
 def _shortest(value):

@@ -3,7 +3,6 @@
 The family whose worked solutions search, fail and go back.
 """
 
-import operator
 import random
 import re
 from collections import Counter
@@ -11,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from nanoreason.tasks.core import (
-    MAX_TEXT,
+    MAX_CHECKS,
     RIGHT,
     UNREADABLE,
     Family,
     Unreadable,
+    evaluate,
     miscalculate,
     read_statement,
     unneeded,
@@ -99,74 +99,53 @@ def is_solvable(state, target):
     return any(True for _ in solutions(state, target))
 
 
-def fold(path, leaf, join):
-    """The tree of a path, built from the bottom up.
-
-    leaf(n)                what stands for a number that was given
-    join(op, left, right)  what stands for an operation on two trees
-    """
-    made = {}  # value -> trees that have it and are not used yet
-
-    def take(n):
-        return made[n].pop() if made.get(n) else leaf(n)
-
-    for a, op, b in path:
-        left = take(a)
-        right = take(b)
-        tree = join(op, left, right)
-        made.setdefault(result(a, op, b), []).append(tree)
-    return tree
-
-
 def expression(path):
     """The expression of a path with no more brackets than it needs.
 
     '(25 - 7) * 3', and '9 + 5 - 2' for 9 + (5 - 2)
     """
-    return fold(path, _number_text, _operation_text)[0]
+    made = {}  # value -> (text, its outermost operation) of what has it and is not used yet
+
+    def take(n):
+        return made[n].pop() if made.get(n) else (str(n), "none")
+
+    for a, op, b in path:
+        left = take(a)
+        right = take(b)
+        text = _operation_text(op, left, right)
+        made.setdefault(result(a, op, b), []).append((text, op))
+    return text
 
 
 # operation -> those that need brackets when they stand to the right of it
 BRACKETS_ON_THE_RIGHT = {"+": "", "-": "+-", "*": "+-", "/": "+-*/"}
 
 
-def _number_text(n):
-    """(text, its outermost operation)"""
-    return str(n), "none"
-
-
 def _operation_text(op, left, right):
-    """(text, its outermost operation) of two such pairs with an operation between them."""
+    """Text of two pairs (text, its outermost operation) with an operation between them."""
     a, a_op = left
     b, b_op = right
     if op in "*/" and a_op in "+-":
         a = f"({a})"
     if b_op in BRACKETS_ON_THE_RIGHT[op]:
         b = f"({b})"
-    return f"{a} {op} {b}", op
+    return f"{a} {op} {b}"
 
 
-def formula(path):
-    """A number that two paths share when they are one formula in another order.
+def formula(text):
+    """A number that two expressions share when they are one formula in another order.
 
-    (25 - 7) - 3 and 25 - (7 + 3) share it; (25 - 3) - 7 * 2 has another one.
+    (25 - 7) - 3 and 25 - (7 + 3) share it; (25 - 3) - 7 * 2 has another one. It is the exact value
+    for other numbers in place of the given ones. Different formulas agree by a chance of 1e-18.
 
-    It is the value for other numbers in place of the given ones, modulo a large prime: different
-    formulas agree by a chance of 1e-18.
+    Raises Unreadable.
     """
-    return fold(path, _residue, _operation_on_residues)
+    return evaluate(text, stand_in)
 
 
-def _residue(n):
-    """The number that stands in place of n."""
-    return pow(n + 10**9, 7, PRIME)
-
-
-def _operation_on_residues(op, a, b):
-    """a op b modulo PRIME."""
-    if op == "/":
-        return a * pow(b, -1, PRIME) % PRIME
-    return {"+": operator.add, "-": operator.sub, "*": operator.mul}[op](a, b) % PRIME
+def stand_in(n):
+    """The number that stands in place of n in a formula."""
+    return pow(int(n) + 10**9, 7, PRIME)
 
 
 def spaced(state):
@@ -269,28 +248,36 @@ class Countdown(Family):
     def answer(self, params):
         return expression(params[2])
 
-    def is_answer(self, params, text):
-        """Is it an expression of every number once and no other, with exactly the target's value?
+    def read_answer(self, problem, text):
+        return self.read_expression(problem.params, text)
 
-        'expression = target' counts too.
+    def read_expression(self, params, text):
+        """(value, numbers, formula) of an expression or of 'expression = target', else None.
+
+        '13+2 + 14' and '14 + (13 + 2)' are one answer, another formula is another one.
+        """
+        target = str(params[1])
+        text, equals, right = (part.strip(" \n") for part in text.partition("="))
+        if equals and right != target:
+            return None
+        if not re.fullmatch(r"[-+*×/() 0-9]+", text) or SIGN_OR_GAP.search(text):
+            return None
+        try:
+            value = read_statement(f"{target}={text}").value
+            return value, tuple(sorted(re.findall("[0-9]+", text))), formula(text)
+        except Unreadable:
+            return None
+
+    def is_right(self, problem, said):
+        return self.makes_target(problem.params, said)
+
+    def makes_target(self, params, said):
+        """Is it made of every number once and of no other, with exactly the target's value?
+
+        said: as from read_expression.
         """
         numbers, target, _ = params
-        if len(text) > MAX_TEXT:
-            return False
-        text, equals, right = (part.strip(" \n") for part in text.partition("="))
-        if equals and right != str(target):
-            return False
-        if not re.fullmatch(r"[-+*×/() 0-9]+", text) or SIGN_OR_GAP.search(text):
-            return False
-        try:
-            statement = read_statement(f"{text}={target}")
-        except Unreadable:
-            return False
-        used = re.findall(r"[0-9]+", text)
-        return statement.true and sorted(used) == sorted(map(str, numbers))
-
-    def verify(self, problem, text):
-        return self.is_answer(problem.params, text)
+        return said[:2] == (target, tuple(sorted(map(str, numbers))))
 
     def _search(self, params):
         """(state, move) for each line of the worked solution: wrong tries, then the path.
@@ -369,9 +356,10 @@ class Countdown(Family):
         if len(numbers) > 4:
             return []
         tried = set(self._search(params))
+        own = formula(expression(path))
         for other in solutions(numbers, target):
             route = along(numbers, other)
-            if tried.isdisjoint(route) and formula(other) != formula(path):
+            if tried.isdisjoint(route) and formula(expression(other)) != own:
                 return self._lines([(numbers, None), *route], target)
         return []
 
@@ -387,17 +375,17 @@ class Countdown(Family):
         Exploring is how countdown is solved, so no move is needless. It is unneeded where it was
         made from the same state before, and after the target was hit.
 
-        'Back to' goes to a state that was passed on the way to the current one. After a hit only
-        'Another way: Back to' the given numbers does, once. Wrong lines change nothing.
+        'Back to' goes to a state that was passed on the way to the current one, and is unneeded
+        where nothing new was tried since. After a hit only 'Another way: Back to' the given numbers
+        does, once. Wrong lines change nothing.
         """
         numbers, target, _ = params
         search = SearchState(target, [numbers])
-        checks = set()
+        checks = {}  # line -> its expression as from read_expression
         judgements = []
         for cue, line in lines:
             if cue == "Check":
                 judgements.append(self.check_answer(params, line, checks))
-                checks.add(line)
             elif line.startswith("Back"):
                 judgements.append(search.check_back(cue, line))
             else:
@@ -405,12 +393,16 @@ class Countdown(Family):
         return judgements
 
     def check_answer(self, params, line, checks):
-        """Judgement of a check '(25 - 7) * 3 = 54'. checks: set of those before it."""
+        """Judgement of a check '(25 - 7) * 3 = 54', which is added to the checks before it."""
         if line in checks:
             return unneeded("this was said before")
-        if "=" in line and self.is_answer(params, line):
-            return RIGHT
-        return wrong("this does not make the target of the numbers")
+        earlier = set(checks.values())
+        checks[line] = said = self.read_expression(params, line)
+        if "=" not in line or not said or not self.makes_target(params, said):
+            return wrong("this does not make the target of the numbers")
+        if said in earlier:
+            return unneeded("this formula was checked before")
+        return unneeded("this was checked enough") if len(checks) > MAX_CHECKS else RIGHT
 
     def concludes(self, params, lines):
         """Is one of these right lines a hit? Only a hit has no ending."""
@@ -425,6 +417,7 @@ class SearchState:
     target: int
     states: list  # from the given numbers to the current state
     path: list = field(default_factory=list)  # the moves between these states
+    news: list = field(default_factory=list)  # for each of them, whether it was new
     tried: set = field(default_factory=set)  # (state, move) of all moves made
     hits: list = field(default_factory=list)  # the formula of every path that made the target
     at_target: bool = False  # whether the current state is the target alone
@@ -459,9 +452,10 @@ class SearchState:
         self.tried.add((state, move))
         self.states.append(left)
         self.path.append(move)
+        self.news.append(new)
         if left == (self.target,):
             self.at_target = True
-            found = formula(self.path)
+            found = formula(expression(self.path))
             new = new and found not in self.hits
             self.hits.append(found)
         return new
@@ -478,7 +472,9 @@ class SearchState:
         if self.at_target and not another_way:
             return unneeded("the target has been made")
         kept = self.states.index(state)
+        idle = not any(self.news[kept:])
         del self.states[kept + 1 :]
         del self.path[kept:]
+        del self.news[kept:]
         self.at_target = False
-        return RIGHT
+        return unneeded("nothing new was tried since") if idle else RIGHT

@@ -13,6 +13,7 @@ from nanoreason.tasks.core import (
     RIGHT,
     UNREADABLE,
     Family,
+    Mixed,
     Unreadable,
     unneeded,
     wrong,
@@ -42,80 +43,25 @@ def columns(n):
 COLUMNS = {n: columns(n) for n in ROWS}
 
 
-class Logic(Family):
-    """Two kinds of puzzle, each with half of the draws at every level.
+class Puzzle(Family):
+    """A kind of puzzle, whose lines are checked on the facts of the right lines before them.
 
-    ("order", names from first to last, clues, asked): a clue (i, j), as the question states them in
-    turn, says that names[i] comes before names[j]; asked is a place. Levels: 3 people; 4; 5, and
-    from here on clues stated the other way round; 6 and a redundant clue; 7 and two; held out: 9
-    and two.
+    Subclasses also have
 
-    ("truth", ("and", ("or", 0, 1), ("not", 0))): an expression over variables 0, 1, ... Levels: 2
-    variables and 2 operators, nots not counted; 2 and 3; 3 and 2; 3 and 3; 3 and 5; held out: 4
-    and 3.
+    check_claim(params, line, known, is_check) -> (Judgement, facts that the line establishes where
+                                it is right), known being the facts so far; may raise Unreadable
+    conclusions(params) -> list[str]    the lines that answer
     """
 
-    name = "logic"
-
-    def draw(self, rng, level):
-        return KINDS[rng.choice(("order", "truth"))].draw(rng, level)
-
-    def ask(self, params, rng):
-        return KINDS[params[0]].ask(params, rng)
-
-    def answer(self, params):
-        return KINDS[params[0]].answer(params)
-
-    def steps(self, params):
-        return KINDS[params[0]].steps(params)
-
-    def terse(self, params):
-        return KINDS[params[0]].terse(params)
-
-    def another(self, params):
-        return KINDS[params[0]].another(params)
-
-    def check(self, params):
-        return KINDS[params[0]].check(params)
-
-    def slip(self, line, rng):
-        """Two neighbours of a chain swapped, or the value of a row; '' for other lines."""
-        if ": " in line:
-            return line[:-1] + str(1 - int(line[-1]))
-        names = line.split(" > ")
-        i = rng.randrange(max(1, len(names) - 1))
-        if len(names) == 1:
-            return ""
-        names[i : i + 2] = reversed(names[i : i + 2])
-        return " > ".join(names)
-
-    def identity(self, params):
-        """In which order the clues stand is wording."""
-        if params[0] == "truth":
-            return super().identity(params)
-        kind, names, clues, asked = params
-        return super().identity((kind, names, tuple(sorted(clues)), asked))
-
-    def verify(self, problem, text):
-        """A number by its value; a name alone, in any case, with or without a period."""
-        if problem.params[0] == "truth":
-            return super().verify(problem, text)
-        form = rf"\s*{self.answer(problem.params)}\.?\s*"
-        return re.fullmatch(form, text, re.ASCII | re.IGNORECASE) is not None
-
     def check_trace(self, params, lines):
-        """Judgements of a trace: each line is checked on the facts of the right lines before it.
-
-        A line without a new fact is a repetition.
-        """
-        kind = KINDS[params[0]]
+        """Judgements of a trace. A line without a new fact is a repetition."""
         known = set()  # facts
         judgements = []
         for cue, line in lines:
             if len(line) > MAX_TEXT:
                 line = ""  # unreadable
             try:
-                judgement, facts = kind.check_line(params, line, known, is_check=cue == "Check")
+                judgement, facts = self.check_claim(params, line, known, is_check=cue == "Check")
             except Unreadable:
                 judgement = UNREADABLE
                 facts = set()
@@ -127,14 +73,13 @@ class Logic(Family):
         return judgements
 
     def concludes(self, params, lines):
-        return not set(lines).isdisjoint(KINDS[params[0]].conclusions(params))
+        return not set(lines).isdisjoint(self.conclusions(params))
 
 
-class Order:
-    """Methods for params ("order", names, clues, asked).
+class Order(Puzzle):
+    """People in order. Params: (names, clues, asked).
 
-    As in Family, but with check_line, which knows the facts of earlier lines. Facts are
-    (sign, first place, last place) of each chain of neighbours, 'conclusion' and 'check'.
+    Facts are (sign, first place, last place) of each chain of neighbours, 'conclusion' and 'check'.
     """
 
     people = {1: 3, 2: 4, 3: 5, 4: 6, 5: 7, 6: 9}
@@ -146,10 +91,10 @@ class Order:
         neighbours = [(i, i + 1) for i in range(n - 1)]
         clues = neighbours + rng.sample(apart, self.redundant.get(level, 0))
         rng.shuffle(clues)
-        return "order", tuple(rng.sample(NAMES, n)), tuple(clues), rng.randrange(n)
+        return tuple(rng.sample(NAMES, n)), tuple(clues), rng.randrange(n)
 
     def ask(self, params, rng):
-        _, names, clues, asked = params
+        names, clues, asked = params
         more, most, less, least = rng.choice(RELATIONS)
         both_ways = len(names) >= self.people[3]
         told = ""
@@ -173,12 +118,17 @@ class Order:
         return told + rng.choice(wordings).format(wanted)
 
     def answer(self, params):
-        _, names, _, asked = params
+        names, _, asked = params
         return names[asked]
+
+    def read_answer(self, problem, text):
+        """A name alone, in any case, with or without a period."""
+        name = re.fullmatch(r"\s*([A-Za-z]+)\.?\s*", text, re.ASCII)
+        return name[1].lower() if name else None
 
     def conclusions(self, params):
         """The lines that answer: 'Ben is last', and then 'Ben is third' of three."""
-        _, names, _, asked = params
+        names, _, asked = params
         places = list(ORDINALS[asked : asked + 1])
         if asked == len(names) - 1:
             places.insert(0, "last")
@@ -189,7 +139,7 @@ class Order:
 
         A redundant clue writes nothing.
         """
-        _, names, clues, _ = params
+        names, clues, _ = params
         lines = []
         joined = set()  # places whose person is joined to the next one
         for i, j in clues:
@@ -202,19 +152,19 @@ class Order:
         return [*lines, self.conclusions(params)[0]]
 
     def terse(self, params):
-        return [" > ".join(params[1]), self.conclusions(params)[0]]
+        return [" > ".join(params[0]), self.conclusions(params)[0]]
 
     def another(self, params):
         """The chain from the last person upwards, one by one."""
-        upwards = params[1][::-1]
+        upwards = params[0][::-1]
         return [" < ".join(upwards[:n]) for n in range(2, len(upwards) + 1)]
 
     def check(self, params):
         """Every clue again."""
-        _, names, clues, _ = params
+        names, clues, _ = params
         return "Check: " + ", ".join(f"{names[i]} > {names[j]}" for i, j in clues)
 
-    def check_line(self, params, line, known, is_check):
+    def check_claim(self, params, line, known, is_check):
         """(Judgement, facts that the line establishes where it is right). Raises Unreadable.
 
         known: set of the facts of the right lines before.
@@ -227,7 +177,7 @@ class Order:
 
     def _check_place(self, params, line, known):
         """Judgement of 'Ben is last'."""
-        _, names, _, asked = params
+        names, _, asked = params
         end = len(names) - 1
         name, _, place = line.partition(" is ")
         if name not in names or place not in ("last", *ORDINALS):
@@ -242,7 +192,7 @@ class Order:
 
     def _check_chain(self, params, line):
         """(Judgement, facts) of 'Anna > Ben > Dan': each of its parts is a chain, too."""
-        names = params[1]
+        names = params[0]
         sign, places = read_chain(names, line)
         pairs = list(zip(places, places[1:]))
         if flaw := self._flaw_of_order(names, pairs):
@@ -255,7 +205,7 @@ class Order:
 
     def _check_clues(self, params, line):
         """Judgement of a check 'Anna > Ben, Ben > Dan', which has to test every clue."""
-        _, names, clues, _ = params
+        names, clues, _ = params
         chains = [read_chain(names, part)[1] for part in line.split(", ")]
         pairs = [pair for places in chains for pair in zip(places, places[1:])]
         if flaw := self._flaw_of_order(names, pairs):
@@ -290,11 +240,11 @@ def read_chain(names, text):
     return sign, [names.index(name) for name in people]
 
 
-class Truth:
-    """Methods for params ("truth", expression).
+class Truth(Puzzle):
+    """The true rows of a truth table. Params: (expression,).
 
-    As in Family, but with check_line, which knows the facts of earlier lines. Facts are the bits of
-    a row that was worked out, '0 1', the text of a line that counts rows, and 'check'.
+    Facts are the bits of a row that was worked out, '0 1', the text of a line that counts rows,
+    'difference' and 'check'.
     """
 
     # level -> (variables, operators)
@@ -310,7 +260,7 @@ class Truth:
             # All rows are equally long. One that corrects another has to be short enough to read.
             longest = f"Wait, {row_line(expression, ROWS[n][0])}"
             if len(set(values)) == 2 and len(longest) <= MAX_TEXT:
-                return "truth", expression
+                return (expression,)
 
     def ask(self, params, rng):
         wordings = (
@@ -320,11 +270,11 @@ class Truth:
         )
         wording = rng.choice(wordings)
         letters = rng.choice(("pqrs", "abcd", "xyzw"))
-        return wording.format(write(params[1], letters))
+        return wording.format(write(params[0], letters))
 
     def counts(self, params):
         """(rows, true rows, false rows)."""
-        values = list(rows_of(params[1]).values())
+        values = list(rows_of(params[0]).values())
         return len(values), values.count(1), values.count(0)
 
     def answer(self, params):
@@ -337,11 +287,11 @@ class Truth:
 
     def steps(self, params):
         """Every row worked out, then the count."""
-        rows = [row_line(params[1], bits) for bits in rows_of(params[1])]
+        rows = [row_line(params[0], bits) for bits in rows_of(params[0])]
         return [*rows, self.conclusions(params)[0]]
 
     def terse(self, params):
-        rows = [f"{bits}: {value}" for bits, value in rows_of(params[1]).items()]
+        rows = [f"{bits}: {value}" for bits, value in rows_of(params[0]).items()]
         return [*rows, self.conclusions(params)[0]]
 
     def another(self, params):
@@ -353,7 +303,7 @@ class Truth:
         n, true, false = self.counts(params)
         return f"Check: {true} + {false} = {n}"
 
-    def check_line(self, params, line, known, is_check):
+    def check_claim(self, params, line, known, is_check):
         """(Judgement, facts that the line establishes where it is right). Raises Unreadable.
 
         known: set of the facts of the right lines before. A row establishes its bits; every other
@@ -363,10 +313,10 @@ class Truth:
             return self._check_sum(params, line, known), {"check"}
         if row := re.fullmatch("([01 ]+): (.+)", line):
             bits, text = row.groups()
-            return self._check_row(params[1], bits, text), {bits}
+            return self._check_row(params[0], bits, text), {bits}
         if count := re.fullmatch("(true|false) in [0-9]+ of [0-9]+ rows", line):
             return self._check_count(params, line, count[1], known), {line}
-        return self._check_difference(params, line, known), {line}
+        return self._check_difference(params, line, known), {"difference"}
 
     def _check_row(self, expression, bits, text):
         """Judgement of the row '0 1: (0 or 1) and not 0 = 1 and 1 = 1'."""
@@ -425,11 +375,50 @@ class Truth:
 
     def _flaw_of_rows(self, params, known):
         """Judgement of a line that comes before all rows have been worked out; else None."""
-        missing = [bits for bits in rows_of(params[1]) if bits not in known]
+        missing = [bits for bits in rows_of(params[0]) if bits not in known]
         return wrong(f"row {missing[0]} has not been worked out") if missing else None
 
 
-KINDS = {"order": Order(), "truth": Truth()}
+class Logic(Mixed):
+    """Two kinds of puzzle, each with half of the draws at every level.
+
+    ("order", names from first to last, clues, asked): a clue (i, j), as the question states them in
+    turn, says that names[i] comes before names[j]; asked is a place. Levels: 3 people; 4; 5, and
+    from here on clues stated the other way round; 6 and a redundant clue; 7 and two; held out: 9
+    and two.
+
+    ("truth", ("and", ("or", 0, 1), ("not", 0))): an expression over variables 0, 1, ... Levels: 2
+    variables and 2 operators, nots not counted; 2 and 3; 3 and 2; 3 and 3; 3 and 5; held out: 4
+    and 3.
+    """
+
+    name = "logic"
+    kinds = {"order": Order(), "truth": Truth()}
+
+    def draw(self, rng, level):
+        kind = rng.choice(("order", "truth"))
+        return kind, *self.kinds[kind].draw(rng, level)
+
+    def read_answer(self, problem, text):
+        return self.kinds[problem.params[0]].read_answer(problem, text)
+
+    def slip(self, line, rng):
+        """Two neighbours of a chain swapped, or the value of a row; '' for other lines."""
+        if ": " in line:
+            return line[:-1] + str(1 - int(line[-1]))
+        names = line.split(" > ")
+        i = rng.randrange(max(1, len(names) - 1))
+        if len(names) == 1:
+            return ""
+        names[i : i + 2] = reversed(names[i : i + 2])
+        return " > ".join(names)
+
+    def identity(self, params):
+        """In which order the clues stand is wording."""
+        kind, *own = params
+        if kind == "order":
+            own[1] = tuple(sorted(own[1]))
+        return super().identity((kind, *own))
 
 
 def read_numbers(line, op):

@@ -5,7 +5,6 @@ from fractions import Fraction
 from math import isqrt
 
 from nanoreason.tasks.core import (
-    MAX_TEXT,
     NUMBER,
     RIGHT,
     UNREADABLE,
@@ -30,13 +29,10 @@ class Addition(Family):
     name = "addition"
     commutative = True
     places = "all"
+    wordings = ("What is {} + {}?", "What is {} + {}?", "Add {} and {}.", "Calculate {} + {}.")
 
     def draw(self, rng, level):
         return tuple(rng.randint(10**level, 10 ** (level + 1) - 1) for _ in range(2))
-
-    def ask(self, params, rng):
-        wordings = ("What is {} + {}?", "What is {} + {}?", "Add {} and {}.", "Calculate {} + {}.")
-        return rng.choice(wordings).format(*params)
 
     def answer(self, params):
         return str(sum(params))
@@ -116,6 +112,7 @@ class Multiplication(Family):
     name = "multiplication"
     commutative = True
     places = "all"
+    wordings = ("What is {} × {}?", "What is {} × {}?", "What is {} * {}?", "Multiply {} by {}.")
     digits = {1: (2, 1), 2: (2, 2), 3: (3, 2), 4: (3, 3), 5: (4, 3), 6: (4, 4)}
 
     def draw(self, rng, level):
@@ -123,15 +120,6 @@ class Multiplication(Family):
         a = rng.randint(10 ** (m - 1), 10**m - 1)
         b = rng.randint(2 if n == 1 else 10 ** (n - 1), 10**n - 1)
         return a, b
-
-    def ask(self, params, rng):
-        wordings = (
-            "What is {} × {}?",
-            "What is {} × {}?",
-            "What is {} * {}?",
-            "Multiply {} by {}.",
-        )
-        return rng.choice(wordings).format(*params)
 
     def answer(self, params):
         return str(params[0] * params[1])
@@ -225,8 +213,12 @@ class Chain(Family):
     def answer(self, params):
         return last_number(self.steps(params))
 
+    def run(self, params):
+        """(the number that the computation starts from, its operations)."""
+        return params[0], params[1:]
+
     def steps(self, params):
-        return chain_lines(params[0], params[1:])
+        return chain_lines(*self.run(params))
 
     def terse(self, params):
         """Two operations per line, so that one result has to be held in mind."""
@@ -244,7 +236,7 @@ class Chain(Family):
         return lines
 
     def another(self, params):
-        return regrouped(params[0], params[1:])
+        return regrouped(*self.run(params))
 
     def check(self, params):
         return undo_last(self.steps(params))
@@ -311,6 +303,12 @@ class Percent(Family):
 
     name = "percent"
     places = "derived"
+    wordings = (
+        "What is {}% of {}?",
+        "What is {}% of {}?",
+        "Find {}% of {}.",
+        "Calculate {}% of {}.",
+    )
 
     def draw(self, rng, level):
         if level == 1:
@@ -326,15 +324,6 @@ class Percent(Family):
             rng.randint(10_000, 99_999),
         )
         return p, numbers[level - 3]
-
-    def ask(self, params, rng):
-        wordings = (
-            "What is {}% of {}?",
-            "What is {}% of {}?",
-            "Find {}% of {}.",
-            "Calculate {}% of {}.",
-        )
-        return rng.choice(wordings).format(*params)
 
     def answer(self, params):
         p, n = params
@@ -489,15 +478,10 @@ class Equation(Family):
         lines = [line for line in lines if re.fullmatch(r"x = (.*= )?-?[0-9]+", line)]
         return super().concludes(params, lines)
 
-    def verify(self, problem, text):
-        """Is it a number, alone or after 'x = ', that solves the equation?"""
-        match = re.fullmatch(r"\s*(?:x\s*=\s*)?([^=x]+)", text[: MAX_TEXT + 1])
-        x = parse_number(match[1]) if match else None
-        if x is None:
-            return False
-        a, b, c, d, bracket = problem.params
-        left = a * (x + b) if bracket else a * x + b
-        return left == c * x + d
+    def read_answer(self, problem, text):
+        """A number, alone or after 'x = '."""
+        match = re.fullmatch(r"\s*(?:x\s*=\s*)?([^=x]+)", text)
+        return parse_number(match[1]) if match else None
 
 
 def sign(n):
@@ -529,6 +513,7 @@ class Primality(Family):
     """
 
     name = "primality"
+    wordings = ("Is {} prime?", "Is {} a prime number?")
     ranges = {
         1: (5, 99),
         2: (100, 299),
@@ -545,9 +530,6 @@ class Primality(Family):
             n = rng.randint(low, high)
             if is_prime(n) == want_prime:
                 return (n,)
-
-    def ask(self, params, rng):
-        return rng.choice(("Is {} prime?", "Is {} a prime number?")).format(*params)
 
     def answer(self, params):
         return "Yes" if is_prime(params[0]) else "No"
@@ -603,31 +585,40 @@ class Primality(Family):
         remainders = [r for r in range(int(trial[1])) if line != f"{trial[0]}{r}"]
         return f"{trial[0]}{rng.choice(remainders)}"
 
-    def verify(self, problem, text):
+    def read_answer(self, problem, text):
+        """Whether it says that n is prime: 'Yes', 'prime', '17 is prime', 'Yes, 17 is prime'."""
         n = problem.params[0]
         said = text.strip().rstrip(".").casefold()
-        if is_prime(n):
-            return said in ("yes", "prime", f"{n} is prime", f"yes, {n} is prime")
-        return said in ("no", "not prime", f"{n} is not prime", f"no, {n} is not prime")
+        for prime, yes, not_ in ((True, "yes", ""), (False, "no", "not ")):
+            claim = f"{not_}prime"
+            if said in (yes, claim, f"{n} is {claim}", f"{yes}, {n} is {claim}"):
+                return prime
+        return None
 
     def check_trace(self, params, lines):
         """A trial is right when its remainder is, and the conclusion when all trials were made.
 
-        A trial is needed when its divisor is a prime up to the root and up to the smallest factor.
+        A trial is needed when its divisor is a prime up to the root and up to the smallest factor,
+        once per way, whether it is written as a division or as a product.
         """
         n = params[0]
         tried = set()  # divisors of the trials that were not wrong
-        said = set()
+        said = set()  # lines, and what right ones establish: a trial's divisor or None, per way
+        second_way = False
         judgements = []
         for cue, line in lines:
             is_check = cue == "Check"
+            second_way |= cue == "Another way"
             divisor, judgement = self._check_trial(n, line)
             if divisor is None:
                 judgement = self._check_conclusion(n, line, tried, is_check)
             elif judgement.verdict is not Verdict.WRONG:
                 tried.add(divisor)
-            if judgement is RIGHT and (is_check, line) in said:
-                judgement = unneeded("this was said before")
+            fact = (is_check, second_way, divisor)
+            if judgement is RIGHT:
+                if fact in said or (is_check, line) in said:
+                    judgement = unneeded("this was said before")
+                said.add(fact)
             said.add((is_check, line))
             judgements.append(judgement)
         return judgements

@@ -68,7 +68,15 @@ TABLES = {  # level -> (facts, wordings); {} is the subject
 }
 
 
-class Fact(Family):
+class OneWord(Family):
+    """A question that one word answers."""
+
+    def read_answer(self, problem, text):
+        """The word; case and a final period do not count."""
+        return text.strip().rstrip(".").casefold()
+
+
+class Fact(OneWord):
     """Recall of a table learned by heart. Params: (level, subject, wording).
 
     The split is by all three: a fact is trained on in some wordings and tested in others.
@@ -92,17 +100,13 @@ class Fact(Family):
         facts, _ = TABLES[level]
         return facts[subject]
 
-    def verify(self, problem, text):
-        """The word of the table; case and a final period do not count."""
-        return text.strip().rstrip(".").casefold() == problem.answer.casefold()
-
 
 COLORS = ("red", "blue", "green", "yellow", "black", "white", "brown", "pink")
 THINGS = ("ball", "cup", "hat", "bag", "car", "kite", "box", "pen", "lamp", "chair")
 OWNERS = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Hugo")
 
 
-class SimpleQA(Family):
+class SimpleQA(OneWord):
     """One look at the text answers it. Level n names n + 1 things.
 
     Params: (owner, ((color, thing), ...), index of the thing asked about).
@@ -125,7 +129,3 @@ class SimpleQA(Family):
     def answer(self, params):
         _, owned, asked = params
         return owned[asked][0]
-
-    def verify(self, problem, text):
-        """The color; case and a final period do not count."""
-        return text.strip().rstrip(".").casefold() == problem.answer

@@ -1,17 +1,9 @@
 """Word problems: a story of a start, some events and a question, or a percentage of a crowd."""
 
 import re
-from fractions import Fraction
 
-from nanoreason.tasks.core import (
-    MAX_TEXT,
-    Family,
-    chain_lines,
-    last_number,
-    parse_number,
-    undo_last,
-)
-from nanoreason.tasks.numbers import Percent
+from nanoreason.tasks.core import Mixed, by_kind, parse_number
+from nanoreason.tasks.numbers import Chain, Percent
 
 PEOPLE = (
     ("Anna", "She", "her"),
@@ -118,10 +110,49 @@ CROWD_UNITS = {
     "students", "sheep", "novels", "seats", "people", "flowers", "letters", "rolls", "oaks",
 }
 UNITS = frozenset(ITEMS) | CROWD_UNITS
-PERCENT = Percent()
 
 
-class Word(Family):
+class Crowd(Percent):
+    """A percentage of a crowd: the same problem as the bare percentage."""
+
+    def ask(self, params, rng):
+        p, n = params
+        return rng.choice(CROWDS).format(p=p, n=n)
+
+
+class Story(Chain):
+    """A chain of operations as a story. Params: (start, ((op, n), ...), distractors)."""
+
+    name = "word"
+
+    def ask(self, params, rng):
+        return tell_story(params, rng)
+
+    def run(self, params):
+        """(start, operations), with boxes as a product."""
+        start, ops, _ = params
+        return start, [("*" if op == "@" else op, n) for op, n in ops]
+
+    def terse(self, params):
+        """The whole story as one expression."""
+        start, ops = self.run(params)
+        text = str(start)
+        for i, (op, n) in enumerate(ops):
+            text = f"({text}) {op} {n}" if op in "*/" and i else f"{text} {op} {n}"
+        return [f"{text} = {self.answer(params)}"]
+
+    def another(self, params):
+        return []
+
+    def given(self, params):
+        return super().given(params[:2])  # the number of a distractor is not given
+
+    def identity(self, params):
+        """The number that does not matter is no part of a story."""
+        return f"{self.name}:{params[:2]}"
+
+
+class Word(Mixed):
     """Params: ('percent', p, n), or ('story', start, ((op, n), ...), distractors).
 
     An op '@' opens with `start` boxes of n each; '/' shares out at the end.
@@ -132,6 +163,8 @@ class Word(Family):
     """
 
     name = "word"
+    kinds = {"percent": Crowd(), "story": Story()}
+    identity = by_kind("identity")
     events = {1: 2, 2: 1, 3: 2, 4: 3, 5: 4, 6: 6}  # level -> events, boxes and sharing not counted
 
     def draw(self, rng, level):
@@ -157,75 +190,14 @@ class Word(Family):
         distractors = (rng.randint(2, 40),) if level >= 4 else ()
         return "story", start, tuple(ops), distractors
 
-    def ask(self, params, rng):
-        if params[0] == "percent":
-            return rng.choice(CROWDS).format(p=params[1], n=params[2])
-        return tell_story(params, rng)
-
-    def _ops(self, params):
-        """The operations of a story, with boxes as a product."""
-        return [("*" if op == "@" else op, n) for op, n in params[2]]
-
-    def answer(self, params):
-        if params[0] == "percent":
-            return PERCENT.answer(params[1:])
-        return last_number(self.steps(params))
-
-    def steps(self, params):
-        if params[0] == "percent":
-            return PERCENT.steps(params[1:])
-        return chain_lines(params[1], self._ops(params))
-
-    def terse(self, params):
-        """The whole story as one expression."""
-        if params[0] == "percent":
-            return PERCENT.terse(params[1:])
-        text = str(params[1])
-        for i, (op, n) in enumerate(self._ops(params)):
-            text = f"({text}) {op} {n}" if op in "*/" and i else f"{text} {op} {n}"
-        return [f"{text} = {self.answer(params)}"]
-
-    def another(self, params):
-        return PERCENT.another(params[1:]) if params[0] == "percent" else []
-
-    def check(self, params):
-        if params[0] == "percent":
-            return PERCENT.check(params[1:])
-        return undo_last(self.steps(params))
-
-    def check_trace(self, params, lines):
-        if params[0] == "percent":
-            return PERCENT.check_trace(params[1:], lines)
-        return super().check_trace(params, lines)
-
-    def read(self, params, line):
-        if params[0] == "percent":
-            return PERCENT.read(params[1:], line)
-        return super().read(params, line)
-
-    def given(self, params):
-        if params[0] == "percent":
-            return PERCENT.given(params[1:])
-        return super().given(params[1:3])  # the number of a distractor is not given
-
-    def identity(self, params):
-        """A percentage of a crowd is the same problem as the bare percentage.
-
-        The number that does not matter is no part of a story.
-        """
-        if params[0] == "percent":
-            return PERCENT.identity(params[1:])
-        return f"{self.name}:{params[1:3]}"
-
-    def verify(self, problem, text):
+    def read_answer(self, problem, text):
         """A number, alone or with the unit that is asked for: '100' and '100 students'."""
-        text = text[: MAX_TEXT + 1].strip().rstrip(".")
-        number, _, unit = text.partition(" ")
+        number, _, unit = text.strip().rstrip(".").partition(" ")
         final_question = problem.question.rstrip("?").rpartition(". ")[2]
         asked = re.findall("[a-z]+", final_question)
         if unit and not (unit in UNITS and unit in asked):
-            return False
-        return parse_number(number) == Fraction(self.answer(problem.params))
+            return None
+        return parse_number(number)
 
 
 def tell_story(params, rng):
@@ -234,7 +206,7 @@ def tell_story(params, rng):
     A pronoun is used only where it can mean one person: not after a sentence that names the friend,
     and not after the number that does not matter.
     """
-    _, start, ops, distractors = params
+    start, ops, distractors = params
     (who, she, her), (friend, _, _) = rng.sample(PEOPLE, 2)
     items, others = rng.sample(ITEMS, 2)
     boxes = rng.choice(BOXES)
