@@ -8,20 +8,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_tiny
+from conftest import make_tiny, parse_response, render_prompt
 
 import train_grpo
 from nanoreason import checkpoint, plots
-from nanoreason.studies import ablations
+from nanoreason.studies import ablations, runs
 from nanoreason.studies.ablations import (
-    FIGURES, STUDIES, Config, collect_table, command, execute, folder, markdown, wanted_rows)
+    FIGURES, STUDIES, Config, collect_table, command, flags_of, folder, markdown,
+    train_and_measure, wanted_rows)
 from nanoreason.flags import parse_config, UserError
 from nanoreason.machine import generator, Machine
 from nanoreason.evaluate import held_out_problems
 from nanoreason.generate import generate
 from nanoreason.grpo_run import check_config
 from nanoreason.rewards import outcome_reward
-from nanoreason.tokenizer import parse_response, render_prompt
 
 ROWS = [(study, row) for study, rows in STUDIES.items() for row in rows]
 
@@ -140,33 +140,27 @@ def test_the_standard_deviation_is_that_of_a_sample_and_nothing_for_one_seed():
     )  # (4 + 1 + 9) / 2 = 7
     one = {key: [1.0] for key in keys} | dict(tokens=[1])
     assert markdown(config, {"grpo": one}, [0]).splitlines()[2] == (
-        "| grpo | 1.0 ± 0.0 | 1.0 ± 0.0 | 1.0 ± 0.0 | 1.0 ± 0.0 | 1.000 ± 0.000 | 1 |")
+        "| grpo | 1.0 | 1.0 | 1.0 | 1.0 | 1.000 | 1 |")
 
 
 class Spawned:
-    """subprocess.run, in this process: interpreters take seconds to start.
-
-    Keeps the words of each script.
-    """
+    """subprocess.run, in this process: interpreters take seconds to start. Keeps all words."""
 
     def __init__(self, monkeypatch):
         self.words = []
-        monkeypatch.setattr(ablations.subprocess, "run", self)
+        monkeypatch.setattr(runs.subprocess, "run", self)
+        monkeypatch.setattr(runs, "at_once", lambda: 1)
+        monkeypatch.setattr(ablations, "at_once", lambda: 1)
         self.monkeypatch = monkeypatch
 
     def __call__(self, words, env, **options):
-        assert words[0] == sys.executable and env["OMP_NUM_THREADS"].isdigit()
-        assert env["PYTHONPATH"].split(":")[0] == str(ablations.ROOT)
+        assert words[0] == sys.executable and env["OMP_NUM_THREADS"] == "1"
+        assert env["PYTHONPATH"].split(":")[0] == str(runs.ROOT)
         self.words.append(words[1:])
         with self.monkeypatch.context() as inner:
-            if words[1] == "-m":
-                inner.setattr(sys, "argv", words[2:])
-                assert words[2] == "nanoreason.studies.ablations"
-                ablations.main()
-            else:
-                inner.setattr(sys, "argv", [*words[1:], *TINY.split()])
-                train_grpo.main()
-        return SimpleNamespace(returncode=0, stderr="")
+            inner.setattr(sys, "argv", [*words[1:], *TINY.split()])
+            train_grpo.main()
+        return SimpleNamespace(returncode=0)
 
 
 TINY = (
@@ -218,14 +212,14 @@ def test_a_study_of_two_rows_trains_measures_and_draws_and_starts_nothing_again(
         checkpoint.save(tmp_path / name / "ckpt.pt", start)
     words = f"--cold {tmp_path / 'cold'} --base {tmp_path / 'base'} --out {tmp_path}".split()
     words += "--rows exact-process,dr-grpo --tokens 100 --problems 1 --samples 2".split()
-    words += "--seeds 3 --workers 1".split()
+    words += "--seeds 3".split()
     call_main(monkeypatch, *words)
     out = tmp_path / "losses"
-    begun = [w[0].split("/")[-1] for w in spawned.words]
-    assert begun == ["train_grpo.py", "-m", "train_grpo.py", "-m"]
+    assert [w[0].split("/")[-1] for w in spawned.words] == ["train_grpo.py"] * 2
     assert not any("--resume" in w for w in spawned.words)
     assert {path.name for path in out.iterdir()} == {
-        "table.md", "table.json", "table.png", "exact-process-3", "dr-grpo-3"}
+        "table.md", "table.json", "table.png", "exact-process-3", "exact-process-3.log",
+        "dr-grpo-3", "dr-grpo-3.log"}
     table = json.loads((out / "table.json").read_text())
     assert list(table) == ["exact-process", "dr-grpo"]
     assert all(len(values) == 1 for row in table.values() for values in row.values())
@@ -235,34 +229,37 @@ def test_a_study_of_two_rows_trains_measures_and_draws_and_starts_nothing_again(
     for row in table:
         check_measured(out / f"{row}-3", problems)
 
-    call_main(monkeypatch, *words)
-    assert len(spawned.words) == 4
+    written = (out / "dr-grpo-3" / "measured.json").read_text()
     (out / "dr-grpo-3" / "measured.json").unlink()
+    call_main(monkeypatch, *words)  # trained already, only measured
+    assert (out / "dr-grpo-3" / "measured.json").read_text() == written
+    monkeypatch.setattr(ablations, "_measure", None)
     call_main(monkeypatch, *words)
-    assert [w[0] for w in spawned.words[4:]] == ["-m"]  # trained already, only measured
     for more, other in (
-        ("--tokens 101", "token-budget"),
-        ("--problems 2", "problems"),
-        ("--samples 3", "samples"),
-        (f"--cold {tmp_path / 'base'}", "init"),
+        ("--tokens 101", "--token-budget 100, not 101"),
+        ("--problems 2", "--problems 1, not 2"),
+        ("--samples 3", "--samples 2, not 3"),
+        (f"--cold {tmp_path / 'base'}", f"--init {tmp_path / 'cold'}, not {tmp_path / 'base'}"),
     ):
-        complaint = f"was made with another {other}; choose another --out, or remove it"
+        complaint = f"was made with {other}; name another folder, or remove it"
         with pytest.raises(UserError, match=complaint):
             call_main(monkeypatch, *words, *more.split())
-    assert len(spawned.words) == 5
+    assert len(spawned.words) == 2
 
 
 def test_a_run_that_was_stopped_is_resumed_and_one_that_fails_says_why(tmp_path, monkeypatch):
-    config = Config(out=str(tmp_path), workers=1)
+    config = Config(out=str(tmp_path), rows="grpo")
     words = []
-    failed = SimpleNamespace(returncode=2, stderr="warning\ntrain_grpo.py: no such thing\n")
-    monkeypatch.setattr(ablations.subprocess, "run", lambda w, **options: words.append(w) or failed)
-    with pytest.raises(UserError, match="^grpo, seed 4: train_grpo.py: no such thing$"):
-        execute(config, "grpo", 4)
+    failed = SimpleNamespace(returncode=2)
+    monkeypatch.setattr(runs.subprocess, "run", lambda w, **options: words.append(w) or failed)
+    where = "train_grpo.py failed; its own message is at the end of .*losses/grpo-4.log"
+    with pytest.raises(UserError, match=where):
+        train_and_measure(config, [4])
     folder(config, "grpo", 4).mkdir(parents=True)
-    (folder(config, "grpo", 4) / "ckpt.pt").write_bytes(b"")
+    began = json.dumps(flags_of(config, "grpo", 4))
+    (folder(config, "grpo", 4) / "config.json").write_text(began)
     with pytest.raises(UserError):
-        execute(config, "grpo", 4)
+        train_and_measure(config, [4])
     assert [w[-1] == "--resume" for w in words] == [False, True]
     assert words[1][:-1] == words[0]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny
+from conftest import END, PAD, make_tiny, tokenizer
 
 import train_grpo
 import train_sft
@@ -20,7 +20,6 @@ from nanoreason.data import IGNORE
 from nanoreason.generate import generate
 from nanoreason.model import GPT, PRESETS
 from nanoreason.workers import flag_words
-from nanoreason.tokenizer import END, PAD
 
 
 def test_alternate_takes_turns_leaves_out_the_first_and_reports_medians():
@@ -39,7 +38,7 @@ def test_alternate_takes_turns_leaves_out_the_first_and_reports_medians():
 def test_a_head_that_never_stops_changes_no_other_token():
     model = make_tiny()
     stubborn = make_tiny()
-    stubborn.head = speed.Never(stubborn.head)
+    stubborn.head = speed.Never(stubborn.head, END)
     ids = torch.tensor([[1, 2, 3]])
     some = torch.arange(512) != END
     assert torch.equal(model(ids)[..., some], stubborn(ids)[..., some])
@@ -56,6 +55,13 @@ def test_documents_of_a_packed_row_are_as_in_the_docstring():
     starts = [sum(lengths[:i].tolist()) for i in range(len(lengths))]
     expected = [start for start, n in zip(starts, lengths.tolist()) for _ in range(n)]
     assert doc_start.tolist() == expected
+
+
+def test_peers_are_timed_in_bfloat16_only_where_it_pays(tmp_path):
+    """Emulated, a rollout in bfloat16 takes minutes."""
+    for bf16, dtypes in ((False, ["float32"]), (True, ["float32", "bfloat16"])):
+        bench = speed.Bench(speed.Config(), torch.device("cpu"), bf16, make_tiny(), tmp_path)
+        assert [speed.name_of(dtype) for dtype in bench.peer_dtypes()] == dtypes
 
 
 SFT_ROWS = [dict(step_seconds=9.0)] * 8 + [dict(step_seconds=2.0)] * 3
@@ -80,7 +86,7 @@ def test_the_bench_runs_and_its_figures_hang_together(tmp_path, monkeypatch, cap
     monkeypatch.setattr(speed, "run_stage", stand_in)
     monkeypatch.setattr(speed, "padded_sft_rate", lambda *args: 100.0)
     out = tmp_path / "bench.json"
-    model = GPT(PRESETS["nano"]).init_weights(generator(0, "weights"))
+    model = GPT(PRESETS["nano"], tokenizer).init_weights(generator(0, "weights"))
     checkpoint.save(tmp_path / "ckpt.pt", model)
     words = f"--ckpt {tmp_path} --device cpu --parts train,prefill,generate,grpo --rows 16"
     words += f" --limit 8 --forced 8 --repeats 1 --no-peers --no-compile --json {out}"
@@ -123,14 +129,14 @@ def test_flags_become_words_as_in_the_docstring():
 
 
 def test_left_padding_is_as_in_its_docstring():
-    ids, mask = peers.left_padded([[7, 8, 9], [5]])
-    assert ids.tolist() == [[7, 8, 9], [PAD, PAD, 5]]
+    ids, mask = peers.left_padded([[7, 8, 9], [5]], pad=1)
+    assert ids.tolist() == [[7, 8, 9], [1, 1, 5]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
 def test_right_padding_is_as_in_its_docstring():
     tokens, targets = peers.padded_batch([Example([7, 8, 9], 1), Example([5, 6], 0)])
-    assert tokens.tolist() == [[7, 8, 9], [5, 6, PAD]]
+    assert tokens.tolist() == [[7, 8, 9], [5, 6, 0]]
     assert targets.tolist() == [[8, 9, IGNORE], [6, IGNORE, IGNORE]]
 
 
@@ -148,7 +154,7 @@ def test_transformers_and_we_are_equally_greedy():
     model = make_tiny()
     prompts = [[1, 2, 3, 4], [9], [7, 7]]
     ours = generate(model, prompts, 1, 12, temperature=0.0)
-    ids, mask = peers.left_padded(prompts)
+    ids, mask = peers.left_padded(prompts, PAD)
     theirs = peers.to_qwen3(model).generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=12, do_sample=False, eos_token_id=END,
         pad_token_id=PAD)

@@ -1,20 +1,20 @@
 """Studies of test-time compute and reward models: plans, FLOPs, crossings, Gao's laws, tables."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from conftest import make_stopping
 from test_reward_model import make_reward_model
 
 from nanoreason import plots
-from nanoreason.studies import compute, reward_models
-from nanoreason.studies.compute import crossing, flops_of, make_plan, sizes_markdown
-from nanoreason.evaluate import held_out_problems
-from nanoreason.studies.reports import percent, step_auc, table_lines
-from nanoreason.studies.reward_models import gao_fit, kl_of_best
+from nanoreason.evaluate import held_out_problems, interval_of_mean
+from nanoreason.studies import budget, compute, reward_models
+from nanoreason.studies.budget import make_plan
+from nanoreason.studies.reports import percent, table_lines
+from nanoreason.studies.reward_models import step_auc
+from nanoreason.studies.sizes import crossing, flops_of, sizes_markdown
+from nanoreason.studies.trust import gao_fit, kl_of_best
 from nanoreason.search import SearchConfig
 
 
@@ -130,7 +130,7 @@ def accuracy_and_tokens(plan, scores, runs):
     """Of a plan, question by question: the first row whose edge lies above the score counts."""
     right = 0.0
     tokens = 0.0
-    costs = compute.plan_costs(runs)
+    costs = budget.plan_costs(runs)
     for p, score in enumerate(scores):
         _, method, n = next(row for row in plan if score < row[0])
         right += runs[method, n][0][p]
@@ -146,12 +146,12 @@ def test_a_bisected_plan_is_the_most_accurate_of_all_prices_within_the_budget():
     base = noise.uniform(10, 60, 40)
     runs = {("greedy", 1): (1 - hard, base), ("beam", 4): (1 - hard**6, 7 * base)}
     runs |= {("vote", n): (1 - hard**n, n * base) for n in (2, 4, 8, 16)}
-    costs = compute.plan_costs(runs)
+    costs = budget.plan_costs(runs)
     plans = []
-    for price in compute.PRICES:
-        edges = [*np.quantile(scores, compute.QUANTILES), 2.0]
+    for price in budget.PRICES:
+        edges = [*np.quantile(scores, budget.QUANTILES), 2.0]
         bin_of = np.searchsorted(edges, scores, side="right")
-        options = compute.best_options(bin_of, runs, costs, price)
+        options = budget.best_options(bin_of, runs, costs, price)
         plan = [(edges[b], *option) for b, option in options.items()]
         plans.append(accuracy_and_tokens(plan, scores, runs))
     for allowed in (40.0, 60.0, 100.0, 200.0, 1000.0):
@@ -177,9 +177,9 @@ def test_auto_is_compared_with_the_fixed_method_that_validation_chose():
         ("vote", 8): run_of_four(0.65, 82.0),
         ("greedy", 1): run_of_four(0.8, 10.0),
     }
-    assert compute.auto_against_fixed(dict(val=val, test=test), 8) == dict(
+    assert budget.auto_against_fixed(dict(val=val, test=test), 8) == dict(
         budget=8, auto=0.7, tokens=75.0, fixed=["vote", 8], fixed_acc=0.65, fixed_tokens=82.0,
-        more=0.05, ci=[0.05, 0.05])
+        more=0.05, ci=interval_of_mean([0.05] * 4, low=-1.0, high=1.0))
 
 
 def test_methods_are_run_in_parts_and_put_together_in_order(monkeypatch):
@@ -187,21 +187,19 @@ def test_methods_are_run_in_parts_and_put_together_in_order(monkeypatch):
 
     What samples is as long as its questions.
     """
-    monkeypatch.setattr(compute, "processes", lambda *_: 1)  # test_workers has the others
+    monkeypatch.setattr(budget, "processes", lambda *_: 1)  # test_workers has the others
     model = make_stopping(bias=2.0, max_len=256)
     prm = make_reward_model("prm", max_len=256)
     problems = held_out_problems(["chain", "percent"], [1], 3)
-    setup = SimpleNamespace(
-        config=SimpleNamespace(seed=0), bf16=False,
-        machine=SimpleNamespace(device=torch.device("cpu")))
+    subject = budget.Subject(model, prm, "min", bf16=False, seed=0)
     asked = {
         ("beam", 4): SearchConfig(4, width=2, max_new_tokens=20),
         ("greedy", 1): SearchConfig(1, max_new_tokens=20),
     }
     found = {}
     for together in (2, 6):
-        monkeypatch.setattr(compute, "TOGETHER", together)
-        found[together] = compute.run_methods(setup, model, prm, problems, asked, "min")
+        monkeypatch.setattr(budget, "TOGETHER", together)
+        found[together] = budget.run_methods(subject, problems, asked)
         assert list(found[together]) == list(asked)
         assert all(len(x) == 6 for x in found[together]["beam", 4])
     np.testing.assert_allclose(found[2]["greedy", 1], found[6]["greedy", 1])
@@ -319,6 +317,6 @@ def test_every_study_has_a_table_and_a_figure(tmp_path):
     assert labelled in said["labels"]
     assert "| orm | 0.810 ± 0.000 | 0.100 ± 0.000 | 20.0 ± 0.0 |" in said["kinds"]
     assert "| 4 | 0.63 | 34.0 [20.0, 40.0] | 0.400 | 30 |" in said["trust"]
-    assert step_auc(reward_model_report("prm")) == pytest.approx(0.805)
+    assert step_auc(dict(report=reward_model_report("prm"))) == pytest.approx(0.805)
     path = tmp_path / "verifier.png"
     assert plots.reward_model({"orm": reward_model_report("orm")}, path).exists()

@@ -4,7 +4,7 @@ while its run goes on."""
 import json
 
 import pytest
-from conftest import make_tiny
+from conftest import make_tiny, tokenizer
 
 from nanoreason import checkpoint
 from nanoreason.studies import students
@@ -121,13 +121,13 @@ def test_a_policy_is_kept_at_every_budget_while_its_run_goes_on(tmp_path, monkey
 
 def test_references_answer_the_very_questions_of_the_traces(tmp_path):
     config = Config(out=str(tmp_path), questions=12)
-    drawn = Questions(",".join(students.FAMILIES), "1,2").draw(0, 0, 12)
+    drawn = Questions(",".join(students.FAMILIES), "1,2", tokenizer).draw(0, 0, 12)
     asked = [drawn[i] for i in (3, 3, 7)]
     (tmp_path / "full").mkdir()
     traces = [json.dumps(dict(prompt=problem.question, response="x")) for problem in asked]
     (tmp_path / "full" / "traces.jsonl").write_text("".join(line + "\n" for line in traces))
     rows = read_rows(students.references(config, tmp_path / "full") / "traces.jsonl")
-    assert [row.prompt for row in rows] == [problem.question for problem in asked]
+    assert [row.question for row in rows] == [problem.question for problem in asked]
     assert [row.answer for row in rows] == [problem.answer for problem in asked]
     for problem, row in zip(asked, rows):
         steps = [line for line in row.thinking.split("\n") if not line.startswith("Wait")]

@@ -18,14 +18,13 @@ import torch.nn.functional as F
 
 from nanoreason.data import IGNORE
 from nanoreason.rewards import outcome_reward
-from nanoreason.tokenizer import END, PAD, VOCAB_SIZE, parse_response, render_prompt
 
 
 # transformers
 
 
-def qwen3_config(config):
-    """Our GPTConfig as a transformers.Qwen3Config; END and PAD become its eos and pad tokens."""
+def qwen3_config(config, tokenizer):
+    """Our GPTConfig as a transformers.Qwen3Config, with our tokens for the end and for padding."""
     from transformers import Qwen3Config
 
     return Qwen3Config(
@@ -40,8 +39,8 @@ def qwen3_config(config):
         rope_parameters=dict(rope_type="default", rope_theta=config.rope_theta),
         rms_norm_eps=1e-6,
         tie_word_embeddings=config.tie_embeddings,
-        pad_token_id=PAD,
-        eos_token_id=END,
+        pad_token_id=tokenizer.pad,
+        eos_token_id=tokenizer.end,
         bos_token_id=None,
         dtype="float32",
     )
@@ -86,24 +85,24 @@ def to_qwen3(model):
     }
     for i in range(model.config.n_layer):
         theirs |= qwen3_block(model.config, weights, i)
-    qwen = Qwen3ForCausalLM(qwen3_config(model.config))
+    qwen = Qwen3ForCausalLM(qwen3_config(model.config, model.tokenizer))
     qwen.load_state_dict(theirs)
     return qwen.to(model.embed.weight.device).eval()
 
 
-def left_padded(prompts, device=None):
+def left_padded(prompts, pad, device=None):
     """Prompts (lists of ids) as transformers' `generate` takes them, padded on the left.
 
     Returns ids and attention mask, both (P, T) int64.
 
-    [[7 8 9] [5]]  ->  ids [[7 8 9] [PAD PAD 5]]      mask [[1 1 1] [0 0 1]]
+    [[7 8 9] [5]], pad 1  ->  ids [[7 8 9] [1 1 5]]      mask [[1 1 1] [0 0 1]]
     """
     longest = max(map(len, prompts))
     ids = []
     mask = []
     for prompt in prompts:
         missing = longest - len(prompt)
-        ids.append([PAD] * missing + list(prompt))
+        ids.append([pad] * missing + list(prompt))
         mask.append([0] * missing + [1] * len(prompt))
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
@@ -122,17 +121,19 @@ def peer_generate(
     """
     if qwen.dtype != dtype:
         qwen = copy.deepcopy(qwen).to(dtype)
-    ids, mask = left_padded(prompts, qwen.device)
+    end = qwen.config.eos_token_id
+    pad = qwen.config.pad_token_id
+    ids, mask = left_padded(prompts, pad, qwen.device)
     start = time.perf_counter()
     out = qwen.generate(
         input_ids=ids, attention_mask=mask, num_return_sequences=samples,
         max_new_tokens=max_new_tokens, do_sample=True, temperature=temperature, top_k=0, top_p=1.0,
-        use_cache=True, eos_token_id=None if forced else END, pad_token_id=PAD, **options)
+        use_cache=True, eos_token_id=None if forced else end, pad_token_id=pad, **options)
     new = out[:, ids.size(1) :].cpu()  # (P * samples, L)
     seconds = time.perf_counter() - start
     if forced:
         return new.numel(), seconds
-    stop = (new == END).long()
+    stop = (new == end).long()
     counted = stop.cumsum(1) - stop == 0  # up to the first stop token
     return int(counted.sum()), seconds
 
@@ -140,8 +141,8 @@ def peer_generate(
 # TRL
 
 
-def id_tokenizer():
-    """A transformers tokenizer whose text is "<448> <17>": one word per id.
+def id_tokenizer(tokenizer):
+    """A transformers tokenizer for our ids, whose text is "<448> <17>": one word per id.
 
     TRL insists on text; with this one it handles exactly our ids.
     """
@@ -149,11 +150,12 @@ def id_tokenizer():
     from transformers import PreTrainedTokenizerFast
 
     word = "<{}>".format
-    vocabulary = {word(i): i for i in range(VOCAB_SIZE)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=word(PAD)))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    pad = word(tokenizer.pad)
+    vocabulary = {word(i): i for i in range(tokenizer.vocab_size)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token=pad))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=word(PAD), eos_token=word(END), padding_side="left")
+        tokenizer_object=words, pad_token=pad, eos_token=word(tokenizer.end), padding_side="left")
 
 
 def clocked(call, log, name):
@@ -183,13 +185,13 @@ def step_clock(log):
     return Clock()
 
 
-def outcome_rewards(problems, log):
+def outcome_rewards(problems, tokenizer, log):
     """The outcome reward as a TRL reward function; it also notes tokens and mean reward."""
 
     def reward(completion_ids, problem, **_):
         rewards = []
         for index, ids in zip(problem, completion_ids):
-            rewards.append(outcome_reward(problems[index], parse_response(ids)))
+            rewards.append(outcome_reward(problems[index], tokenizer.parse_response(ids)))
         tokens = sum(map(len, completion_ids))
         log[-1] |= dict(tokens=tokens, reward=sum(rewards) / len(rewards))
         return rewards
@@ -219,11 +221,12 @@ def trl_grpo(
     from trl import GRPOConfig, GRPOTrainer
 
     log = []
+    tokenizer = model.tokenizer
     qwen = to_qwen3(model)
     qwen.generate = clocked(qwen.generate, log, "generate_seconds")
     rows = []
     for index, problem in enumerate(problems):
-        words = [f"<{i}>" for i in render_prompt(problem.question)]
+        words = [f"<{i}>" for i in tokenizer.render_prompt(problem.question)]
         rows.append(dict(prompt=" ".join(words), problem=index))
     with tempfile.TemporaryDirectory() as scratch:
         config = GRPOConfig(
@@ -238,8 +241,8 @@ def trl_grpo(
             disable_dropout=True, logging_strategy="no", save_strategy="no", report_to="none",
             disable_tqdm=True, **options)
         trainer = GRPOTrainer(
-            qwen, outcome_rewards(problems, log), args=config,
-            train_dataset=Dataset.from_list(rows), processing_class=id_tokenizer(),
+            qwen, outcome_rewards(problems, tokenizer, log), args=config,
+            train_dataset=Dataset.from_list(rows), processing_class=id_tokenizer(tokenizer),
             callbacks=[step_clock(log)])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -252,13 +255,13 @@ def trl_grpo(
 def padded_batch(examples, device=None):
     """Examples padded on the right: tokens and targets, both (B, T) int64.
 
-    Only response tokens are targets; the rest is IGNORE.
+    Only response tokens are targets; the rest is IGNORE. Padding is 0, which nothing reads.
 
     [7 8 9] prompt_len 1, [5 6] prompt_len 0
-        ->   tokens [[7 8 9] [5 6 PAD]]      targets [[8 9 .] [6 . .]]
+        ->   tokens [[7 8 9] [5 6 0]]      targets [[8 9 .] [6 . .]]
     """
     shape = len(examples), max(len(e.ids) for e in examples)
-    tokens = torch.full(shape, PAD, device=device)
+    tokens = torch.zeros(shape, dtype=torch.long, device=device)
     targets = torch.full(shape, IGNORE, device=device)
     for row, e in enumerate(examples):
         ids = torch.tensor(e.ids, device=device)

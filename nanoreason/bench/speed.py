@@ -7,9 +7,9 @@
 
 Every rate stands beside the roofline measured in the same run: the rate of matrix products, and the
 bandwidth of copies. Where transformers and TRL are installed (they are not required), the same
-weights do the same work in their code, in turns with ours; figures are medians. Without --ckpt the
-weights are random: lengths of responses then mean nothing, and GRPO, which would find nothing to
-learn from, is left out.
+weights do the same work in their code, in turns with ours: in float32, and in bfloat16 where that
+pays on this machine. Figures are medians. Without --ckpt the weights are random: lengths of
+responses then mean nothing, and GRPO, which would find nothing to learn from, is left out.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -31,12 +31,12 @@ from nanoreason import attention, checkpoint, corpus
 from nanoreason.flags import flag, parse_config, UserError
 from nanoreason.machine import choose_bf16, generator, start_machine
 from nanoreason.run import read_metrics, say, write_json
-from nanoreason.generate import generate, sampler
+from nanoreason.generate import generate, make_sampler
 from nanoreason.model import GPT, PRESETS, KVCache, cache_memory, training_flops
 from nanoreason.bench.peers import padded_sft_rate, peer_generate, to_qwen3, trl_grpo
 from nanoreason.workers import ROOT, environment, flag_words, last_line
 from nanoreason.tasks import problem_set
-from nanoreason.tokenizer import END, render_prompt
+from nanoreason.tokenizer import shipped_tokenizer
 
 PARTS = ("roofline", "attention", "train", "prefill", "generate", "grpo")
 FAMILIES = ("multiplication", "chain", "percent", "word", "equation")
@@ -67,28 +67,69 @@ class Config:
     seed: int = flag(0, "seed of questions and samples", low=0)
 
 
+@dataclass
+class Bench:
+    """What every part measures with.
+
+    bf16: whether bfloat16 pays on this machine; scratch: a folder for runs of scripts; peaks: of
+    `roofline`.
+    """
+
+    config: Config
+    device: torch.device
+    bf16: bool
+    model: GPT
+    scratch: Path
+    peaks: dict = field(default_factory=dict)
+
+    @property
+    def cuda(self):
+        """Whether this is a GPU of NVIDIA's."""
+        return self.device.type == "cuda"
+
+    def peer(self, package):
+        """Whether a peer should be measured too: it is installed, and --peers."""
+        return self.config.peers and importlib.util.find_spec(package) is not None
+
+    def peer_dtypes(self):
+        """What peers are timed in. Emulated bfloat16 would take minutes, so only where it pays."""
+        return (torch.float32, torch.bfloat16) if self.bf16 else (torch.float32,)
+
+    def weights(self):
+        """A checkpoint of the model, for runs of scripts."""
+        path = self.scratch / "weights.pt"
+        checkpoint.save(path, self.model)
+        return path
+
+
 def name_of(dtype):
     """torch.float32  ->  "float32" """
     return str(dtype).removeprefix("torch.")
 
 
-def seconds(call, device, repeats=5):
+def seconds(call, bench):
     """Median wall-clock seconds of call(), after one call to warm up; waits for a GPU to finish."""
 
     def wait():
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        elif device.type == "mps":
-            torch.mps.synchronize()
+        if bench.device.type != "cpu":
+            torch.accelerator.synchronize(bench.device)
 
     times = []
-    for _ in range(repeats + 1):
+    for _ in range(bench.config.repeats + 1):
         wait()
         start = time.perf_counter()
         call()
         wait()
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
+
+
+def eager_and_compiled(ours, compiled):
+    """{name: function} of what we do, compiled as well where that is asked for."""
+    calls = {"ours": ours}
+    if compiled:
+        calls["ours, compiled"] = partial(ours, compile=True)
+    return calls
 
 
 def alternate(calls, repeats):
@@ -106,29 +147,29 @@ def alternate(calls, repeats):
 # Roofline
 
 
-def matmul_rate(dtype, machine, repeats):
+def matmul_rate(dtype, bench):
     """FLOP/s of a product of two square matrices."""
-    n = 8192 if machine.device.type == "cuda" else 2048
-    if dtype == torch.bfloat16 and not choose_bf16("auto", machine):
+    n = 8192 if bench.cuda else 2048
+    if dtype == torch.bfloat16 and not bench.bf16:
         n = 256  # emulated: the large product takes half a minute
-    a = torch.randn(n, n, device=machine.device).to(dtype)
-    b = torch.randn(n, n, device=machine.device).to(dtype)
-    return 2 * n**3 / seconds(lambda: a @ b, machine.device, repeats)
+    a = torch.randn(n, n, device=bench.device).to(dtype)
+    b = torch.randn(n, n, device=bench.device).to(dtype)
+    return 2 * n**3 / seconds(lambda: a @ b, bench)
 
 
-def copy_rate(device, repeats):
+def copy_rate(bench):
     """Bytes per second of a large copy, read and written."""
-    x = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device).normal_()
+    x = torch.empty(2**28 if bench.cuda else 2**26, device=bench.device).normal_()
     y = torch.empty_like(x)
-    return 2 * x.nbytes / seconds(lambda: y.copy_(x), device, repeats)
+    return 2 * x.nbytes / seconds(lambda: y.copy_(x), bench)
 
 
-def roofline(config, machine):
+def roofline(bench):
     """What the machine can do at best: {"float32", "bfloat16": FLOP/s, "copy": bytes/s}."""
     peaks = {}
     for dtype in (torch.float32, torch.bfloat16):
-        peaks[name_of(dtype)] = matmul_rate(dtype, machine, config.repeats)
-    peaks["copy"] = copy_rate(machine.device, config.repeats)
+        peaks[name_of(dtype)] = matmul_rate(dtype, bench)
+    peaks["copy"] = copy_rate(bench)
     say(
         f"roofline: float32 {peaks['float32'] / 1e9:.0f} GFLOP/s, "
         f"bfloat16 {peaks['bfloat16'] / 1e9:.0f} GFLOP/s, copies {peaks['copy'] / 1e9:.0f} GB/s")
@@ -179,35 +220,36 @@ def packed_documents(T, seed):
     return starts[owner].int(), torch.diff(torch.cat((starts, torch.tensor([T]))))
 
 
-def time_attention(call, inputs, flops, config, device):
+def time_attention(call, inputs, flops, bench):
     """Milliseconds and TFLOP/s of call(), and of call() with its backward pass to the inputs.
 
     flops: of the forward pass; the backward pass has 2.5 times as many.
     """
     grad = torch.randn_like(call())
-    forward = seconds(lambda: call().detach(), device, config.repeats)
-    both = seconds(lambda: torch.autograd.grad(call(), inputs, grad), device, config.repeats)
+    forward = seconds(lambda: call().detach(), bench)
+    both = seconds(lambda: torch.autograd.grad(call(), inputs, grad), bench)
     return dict(
         forward_ms=forward * 1e3, both_ms=both * 1e3,
         forward_tflops=flops / forward / 1e12, both_tflops=3.5 * flops / both / 1e12)
 
 
-def attention_row(T, D, packed, dtype, config, device):
+def attention_row(T, D, packed, bench):
     """Every backend on rows of T tokens with heads of D: figures, or why there are none."""
-    if device.type == "cuda":
+    if bench.cuda:
         B = max(1, 32768 // T)
         H = 2048 // D
     else:
         B = 4096 // T
         H = 4
-    shape = dict(size=(B, T, H, D), device=device, dtype=dtype, requires_grad=True)
+    dtype = torch.bfloat16 if bench.bf16 else torch.float32
+    shape = dict(size=(B, T, H, D), device=bench.device, dtype=dtype, requires_grad=True)
     q, k, v = (torch.randn(**shape) for _ in range(3))
     doc_start = None
     mask = None
     lengths = torch.tensor([T])
     if packed:
-        row_start, lengths = packed_documents(T, config.seed)
-        doc_start = row_start.expand(B, T).contiguous().to(device)
+        row_start, lengths = packed_documents(T, bench.config.seed)
+        doc_start = row_start.expand(B, T).contiguous().to(bench.device)
         mask = attention.document_mask(doc_start[:1])  # (1, 1, T, T)
     flops = 2 * B * H * D * int((lengths**2).sum())
 
@@ -215,11 +257,11 @@ def attention_row(T, D, packed, dtype, config, device):
         return attention.attention(q, k, v, doc_start).transpose(1, 2)  # (B, H, T, D)
 
     row = dict(T=T, D=D, B=B, H=H, packed=packed)
-    row["ours"] = time_attention(ours, (q, k, v), flops, config, device)
+    row["ours"] = time_attention(ours, (q, k, v), flops, bench)
     theirs = sdpa_backends(*(x.transpose(1, 2) for x in (q, k, v)), mask)
     for name, call in theirs.items():
         try:
-            row[name] = time_attention(call, (q, k, v), flops, config, device)
+            row[name] = time_attention(call, (q, k, v), flops, bench)
         except torch.OutOfMemoryError:
             row[name] = "out of memory"
         except RuntimeError:
@@ -227,17 +269,16 @@ def attention_row(T, D, packed, dtype, config, device):
     return row
 
 
-def attention_speed(config, machine):
+def attention_speed(bench):
     """Our attention beside every backend of PyTorch's that takes the shape, forward and backward.
 
     As many key/value heads as query heads, which every backend takes. On packed rows PyTorch's
     attention needs the whole T x T mask. FLOPs counted: causal rows 4 B H D T^2 / 2 forward and 2.5
     times that backward, packed rows likewise within each document.
     """
-    dtype = torch.bfloat16 if choose_bf16("auto", machine) else torch.float32
     rows = []
-    for T, D, packed in attention_shapes(machine.device.type == "cuda"):
-        row = attention_row(T, D, packed, dtype, config, machine.device)
+    for T, D, packed in attention_shapes(bench.cuda):
+        row = attention_row(T, D, packed, bench)
         rows.append(row)
         said = []
         for name, r in row.items():
@@ -258,7 +299,7 @@ def run_stage(script, scratch, name, **flags):
 
     Raises UserError where it fails.
     """
-    out = Path(scratch) / f"{name}-{time.monotonic_ns()}"
+    out = scratch / f"{name}-{time.monotonic_ns()}"
     words = [str(ROOT / script), *flag_words(flags), "--out", str(out)]
     done = subprocess.run(
         [sys.executable, *words], env=environment(), capture_output=True, text=True)
@@ -268,44 +309,40 @@ def run_stage(script, scratch, name, **flags):
     return read_metrics(out / "metrics.jsonl"), report
 
 
-def train_speed(config, machine, model, scratch, peaks):
+def train_speed(bench):
     """Real tokens per second of train_sft.py, and their share of the matrix-product rate.
 
     Real tokens leave padding out; Muon is included. On a GPU eager and compiled; on a CPU beside
     the loop that pads.
     """
-    cuda = machine.device.type == "cuda"
     size = dict(batch_tokens=1536, row_tokens=256, demos=1500)
-    if cuda:
+    if bench.cuda:
         size = dict(batch_tokens=65_536, micro_tokens=16_384, row_tokens=1024, demos=36_000)
-    weights = Path(scratch) / "weights.pt"
-    checkpoint.save(weights, model)
+    weights = bench.weights()
 
     def ours(**flags):
         rows, report = run_stage(
-            "train_sft.py", scratch, "sft", stage="cold-start", init=weights, max_steps=30,
-            log_every=1, device=machine.device.type, save_every=1000, **size, **flags)
+            "train_sft.py", bench.scratch, "sft", stage="cold-start", init=weights, max_steps=30,
+            log_every=1, device=bench.device.type, save_every=1000, **size, **flags)
         step = statistics.median(row["step_seconds"] for row in rows[8:])
         return report["real_share"] * size["batch_tokens"] / step
 
-    calls = {"ours": ours}
-    if cuda and config.compile:
-        calls["ours, compiled"] = partial(ours, compile=True)
-    if not cuda:
+    calls = eager_and_compiled(ours, bench.cuda and bench.config.compile)
+    if not bench.cuda:
         # train_sft.py leaves out what is longer than a row; so must the padded loop
-        demonstrations = corpus.demonstrations(1500, config.seed)
-        examples = [e for e in demonstrations if len(e.ids) <= size["row_tokens"]]
+        documents = corpus.demonstrations(1500, bench.config.seed)
+        tokenized = corpus.tokenize(documents, bench.model.tokenizer)
+        examples = [e for e in tokenized if len(e.ids) <= size["row_tokens"]]
         for rows in (8, 24):
-            padded = partial(padded_sft_rate, model, examples, rows, 480 // rows)
+            padded = partial(padded_sft_rate, bench.model, examples, rows, 480 // rows)
             calls[f"padded loop, batches of {rows}, float32"] = padded
 
-    bf16 = choose_bf16("auto", machine)
     figures = {}
-    for name, rate in alternate(calls, 1 if cuda else config.repeats).items():
+    for name, rate in alternate(calls, 1 if bench.cuda else bench.config.repeats).items():
         # FLOP/s in matrix products; what attention adds within short documents is left out
-        used = training_flops(model.config, rate, 0)
-        dtype = "bfloat16" if bf16 and name.startswith("ours") else "float32"
-        share = used / peaks[dtype]
+        used = training_flops(bench.model.config, rate, 0)
+        dtype = "bfloat16" if bench.bf16 and name.startswith("ours") else "float32"
+        share = used / bench.peaks[dtype]
         figures[name] = dict(tokens_per_second=rate, share_of_matmul_rate=share)
         say(
             f"train: {name}: {rate:.0f} tokens/s, "
@@ -316,23 +353,22 @@ def train_speed(config, machine, model, scratch, peaks):
 # Sampling
 
 
-def prefill_speed(config, machine, model, peaks):
+def prefill_speed(bench):
     """Prompt tokens read per second, and their share of the matrix-product rate."""
-    policy = sampler(model, choose_bf16("auto", machine))
+    policy = make_sampler(bench.model, bench.bf16)
     dtype = policy.embed.weight.dtype
     B = 32
     T = min(256, policy.config.max_len)
-    idx = torch.randint(0, 500, (B, T), device=machine.device)
-    lengths = torch.full((B,), T, device=machine.device)
+    idx = torch.randint(0, 500, (B, T), device=bench.device)
+    lengths = torch.full((B,), T, device=bench.device)
     with torch.inference_mode():
-        cache = KVCache(policy.config, B, T, machine.device, dtype)
-        elapsed = seconds(
-            lambda: policy.prefill(idx, lengths, cache), machine.device, config.repeats)
+        cache = KVCache(policy.config, B, T, bench.device, dtype)
+        elapsed = seconds(lambda: policy.prefill(idx, lengths, cache), bench)
     rate = idx.numel() / elapsed
     # the head is read once per row, not once per token
     head = 2 * policy.config.vocab_size * policy.config.n_embd * (1 - 1 / T)
     forward = training_flops(policy.config, 1, T) / 3 - head  # FLOPs per token
-    share = rate * forward / peaks[name_of(dtype)]
+    share = rate * forward / bench.peaks[name_of(dtype)]
     say(f"prefill: {rate:.0f} tokens/s, {share:.1%} of the matrix-product rate")
     return dict(tokens_per_second=rate, share_of_matmul_rate=share)
 
@@ -349,20 +385,21 @@ def questions(config):
 class Never(torch.nn.Module):
     """A head under which the stop token has no chance: every response runs to the limit."""
 
-    def __init__(self, head):
+    def __init__(self, head, stop):
         super().__init__()
         self.head = head
+        self.stop = stop
 
     def forward(self, x):
         logits = self.head(x)
-        logits[..., END] = float("-inf")
+        logits[..., self.stop] = float("-inf")
         return logits
 
 
 def our_rates(policy, prompts, tokens, config):
     """{name: function that returns our sampled tokens per second}, eager and compiled."""
 
-    def ours(compile):
+    def ours(compile=False):
         noise = generator(config.seed, "bench")
         start = time.perf_counter()
         rollout = generate(
@@ -370,17 +407,14 @@ def our_rates(policy, prompts, tokens, config):
         count = rollout.lengths.sum().item()  # waits for a GPU
         return count / (time.perf_counter() - start)
 
-    calls = {"ours": partial(ours, False)}
-    if config.compile:
-        calls["ours, compiled"] = partial(ours, True)
-    return calls
+    return eager_and_compiled(ours, config.compile)
 
 
-def peer_rates(model, prompts, tokens, forced):
+def peer_rates(bench, prompts, tokens, forced):
     """{name: function that returns transformers' sampled tokens per second}, by dtype."""
-    qwen = to_qwen3(model)
+    qwen = to_qwen3(bench.model)
     options = {}
-    if qwen.device.type == "cuda":
+    if bench.cuda:
         options["cache_implementation"] = "static"  # compiled and graphed; slower on a CPU
 
     def theirs(dtype):
@@ -389,43 +423,48 @@ def peer_rates(model, prompts, tokens, forced):
         return count / elapsed
 
     calls = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in bench.peer_dtypes():
         calls[f"transformers, {name_of(dtype)}"] = partial(theirs, dtype)
     return calls
 
 
-def decoding_bound(policy, prompts, config, peaks):
+def decoding_bound(policy, prompts, bench):
     """(tokens/s, bytes, FLOPs) that the machine allows, and that one step of all rows takes.
 
     The slower of traffic and arithmetic: a step reads all weights and, on average, half of the
     sampled part of the cache; it takes two operations per weight and row.
     """
     dtype = policy.embed.weight.dtype
-    slots = sum(map(len, prompts)) / len(prompts) + config.forced / 2  # mean length of the cache
-    cache = cache_memory(policy.config, config.rows, slots, dtype == torch.bfloat16)
+    rows = bench.config.rows
+    mean_prompt = sum(map(len, prompts)) / len(prompts)
+    slots = mean_prompt + bench.config.forced / 2  # mean length of the cache
+    cache = cache_memory(policy.config, rows, slots, dtype == torch.bfloat16)
     traffic = policy.num_params * dtype.itemsize + cache
-    arithmetic = config.rows * policy.flops_per_token()
-    step = max(traffic / peaks["copy"], arithmetic / peaks[name_of(dtype)])  # seconds
-    return config.rows / step, traffic, arithmetic
+    arithmetic = rows * policy.flops_per_token()
+    step = max(traffic / bench.peaks["copy"], arithmetic / bench.peaks[name_of(dtype)])  # seconds
+    return rows / step, traffic, arithmetic
 
 
-def generate_speed(config, machine, model, peaks):
+def generate_speed(bench):
     """Sampled tokens per second, at natural lengths and at one forced length beside its bound."""
-    prompts = [render_prompt(problem.question) for problem in questions(config)]
-    policy = sampler(model, choose_bf16("auto", machine))
-    stubborn = sampler(policy, False)  # the same weights, but it never stops
-    stubborn.head = Never(policy.head)
+    config = bench.config
+    model = bench.model
+    render = model.tokenizer.render_prompt
+    prompts = [render(problem.question) for problem in questions(config)]
+    policy = make_sampler(model, bench.bf16)
+    stubborn = make_sampler(policy, False)  # the same weights, but it never stops
+    stubborn.head = Never(policy.head, model.tokenizer.end)
     figures = {}
     kinds = (("natural", policy, config.limit), ("forced", stubborn, config.forced))
     for kind, who, tokens in kinds:
         calls = our_rates(who, prompts, tokens, config)
-        if config.peers and importlib.util.find_spec("transformers"):
-            calls |= peer_rates(model, prompts, tokens, kind == "forced")
+        if bench.peer("transformers"):
+            calls |= peer_rates(bench, prompts, tokens, kind == "forced")
         figures[kind] = alternate(calls, config.repeats)
         said = [f"{name} {rate:.0f} tokens/s" for name, rate in figures[kind].items()]
         say(f"generate, {kind} lengths, {config.rows} rows: {', '.join(said)}")
 
-    bound, traffic, arithmetic = decoding_bound(policy, prompts, config, peaks)
+    bound, traffic, arithmetic = decoding_bound(policy, prompts, bench)
     fastest = max(rate for name, rate in figures["forced"].items() if name.startswith("ours"))
     figures["bound"] = bound
     figures["share_of_bound"] = fastest / bound
@@ -438,45 +477,55 @@ def generate_speed(config, machine, model, peaks):
 # GRPO
 
 
-def grpo_speed(config, machine, model, scratch):
+def grpo_speed(bench):
     """Seconds of a whole GRPO step of train_grpo.py, beside trl.GRPOTrainer's.
 
     Questions, rollout, rewards and one update; no KL; natural lengths.
     """
-    weights = Path(scratch) / "weights.pt"
-    checkpoint.save(weights, model)
+    config = bench.config
+    weights = bench.weights()
     silent = []  # shares of groups without signal
 
     def ours(compile=False):
         rows, _ = run_stage(
-            "train_grpo.py", scratch, "grpo", compile=compile, init=weights,
+            "train_grpo.py", bench.scratch, "grpo", compile=compile, init=weights,
             batch_size=config.rows, num_samples_per_prompt=SAMPLES, steps=6, minibatches=1,
             kl="none", eval_every=0, save_every=1000, max_reasoning_tokens=config.limit,
-            learning_rate=1e-6, level=2, device=machine.device.type)
+            learning_rate=1e-6, level=2, device=bench.device.type)
         silent.extend(row["all_right"] + row["all_wrong"] for row in rows)
         return statistics.median(row["rollout_seconds"] + row["update_seconds"] for row in rows[2:])
 
     def theirs(bf16, micro_rows):
         log = trl_grpo(
-            model, questions(config), 6, config.rows // SAMPLES, SAMPLES,
+            bench.model, questions(config), 6, config.rows // SAMPLES, SAMPLES,
             min(micro_rows, config.rows), config.limit, bf16, learning_rate=1e-6)
         return statistics.median(row["seconds"] for row in log[1:])
 
-    calls = {"ours": ours}
-    if machine.device.type == "cuda" and config.compile:
-        calls["ours, compiled"] = partial(ours, compile=True)
-    if config.peers and importlib.util.find_spec("trl"):
+    calls = eager_and_compiled(ours, bench.cuda and config.compile)
+    if bench.peer("trl"):
         # of micro-batches of 32, 64 and 256 none was reliably the fastest on a CPU
-        calls["TRL, float32"] = partial(theirs, False, 32)
-        calls["TRL, bfloat16"] = partial(theirs, True, 64)
+        micro_rows = {torch.float32: 32, torch.bfloat16: 64}
+        for dtype in bench.peer_dtypes():
+            bf16 = dtype == torch.bfloat16
+            calls[f"TRL, {name_of(dtype)}"] = partial(theirs, bf16, micro_rows[dtype])
     figures = alternate(calls, max(1, config.repeats // 2))
     said = [f"{name} {step:.2f} s" for name, step in figures.items()]
     # ours leaves such groups out of the update; TRL computes their zero gradients
-    figures["share_of_groups_without_signal"] = statistics.mean(silent)
+    share = statistics.mean(silent)
+    figures["share_of_groups_without_signal"] = share
     say(
-        f"GRPO step, {config.rows} samples: {', '.join(said)}; {statistics.mean(silent):.0%} of "
+        f"GRPO step, {config.rows} samples: {', '.join(said)}; {share:.0%} of "
         "the groups were without signal, and ours updates on the others alone")
     return figures
+
+
+MEASURES = {  # {part: bench -> its figures}
+    "attention": attention_speed,
+    "train": train_speed,
+    "prefill": prefill_speed,
+    "generate": generate_speed,
+    "grpo": grpo_speed,
+}
 
 
 def check_config(config):
@@ -496,7 +545,7 @@ def load_model(config, machine):
     if config.ckpt:
         return checkpoint.load_model(config.ckpt, machine.device)
     name = config.model or ("base" if machine.device.type == "cuda" else "micro")
-    model = GPT(PRESETS[name]).init_weights(generator(config.seed, "weights"))
+    model = GPT(PRESETS[name], shipped_tokenizer()).init_weights(generator(config.seed, "weights"))
     return model.to(machine.device).eval()
 
 
@@ -505,19 +554,6 @@ def device_name(device):
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} CPU threads"
-
-
-def measure(part, config, machine, model, scratch, peaks):
-    """The figures of one part."""
-    if part == "attention":
-        return attention_speed(config, machine)
-    if part == "train":
-        return train_speed(config, machine, model, scratch, peaks)
-    if part == "prefill":
-        return prefill_speed(config, machine, model, peaks)
-    if part == "generate":
-        return generate_speed(config, machine, model, peaks)
-    return grpo_speed(config, machine, model, scratch)
 
 
 def main():
@@ -533,16 +569,18 @@ def main():
         config.compile = False
         say("no C++ compiler here: nothing compiled is measured")
 
-    peaks = roofline(config, machine)
-    figures = dict(
-        device=name, torch=torch.__version__, params=model.num_params, roofline=peaks)
     with tempfile.TemporaryDirectory() as scratch:
-        for part in PARTS[1:]:
+        bf16 = choose_bf16("auto", machine)
+        bench = Bench(config, machine.device, bf16, model, Path(scratch))
+        bench.peaks = roofline(bench)
+        figures = dict(
+            device=name, torch=torch.__version__, params=model.num_params, roofline=bench.peaks)
+        for part, measure in MEASURES.items():
             if part not in config.parts.split(","):
                 continue
             if part == "grpo" and not config.ckpt:
                 say("grpo: left out, it needs --ckpt")
                 continue
-            figures[part] = measure(part, config, machine, model, scratch, peaks)
+            figures[part] = measure(bench)
             if config.json:
                 write_json(config.json, figures)

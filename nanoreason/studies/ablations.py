@@ -12,30 +12,25 @@ that are done are not repeated: the same command continues a study that was stop
 table.md, table.json and table.png in --out/STUDY.
 """
 
-import json
-import os
 import shlex
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from nanoreason import checkpoint, plots
+from nanoreason.evaluate import (
+    accuracy, behaviours, collect, held_out_problems, over_seeds, pass_at_k)
+from nanoreason.experience import token_logprobs
 from nanoreason.flags import flag, parse_config, UserError, whole_numbers
+from nanoreason.generate import make_sampler
 from nanoreason.machine import choose_bf16, generator, run_script, start_machine
-from nanoreason.run import progress, read_metrics, say, write_json
-from nanoreason.evaluate import accuracy, behaviours, collect, held_out_problems, pass_at_k
-from nanoreason.experience import Experience, token_logprobs
-from nanoreason.generate import generate, sampler
-from nanoreason.rewards import outcome_reward
-from nanoreason.tokenizer import parse_response, render_prompt
-from nanoreason.studies.reports import table_lines
-from nanoreason.workers import ROOT, environment, flag_words, last_line
+from nanoreason.run import read_metrics, say, write_json
+from nanoreason.studies.reports import publish, table_and_note
+from nanoreason.studies.runs import check_made, ensure_all, read_json
+from nanoreason.studies.samples import packed, sample_and_check
+from nanoreason.workers import at_once, flag_words, spread
 
 FAMILIES = ("multiplication", "chain", "percent", "word", "equation")
 STUDIES = {  # {name of the row: flags of train_grpo.py}; BASE stands for --base
@@ -82,9 +77,6 @@ class Config:
     tokens: int = flag(300_000, "response tokens that each run samples", low=1)
     problems: int = flag(60, "problems of each family to measure on", low=1)
     samples: int = flag(16, "samples per problem", low=1)
-    workers: int = flag(2, "runs at once; each gets its share of the cores", low=1)
-    measure: str = flag(
-        "", "measure this run's last checkpoint and stop; the study calls itself with it")
 
 
 # Runs
@@ -109,69 +101,51 @@ def command(config, row, seed):
     return ["train_grpo.py", *flag_words(flags_of(config, row, seed))]
 
 
-def read_json(path):
-    """A JSON file; None where there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
-
-
 def finished(config, row, seed):
     """Whether a run is trained and measured.
 
     Raises UserError for one that was made with other settings than these.
     """
     out = folder(config, row, seed)
-    trained = read_json(out / "config.json")
+    check_made(out, read_json(out / "config.json"), flags_of(config, row, seed))
     measured = read_json(out / "measured.json")
-    checks = (
-        (trained, flags_of(config, row, seed)),
-        (measured, dict(problems=config.problems * len(FAMILIES), samples=config.samples)),
-    )
-    for made, wanted in checks:
-        for name, value in wanted.items():
-            if made is not None and made[name] != value:
-                raise UserError(
-                    f"{out} was made with another {name.replace('_', '-')}; "
-                    "choose another --out, or remove it")
-    return measured is not None
+    if measured is None:
+        return False
+    per_family = measured["problems"] // len(FAMILIES)
+    made = dict(problems=per_family, samples=measured["samples"])
+    check_made(out, made, dict(problems=config.problems, samples=config.samples))
+    return True
 
 
-def execute(config, row, seed):
-    """Train and measure one run, unless it is done.
+def train_and_measure(config, seeds):
+    """Make all runs that are not finished: as many at once as there are cores, a thread each.
 
     Two at once on two cores, one thread each, get more done than one after another on two threads.
     """
-    if finished(config, row, seed):
-        return
-    out = folder(config, row, seed)
-    threads = max(1, (os.cpu_count() or 1) // config.workers)
-    if not (out / "report.json").exists():
-        script, *words = command(config, row, seed)
-        if (out / "ckpt.pt").exists():
-            words.append("--resume")
-        run_words([str(ROOT / script), *words], threads, f"{row}, seed {seed}")
-    flags = dict(
-        measure=out, study=config.study, problems=config.problems, samples=config.samples)
-    words = ["-m", "nanoreason.studies.ablations", *flag_words(flags)]
-    run_words(words, threads, f"{row}, seed {seed}")
-
-
-def run_words(words, threads, name):
-    """Run Python with these words. Raises UserError with its last line where it fails."""
-    done = subprocess.run(
-        [sys.executable, *words], env=environment(threads), capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{name}: {last_line(done.stderr, 'ended without a message')}")
+    runs = []
+    for seed in seeds:
+        for row in wanted_rows(config):
+            if not finished(config, row, seed):
+                runs.append((row, seed))
+    training = []
+    for row, seed in runs:
+        done = folder(config, row, seed) / "report.json"
+        training.append((done, "train_grpo.py", flags_of(config, row, seed)))
+    ensure_all(training)
+    folders = [(folder(config, row, seed),) for row, seed in runs]
+    settings = dict(study=config.study, problems=config.problems, samples=config.samples)
+    for (row, seed), figures in zip(runs, spread(_measure, settings, folders, at_once())):
+        say(f"{row}, seed {seed}: {figures}")
 
 
 # Measuring
 
 
-def mean_entropy(policy, experience, rows, device):
-    """Mean exact entropy of the policy at every response token of some rows, in nats."""
-    settings = SimpleNamespace(row_tokens=128, micro_tokens=16_384, gradient_accumulation=1)
+def mean_entropy(policy, experience, device):
+    """Mean exact entropy of the policy at every response token, in nats."""
     nats = 0.0
     tokens = 0
-    for micro in experience.micro_batches(rows, {}, settings, device):
+    for micro in packed(experience, device):
         _, entropy = token_logprobs(policy, micro, 1.0, with_entropy=True)  # (M,)
         nats += float(entropy.sum())
         tokens += len(entropy)
@@ -179,41 +153,36 @@ def mean_entropy(policy, experience, rows, device):
 
 
 @torch.no_grad()
-def measure(config):
+def _measure(settings, out):
     """Figures of a run's last checkpoint, to measured.json, at the run's own limit of tokens.
 
     Greedy and sampled accuracy, pass@k, and the mean length and exact entropy of the samples.
+    settings: study, problems and samples of Config.
     """
     machine = start_machine()
-    out = Path(config.measure)
     model = checkpoint.load_model(out / "ckpt.pt", machine.device)
-    policy = sampler(model, choose_bf16("auto", machine))
-    split = "val" if config.study == "tuning" else "test"
-    problems = held_out_problems(FAMILIES, (1, 2), config.problems, split)
-    G = config.samples
+    policy = make_sampler(model, choose_bf16("auto", machine))
+    split = "val" if settings["study"] == "tuning" else "test"
+    problems = held_out_problems(FAMILIES, (1, 2), settings["problems"], split)
+    G = settings["samples"]
     limit = read_json(out / "config.json")["max_reasoning_tokens"]
 
     greedy = collect(policy, problems, 1, 0.0, limit, seed=0)
     n_right = sum(samples[0].correct for samples in greedy)
 
-    prompts = [render_prompt(problem.question) for problem in problems]
     noise = generator(0, "ablations")
-    rollout = generate(policy, prompts, G, limit, 1.0, noise).cpu()
-    rows = range(len(rollout.ids))
-    responses = [parse_response(rollout.response(row)) for row in rows]
-    rewards = [outcome_reward(problems[row // G], responses[row]) for row in rows]
-    right = torch.tensor(rewards).view(-1, G)  # (P, G)
+    experience, responses = sample_and_check(policy, problems, G, limit, 1.0, noise)
+    right = experience.rewards["total"]  # (P, G)
     coverage = np.mean([pass_at_k(G, int(n), G) for n in right.sum(1)])
-    experience = Experience(problems, rollout, dict(total=right), [], [])
-    entropy = mean_entropy(policy, experience, rows, machine.device)
-    write_json(out / "measured.json", dict(
+    figures = dict(
         greedy=accuracy(n_right, len(greedy)),
         sampled=round(right.mean().item(), 4),
         coverage=round(float(coverage), 4),
-        length=round(rollout.lengths.float().mean().item(), 2),
-        entropy=round(entropy, 4),
-        behaviours=behaviours(responses),
-        problems=len(problems), samples=G))
+        length=round(experience.rollout.lengths.float().mean().item(), 2),
+        entropy=round(mean_entropy(policy, experience, machine.device), 4))
+    write_json(out / "measured.json", figures | dict(
+        behaviours=behaviours(responses), problems=len(problems), samples=G))
+    return figures
 
 
 # The table
@@ -271,17 +240,11 @@ def collect_table(config, seeds):
     return table
 
 
-def mean_and_deviation(values, digits):
-    """[1.0, 3.0], 1  ->  "2.0 ± 1.4": mean and sample standard deviation, 0 for one value."""
-    deviation = np.std(values, ddof=1) if len(values) > 1 else 0
-    return f"{np.mean(values):.{digits}f} ± {deviation:.{digits}f}"
-
-
 def markdown(config, table, seeds):
     """The table for people: mean and standard deviation over seeds."""
     rows = []
     for row, values in table.items():
-        cells = [mean_and_deviation(values[key], 3 if key == "entropy" else 1) for key in FIGURES]
+        cells = [over_seeds(values[key], 3 if key == "entropy" else 1) for key in FIGURES]
         rows.append([row, *cells, f"{np.mean(values['steps']):.0f}"])
     heads = [config.study, *figure_heads(config).values(), "steps"]
     tokens = [n for values in table.values() for n in values["tokens"]]
@@ -291,42 +254,27 @@ def markdown(config, table, seeds):
         f"{config.problems * len(FAMILIES)} problems, {config.samples} samples of each; "
         f"{min(tokens):,} to {max(tokens):,} sampled tokens and "
         f"{min(seconds):.0f} to {max(seconds):.0f} s per run.")
-    lines = [*table_lines(heads, rows), "", note, ""]
+    lines = [table_and_note(heads, rows, note), ""]
     for row in table:
         lines.append(f"- {row}: `python {shlex.join(command(config, row, seeds[0]))}`")
-    return "\n".join([*lines, ""])
+    return "\n".join(lines)
 
 
 def main():
     config = parse_config(Config, doc=__doc__)
-    if config.measure:
-        measure(config)
-        return
     seeds = whole_numbers(config.seeds, "seeds")
-    rows = wanted_rows(config)
-    for path in {flags_of(config, row, 0)["init"] for row in rows}:
+    for path in {flags_of(config, row, 0)["init"] for row in wanted_rows(config)}:
         checkpoint.load(path)  # a start that is missing should be said before hours of work
-    jobs = [(row, seed) for seed in seeds for row in rows]
-    bar = progress(len(jobs), config.study)
-
-    def work(job):
-        row, seed = job
-        execute(config, row, seed)
-        bar.update()
-        text = (folder(config, row, seed) / "measured.json").read_text()
-        figures = text.split("behaviours")[0].replace("\n", "")
-        say(f"{row}, seed {seed}: {figures}")
-
-    with ThreadPoolExecutor(config.workers) as pool:
-        list(pool.map(work, jobs))
-    bar.close()
+    train_and_measure(config, seeds)
     table = collect_table(config, seeds)
-    out = Path(config.out) / config.study
-    write_json(out / "table.json", table)
-    text = markdown(config, table, seeds)
-    (out / "table.md").write_text(text)
-    plots.seed_spread(table, figure_heads(config), out / "table.png")
-    say(text)
+
+    def text(table):
+        return markdown(config, table, seeds)
+
+    def draw(table, path):
+        return plots.seed_spread(table, figure_heads(config), path)
+
+    publish("table", table, text, draw, Path(config.out) / config.study)
 
 
 if __name__ == "__main__":

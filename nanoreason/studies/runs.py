@@ -1,5 +1,6 @@
 """Runs of this project's scripts that a study needs, made where they are missing."""
 
+import json
 import shlex
 import subprocess
 import sys
@@ -7,12 +8,39 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nanoreason.flags import UserError
+from nanoreason.model import PRESETS
 from nanoreason.run import progress, say
 from nanoreason.workers import ROOT, at_once, environment, flag_words, resumes
 
-# What every base model reads, as in the speedrun.
+# What every base model reads, as in the speedrun; 3.3 million tokens of it.
 BASE_FAMILIES = "addition,multiplication,chain,percent,word,equation,primality"
 BASE_TOKENS = 3_300_000
+RATES = dict(muon_lr=0.002, adamw_lr=0.0015)  # of the speedrun's cold start
+
+
+def read_json(path):
+    """A JSON file; None where there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def check_made(out, made, wanted):
+    """Raises UserError where what is in `out` was made with other flags than those wanted.
+
+    made: {field: value} of what is there, None where nothing is.
+    """
+    for name, value in wanted.items():
+        if made is not None and made[name] != value:
+            raise UserError(
+                f"{out} was made with --{name.replace('_', '-')} {made[name]}, not {value}; "
+                "name another folder, or remove it")
+
+
+def check_sizes(names, flag):
+    """Raises UserError where a flag names a size that does not exist."""
+    for name in names:
+        if name not in PRESETS:
+            known = ", ".join(PRESETS)
+            raise UserError(f"--{flag}: there is no size {name!r}; there are {known}")
 
 
 def ensure(done, script, threads=0, **flags):
@@ -25,7 +53,7 @@ def ensure(done, script, threads=0, **flags):
     if Path(done).exists():
         return
     words = [script, *flag_words(flags)]
-    if "out" in flags and resumes(script, flags["out"]):
+    if "out" in flags and resumes(flags["out"]):
         words.append("--resume")
     say(f"python {shlex.join(words)}")
     command = [sys.executable, str(ROOT / script), *words[1:]]
@@ -68,3 +96,20 @@ def all_of(work, jobs):
         finally:
             for future in futures:
                 future.cancel()
+
+
+def train(script, out, threads=0, **flags):
+    """`ensure` a training run in the folder `out`, in which report.json is its last file."""
+    ensure(out / "report.json", script, threads, **flags, out=out)
+
+
+def train_base(out, size, threads=0):
+    """A base model of a size, trained as in the speedrun."""
+    train(
+        "train_sft.py", out, threads,
+        stage="base", model=size, families=BASE_FAMILIES, tokens=BASE_TOKENS)
+
+
+def train_cold_start(out, base):
+    """A cold start from the folder of a base model, trained as in the speedrun."""
+    train("train_sft.py", out, stage="cold-start", init=base, families=BASE_FAMILIES, **RATES)

@@ -22,27 +22,29 @@ from pathlib import Path
 import numpy as np
 
 from nanoreason import checkpoint
-from nanoreason.flags import flag, parse_config, UserError, whole_numbers
-from nanoreason.machine import choose_bf16, generator, run_script, start_machine
-from nanoreason.run import write_json
 from nanoreason.corpus import STYLE_RATES, pick
 from nanoreason.evaluate import greedy_figures, held_out_problems, over_seeds
-from nanoreason.generate import generate, sampler
+from nanoreason.flags import flag, parse_config, UserError, whole_numbers
+from nanoreason.generate import make_sampler
+from nanoreason.machine import choose_bf16, generator, run_script, start_machine
 from nanoreason.model import PRESETS
+from nanoreason.plots import new_axes, save, seed_spread, styled
 from nanoreason.questions import Questions
-from nanoreason.rewards import outcome_reward
+from nanoreason.run import write_json
+from nanoreason.studies.reports import (
+    grouped, legend_beside, make_study, seeds_and_means, table_and_note)
+from nanoreason.studies.runs import (
+    RATES, all_of, check_made, check_sizes, ensure, ensure_all, read_json, train, train_base,
+    train_cold_start)
+from nanoreason.studies.samples import sample_and_check
 from nanoreason.tasks import solve
-from nanoreason.tokenizer import parse_response, render_prompt
-from nanoreason.studies import charts
-from nanoreason.studies.reports import publish, table_lines
-from nanoreason.studies.runs import BASE_FAMILIES, BASE_TOKENS, all_of, ensure, ensure_all
+from nanoreason.tokenizer import shipped_tokenizer
 from nanoreason.workers import cores, spread
 
 FAMILIES = ("multiplication", "chain", "percent", "word", "equation")
 # Traces and RL come from levels 1 and 2; of the bases' worked solutions 16% are of levels 3 to 5.
 LEVELS = (1, 2, 3)
 LIMIT = 160  # longest response, in tokens
-RATES = dict(muon_lr=0.002, adamw_lr=0.0015)  # of all students, as of the speedrun's cold start
 RL = dict(steps=40, batch_size=512, learning_rate=3e-4, kl="none")  # as in the speedrun
 TOKENS = (50_000, 100_000, 200_000, 400_000)  # sampled, of --study rejection
 
@@ -82,17 +84,14 @@ class Config:
     def sizes(self):
         """Names of the students' sizes. Raises UserError for one that does not exist."""
         names = self.students.split(",")
-        for name in names:
-            if name not in PRESETS:
-                known = ", ".join(PRESETS)
-                raise UserError(f"--students: there is no size {name!r}; there are {known}")
+        check_sizes(names, "students")
         return names
 
 
 # Models and traces
 
 
-def ensure_base(config, size):
+def student_base(config, size):
     """Folder of the base of a size, trained as in the speedrun where it is missing.
 
     That of micro is the speedrun's own.
@@ -100,8 +99,7 @@ def ensure_base(config, size):
     out = config.path(f"{size}-base")
     if size == "micro":
         out = Path(config.speedrun) / "base"
-    flags = dict(stage="base", model=size, families=BASE_FAMILIES, tokens=BASE_TOKENS, out=out)
-    ensure_all([(out / "report.json", "train_sft.py", flags)])
+    train_base(out, size, threads=1)
     return out
 
 
@@ -110,26 +108,19 @@ def trained_teacher(config):
     base = config.path(f"{config.teacher}-base")
     cold = config.path(f"{config.teacher}-cold")
     rl = config.path(f"{config.teacher}-rl")
-    ensure(
-        base / "report.json", "train_sft.py",
-        stage="base", model=config.teacher, families=BASE_FAMILIES, tokens=BASE_TOKENS, out=base)
-    ensure(
-        cold / "report.json", "train_sft.py",
-        stage="cold-start", init=base, families=BASE_FAMILIES, out=cold, **RATES)
-    ensure(rl / "report.json", "train_grpo.py", init=cold, out=rl, **RL)
+    train_base(base, config.teacher)
+    train_cold_start(cold, base)
+    train("train_grpo.py", rl, init=cold, **RL)
     return rl
 
 
 def student_run(config, name, init, folder, seed, **flags):
-    """(run folder, run) of a student: SFT of a model on the traces in a folder.
-
-    The run is as `ensure_all` takes it.
-    """
+    """The run of a student, as `ensure_all` takes it: SFT of a model on the traces in a folder."""
     out = config.path(name)
     flags = dict(
         stage="cold-start", init=init, data=folder / "traces.jsonl", **flags,
         seed=seed, **RATES, out=out)
-    return out, (out / "report.json", "train_sft.py", flags)
+    return out / "report.json", "train_sft.py", flags
 
 
 def traces(config, teacher, name, **flags):
@@ -147,13 +138,13 @@ def traces(config, teacher, name, **flags):
 
 def provenance(folder):
     """What distill.py says about its traces."""
-    return json.loads((folder / "provenance.json").read_text())
+    return read_json(folder / "provenance.json")
 
 
 def sampled_tokens(folder):
     """Tokens that a GRPO run has sampled; 0 where it has not begun."""
-    path = folder / "report.json"
-    return json.loads(path.read_text())["sampled_tokens"] if path.exists() else 0
+    report = read_json(folder / "report.json")
+    return report["sampled_tokens"] if report else 0
 
 
 def references(config, traces):
@@ -163,7 +154,8 @@ def references(config, traces):
     """
     out = config.path("traces-reference")
     rng = random.Random("students/references")
-    drawn = Questions(",".join(FAMILIES), "1,2").draw(0, 0, config.questions)  # as in distill.py
+    questions = Questions(",".join(FAMILIES), "1,2", shipped_tokenizer())  # as in distill.py
+    drawn = questions.draw(0, 0, config.questions)
     problems = {problem.question: problem for problem in drawn}
     rows = []
     for line in (traces / "traces.jsonl").read_text().splitlines():
@@ -176,35 +168,46 @@ def references(config, traces):
     return out
 
 
-def _greedy_figures(shared, path):
-    """Greedy figures of one checkpoint."""
-    problems, bf16 = shared
-    return greedy_figures(sampler(checkpoint.load_model(path), bf16), problems, LIMIT)
+def _measure(shared, path):
+    """Greedy figures of one checkpoint; with samples, two figures: "sampled" and "greedy".
+
+    sampled: the share of right ones of so many samples at temperature 1.
+    """
+    problems, bf16, samples = shared
+    policy = make_sampler(checkpoint.load_model(path), bf16)
+    figures = greedy_figures(policy, problems, LIMIT)
+    if not samples:
+        return figures
+    noise = generator(0, "students")
+    experience, _ = sample_and_check(policy, problems, samples, LIMIT, 1.0, noise)
+    right = experience.rewards["total"].double().mean().item()
+    return dict(sampled=round(right, 4), greedy=figures["greedy"])
 
 
-def measured(config, machine, paths):
-    """{key: greedy figures} of {key: run folder}, on test problems that nothing was chosen by."""
+def measured_rows(machine, problems, trained, samples=0):
+    """Rows of a report: [about | figures] of [(about, checkpoint)]. samples: see `_measure`."""
+    shared = (problems, choose_bf16("auto", machine), samples)
+    found = spread(_measure, shared, [(path,) for _, path in trained], cores())
+    return [about | figures for (about, _), figures in zip(trained, found)]
+
+
+def student_rows(config, machine, runs, trained=()):
+    """`measured_rows` of runs, made where they are missing, on problems nothing was chosen by.
+
+    runs: [(about, run)]; trained: [(about, folder)] of what is measured besides.
+    """
+    ensure_all([run for _, run in runs])
+    folders = [(about, flags["out"]) for about, (_, _, flags) in runs]
     problems = held_out_problems(FAMILIES, LEVELS, config.problems * len(LEVELS), "test")
-    shared = (problems, choose_bf16("auto", machine))
-    found = spread(_greedy_figures, shared, [(path,) for path in paths.values()], cores())
-    return dict(zip(paths, found))
+    return measured_rows(machine, problems, [*trained, *folders])
 
 
-# Columns that the tables of --study sizes and cleaning share
+# Figures of a row, one student or teacher, and the columns that tables share
 
 
 def overall(row):
     """Greedy accuracy, %."""
     return 100 * row["greedy"]["acc"]
-
-
-def at_level(level):
-    """The function of a row that gives its greedy accuracy at a level, %."""
-
-    def accuracy(row):
-        return 100 * row["levels"][str(level)]["acc"]
-
-    return accuracy
 
 
 def unsound(row):
@@ -217,7 +220,8 @@ def response_tokens(row):
     return row["mean_tokens"]
 
 
-COLUMNS = {"all": overall} | {f"level {level}": at_level(level) for level in LEVELS}
+ACCURACY_HEADS = ["all, %", *(f"level {level}, %" for level in LEVELS)]
+UNSOUND_HEAD = "right answer, unsound steps, %"
 
 
 def mean_of(rows, value):
@@ -225,19 +229,12 @@ def mean_of(rows, value):
     return over_seeds([value(row) for row in rows])
 
 
-def accuracy_heads():
-    """Heads of the columns of `accuracy_cells`."""
-    return [f"{name}, %" for name in COLUMNS]
-
-
 def accuracy_cells(rows):
-    """Greedy accuracy in all and at each level, over seeds."""
-    return [mean_of(rows, value) for value in COLUMNS.values()]
-
-
-def as_read(rows):
-    """Rows as they come back from JSON, in which every key is text."""
-    return json.loads(json.dumps(rows))
+    """Greedy accuracy in all and at each level, over seeds: below ACCURACY_HEADS."""
+    cells = [mean_of(rows, overall)]
+    for level in LEVELS:
+        cells.append(over_seeds([100 * row["levels"][str(level)]["acc"] for row in rows]))
+    return cells
 
 
 def count_seeds(rows):
@@ -249,25 +246,21 @@ def count_seeds(rows):
 
 
 def student_runs(config, bases, folders):
-    """The training run of every size by every road, at every seed.
+    """[(about, run)] of every size by every road, at every seed.
 
-    bases: {size: folder}; folders: {road: folder of traces}. Returns ({(road, size, seed): run
-    folder}, runs), the runs as `ensure_all` takes them.
+    bases: {size: folder}; folders: {road: folder of traces}.
     """
-    paths = {}
     runs = []
     for seed in config.all_seeds:
         for size, base in bases.items():
             for road, folder in folders.items():
-                path, run = student_run(
-                    config, f"{size}-{road}-{seed}", base, folder, seed, epochs=2)
-                paths[road, size, seed] = path
-                runs.append(run)
-            path = config.path(f"{size}-grpo-{seed}")
-            paths["grpo", size, seed] = path
-            flags = dict(init=base, seed=seed, **RL, out=path)
-            runs.append((path / "report.json", "train_grpo.py", flags))
-    return paths, runs
+                run = student_run(config, f"{size}-{road}-{seed}", base, folder, seed, epochs=2)
+                runs.append((dict(road=road, size=size, seed=seed), run))
+            out = config.path(f"{size}-grpo-{seed}")
+            flags = dict(init=base, seed=seed, **RL, out=out)
+            run = out / "report.json", "train_grpo.py", flags
+            runs.append((dict(road="grpo", size=size, seed=seed), run))
+    return runs
 
 
 def sizes(config, machine):
@@ -284,15 +277,15 @@ def sizes(config, machine):
     }
     collected = {road: provenance(folder) for road, folder in folders.items()}
     folders["reference"] = references(config, folders["full"])
-    bases = {size: ensure_base(config, size) for size in config.sizes}
+    bases = {size: student_base(config, size) for size in config.sizes}
 
-    paths, runs = student_runs(config, bases, folders)
-    ensure_all(runs)
-    paths = {("teacher", config.teacher, 0): teacher} | paths
-    rows = []
-    for (road, size, seed), figures in measured(config, machine, paths).items():
-        rows.append(dict(road=road, size=size, seed=seed, **figures))
-    grpo_tokens = [sampled_tokens(path) for (road, *_), path in paths.items() if road == "grpo"]
+    runs = student_runs(config, bases, folders)
+    about = dict(road="teacher", size=config.teacher, seed=0)
+    rows = student_rows(config, machine, runs, [(about, teacher)])
+    grpo_tokens = []
+    for about, (_, _, flags) in runs:
+        if about["road"] == "grpo":
+            grpo_tokens.append(sampled_tokens(flags["out"]))
     return dict(
         study="sizes", rows=rows, collected=collected,
         grpo_tokens=[min(grpo_tokens), max(grpo_tokens)])
@@ -302,33 +295,28 @@ def sizes_row(rows, teacher):
     """One size by one road, over its seeds."""
     road = rows[0]["road"]
     params = rows[0]["params"]
-
-    def teachers_share(row):
-        return 100 * row["greedy"]["acc"] / teacher["greedy"]["acc"]
-
-    def megaflops(row):
-        return row["mean_flops"] / 1e6
-
+    shares = [100 * overall(row) / overall(teacher) for row in rows]  # of the teacher's accuracy
+    megaflops = [row["mean_flops"] / 1e6 for row in rows]
     part = "the teacher" if road == "teacher" else f"1/{teacher['params'] / params:.1f}"
     trained_by = "base, cold start, GRPO" if road == "teacher" else road
     return [
         f"{rows[0]['size']}, {part}", f"{params:,}", trained_by, *accuracy_cells(rows),
-        mean_of(rows, teachers_share), mean_of(rows, unsound), mean_of(rows, response_tokens),
-        mean_of(rows, megaflops)]
+        over_seeds(shares), mean_of(rows, unsound), mean_of(rows, response_tokens),
+        over_seeds(megaflops)]
 
 
 def sizes_markdown(report):
     """Teacher and students, road by road."""
-    rows = as_read(report["rows"])
+    rows = report["rows"]
     (teacher,) = [row for row in rows if row["road"] == "teacher"]
     students = [row for row in rows if row["road"] != "teacher"]
-    table = []
-    for road, size in dict.fromkeys((row["road"], row["size"]) for row in rows):
-        some = [row for row in rows if (row["road"], row["size"]) == (road, size)]
-        table.append(sizes_row(some, teacher))
+    by_size_and_road = {}
+    for row in rows:
+        by_size_and_road.setdefault((row["road"], row["size"]), []).append(row)
+    table = [sizes_row(some, teacher) for some in by_size_and_road.values()]
     heads = [
-        "model", "parameters", "trained by", *accuracy_heads(), "share of the teacher's",
-        "right answer, unsound steps, %", "tokens", "MFLOP per question"]
+        "model", "parameters", "trained by", *ACCURACY_HEADS, "share of the teacher's",
+        UNSOUND_HEAD, "tokens", "MFLOP per question"]
     kept = []
     for road, made in report["collected"].items():
         kept.append(f"{road}: {made['traces']:,} traces of {made['mean_tokens_kept']} tokens")
@@ -340,7 +328,34 @@ def sizes_markdown(report):
         f"the teacher's 95% interval is [{100 * low:.1f}, {100 * high:.1f}]. {'; '.join(kept)}; "
         "reference: solutions of the questions of the full ones, as many. "
         f"GRPO: {few:,} to {many:,} sampled tokens.")
-    return "\n".join([*table_lines(heads, table), "", note])
+    return table_and_note(heads, table, note)
+
+
+@styled
+def sizes_figure(report, path):
+    """Accuracy of students against their parameters, and against the cost of an answer.
+
+    A line per road; dots: seeds.
+    """
+    roads = grouped(report["rows"], "road")
+    (teacher,) = roads.pop("teacher")
+    figure, axes = new_axes(1, 2, (10, 3.8), sharey=True)
+    for axis, key in zip(axes, ("params", "mean_flops")):
+        for color, (road, rows) in enumerate(roads.items()):
+            groups = []
+            for some in grouped(rows, "size").values():
+                groups.append(([row[key] for row in some], [overall(row) / 100 for row in some]))
+            seeds_and_means(axis, groups, f"C{color}", road)
+        acc = overall(teacher) / 100
+        axis.plot(teacher[key], acc, "k*", ms=11, label="teacher")
+        axis.set_xscale("log")
+        axis.axhline(0.9 * acc, color="grey", lw=0.9, ls=":", label="90% of the teacher's")
+    axes[0].set(
+        xlabel="parameters", ylim=(0, 1.02),
+        ylabel=f"greedy accuracy, n = {teacher['greedy']['n']}")
+    axes[1].set(xlabel="inference FLOP per question")
+    legend_beside(axes[1])
+    return save(figure, path)
 
 
 # --study cleaning
@@ -359,65 +374,57 @@ def cleaning(config, machine):
     """Students of one size on the same samples, cleaned in four ways, for equally many steps."""
     teacher = trained_teacher(config)
     size = config.sizes[-2:][0]
-    base = ensure_base(config, size)
+    base = student_base(config, size)
     collected = {}
-    paths = {}
     runs = []
     for way, flags in CLEANING.items():
         name = way.replace(" ", "-")
         folder = traces(config, teacher, name, **flags)
         collected[way] = provenance(folder)
         for seed in config.all_seeds:
-            path, run = student_run(
+            run = student_run(
                 config, f"{size}-cleaned-{name}-{seed}", base, folder, seed,
                 total_steps=CLEANING_STEPS)
-            paths[way, seed] = path
-            runs.append(run)
-    ensure_all(runs)
-    rows = []
-    for (way, seed), figures in measured(config, machine, paths).items():
-        rows.append(dict(way=way, seed=seed, **figures))
+            runs.append((dict(way=way, seed=seed), run))
+    rows = student_rows(config, machine, runs)
     return dict(study="cleaning", size=size, rows=rows, collected=collected)
 
 
 def cleaning_markdown(report):
     """What each way of cleaning keeps, and the students that come of it."""
-    rows = as_read(report["rows"])
-    table = []
+    by_way = grouped(report["rows"], "way")
+    rows = []
     for way, kept in report["collected"].items():
-        some = [row for row in rows if row["way"] == way]
-        table.append([
+        some = by_way[way]
+        rows.append([
             way, f"{kept['traces']:,}", kept["mean_tokens_kept"], *accuracy_cells(some),
             mean_of(some, unsound), mean_of(some, response_tokens)])
-    heads = [
-        "traces", "kept", "their mean tokens", *accuracy_heads(),
-        "right answer, unsound steps, %", "tokens"]
+    heads = ["traces", "kept", "their mean tokens", *ACCURACY_HEADS, UNSOUND_HEAD, "tokens"]
+    n = report["rows"][0]["greedy"]["n"]
     note = (
         f"Students of size {report['size']}, {CLEANING_STEPS} steps each; greedy answers to "
-        f"{rows[0]['greedy']['n']} test problems, mean ± standard deviation over "
-        f"{count_seeds(rows)} seeds.")
-    return "\n".join([*table_lines(heads, table), "", note])
+        f"{n} test problems, mean ± standard deviation over {count_seeds(report['rows'])} seeds.")
+    return table_and_note(heads, rows, note)
+
+
+@styled
+def cleaning_figure(report, path):
+    """Three figures of students by how their traces were cleaned; dots: seeds."""
+    panels = {
+        "greedy accuracy, %": overall,
+        UNSOUND_HEAD: unsound,
+        "tokens per response": response_tokens,
+    }
+    table = {}
+    for way, rows in grouped(report["rows"], "way").items():
+        table[way] = {title: [value(row) for row in rows] for title, value in panels.items()}
+    return seed_spread(table, {title: title for title in panels}, path)
 
 
 # --study rejection
 
 
 SAMPLES = 4  # responses per test problem
-
-
-def _sampled(shared, path):
-    """Share of right samples at temperature 1, and greedy accuracy, of one checkpoint."""
-    problems, bf16 = shared
-    policy = sampler(checkpoint.load_model(path), bf16)
-    prompts = [render_prompt(problem.question) for problem in problems]
-    noise = generator(0, "students")
-    rollout = generate(policy, prompts, SAMPLES, LIMIT, 1.0, noise).cpu()
-    right = []
-    for row in range(len(rollout.ids)):
-        response = parse_response(rollout.response(row))
-        right.append(outcome_reward(problems[row // SAMPLES], response))
-    greedy = greedy_figures(policy, problems, LIMIT)["greedy"]
-    return dict(sampled=round(float(np.mean(right)), 4), greedy=greedy)
 
 
 def grow(config, cold, seed):
@@ -440,7 +447,7 @@ def grow(config, cold, seed):
                 eval_every=0, seed=seed, out=out)
             shutil.copy(out / "ckpt.pt", kept)
             write_json(note, dict(tokens=sampled_tokens(out)))
-        points.append((json.loads(note.read_text())["tokens"], kept))
+        points.append((read_json(note)["tokens"], kept))
     return points
 
 
@@ -457,55 +464,52 @@ def reject(config, cold, seed, tokens, budget, length):
         questions=round(tokens / length / samples), samples=samples, select="all", near=1.0,
         seed=seed, cache=config.path("rejection-samples"), out=found)
     name = f"rejection-sft-{budget}-{seed}"
-    out, (done, script, flags) = student_run(config, name, cold, found, seed, epochs=2)
+    done, script, flags = student_run(config, name, cold, found, seed, epochs=2)
     ensure(done, script, threads=1, **flags)
-    return provenance(found)["sampled_tokens"], out
+    return provenance(found)["sampled_tokens"], flags["out"]
 
 
-def both(config, cold, seed, length):
+def both_ways(config, cold, seed, length):
     """One seed: GRPO, and rejection sampling of as many tokens as GRPO really took.
 
-    Returns {(way, budget): (sampled tokens, checkpoint)}.
+    Returns [(about, checkpoint)].
     """
     grown = dict(zip(TOKENS, grow(config, cold, seed)))
-    points = {("grpo", budget): point for budget, point in grown.items()}
+    found = [("grpo", budget, *point) for budget, point in grown.items()]
     for budget, (tokens, _) in grown.items():
-        points["rejection", budget] = reject(config, cold, seed, tokens, budget, length)
-    return points
+        found.append(("rejection", budget, *reject(config, cold, seed, tokens, budget, length)))
+    trained = []
+    for way, budget, tokens, path in found:
+        trained.append((dict(way=way, seed=seed, budget=budget, tokens=tokens), path))
+    return trained
 
 
-def mean_length(path, problems, bf16):
+def mean_length(path, problems, machine):
     """Mean tokens per response of a checkpoint, at temperature 1."""
-    policy = sampler(checkpoint.load_model(path), bf16)
-    prompts = [render_prompt(problem.question) for problem in problems]
-    rollout = generate(policy, prompts, 1, LIMIT, 1.0, generator(0, "length"))
-    return float(rollout.lengths.float().mean())
+    policy = make_sampler(checkpoint.load_model(path), choose_bf16("auto", machine))
+    noise = generator(0, "length")
+    experience, _ = sample_and_check(policy, problems, 1, LIMIT, 1.0, noise)
+    return float(experience.rollout.lengths.float().mean())
 
 
 def rejection(config, machine):
     """Two ways to make a better policy of a policy's own samples, at equal sampled tokens."""
     cold = Path(config.speedrun) / "cold"
     problems = held_out_problems(FAMILIES, (1, 2), 2 * config.problems, "test")
-    bf16 = choose_bf16("auto", machine)
-    length = mean_length(cold, problems, bf16)
+    length = mean_length(cold, problems, machine)
     jobs = [(config, cold, seed, length) for seed in config.all_seeds]
-    rows = [dict(way="start", seed=0, budget=0, tokens=0)]
-    paths = [cold]
-    for seed, points in zip(config.all_seeds, all_of(both, jobs)):
-        for (way, budget), (tokens, path) in points.items():
-            rows.append(dict(way=way, seed=seed, budget=budget, tokens=tokens))
-            paths.append(path)
-    found = spread(_sampled, (problems, bf16), [(path,) for path in paths], cores())
-    rows = [row | figures for row, figures in zip(rows, found)]
+    trained = [(dict(way="start", seed=0, budget=0, tokens=0), cold)]
+    for of_seed in all_of(both_ways, jobs):
+        trained += of_seed
+    rows = measured_rows(machine, problems, trained, SAMPLES)
     return dict(study="rejection", problems=len(problems), rows=rows)
 
 
 def by_budget(report, way):
     """[(mean sampled tokens, rows of all seeds)] of one way, from few to many."""
-    rows = [row for row in report["rows"] if row["way"] == way]
+    rows = grouped(report["rows"], "way")[way]
     groups = []
-    for budget in sorted({row["budget"] for row in rows}):
-        some = [row for row in rows if row["budget"] == budget]
+    for _, some in sorted(grouped(rows, "budget").items()):
         groups.append((float(np.mean([row["tokens"] for row in some])), some))
     return groups
 
@@ -532,13 +536,36 @@ def rejection_markdown(report):
     note = (
         f"{report['problems']} test problems of levels 1 and 2, {SAMPLES} samples of each at "
         f"temperature 1; mean ± standard deviation over {seeds} seeds.")
-    return "\n".join([*table_lines(heads, rows), "", note])
+    return table_and_note(heads, rows, note)
+
+
+@styled
+def rejection_figure(report, path):
+    """Accuracy against sampled tokens, of rejection sampling and GRPO; dots: seeds."""
+    figure, axes = new_axes(1, 2, (9, 3.6), sharey=True)
+    (start,) = by_budget(report, "start")[0][1]
+    budgets = sorted({row["budget"] for row in report["rows"]} - {0})
+    panels = {"sampled at temperature 1": sampled, "greedy": overall}
+    for axis, (title, value) in zip(axes, panels.items()):
+        for color, way in enumerate(("rejection", "grpo")):
+            groups = []
+            for _, rows in by_budget(report, way):
+                groups.append(([row["tokens"] for row in rows], [value(row) / 100 for row in rows]))
+            seeds_and_means(axis, groups, f"C{color}", way)
+        axis.axhline(value(start) / 100, color="grey", lw=0.9, ls=":", label="cold start")
+        axis.set_xscale("log")
+        axis.set(title=title, xlabel="sampled tokens", ylim=(0, 1.02))
+        axis.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+        axis.set_xticks([], minor=True)
+    axes[0].set(ylabel=f"accuracy, {report['problems']} test problems")
+    axes[1].legend()
+    return save(figure, path)
 
 
 STUDIES = {  # {--study: (makes the report, its table, its figure)}
-    "sizes": (sizes, sizes_markdown, charts.student_sizes),
-    "cleaning": (cleaning, cleaning_markdown, charts.student_cleaning),
-    "rejection": (rejection, rejection_markdown, charts.student_rejection),
+    "sizes": (sizes, sizes_markdown, sizes_figure),
+    "cleaning": (cleaning, cleaning_markdown, cleaning_figure),
+    "rejection": (rejection, rejection_markdown, rejection_figure),
 }
 
 
@@ -550,11 +577,8 @@ def check_out(config):
     config.path().mkdir(parents=True, exist_ok=True)
     names = ("teacher", "speedrun", "questions", "samples", "keep")
     about = {name: getattr(config, name) for name in names}
-    path = config.path("about.json")
-    made = json.loads(path.read_text()) if path.exists() else about
-    if made != about:
-        raise UserError(f"--out {config.out} holds studies with {made}; choose another folder")
-    write_json(path, about)
+    check_made(config.out, read_json(config.path("about.json")), about)
+    write_json(config.path("about.json"), about)
 
 
 def main():
@@ -563,9 +587,8 @@ def main():
     config.all_seeds
     config.sizes
     check_out(config)
-    study, markdown, draw = STUDIES[config.study]
-    machine = start_machine("cpu")  # what measures here; the scripts choose their own devices
-    publish(config.study, study(config, machine), markdown, draw, config.path())
+    # what measures here; the scripts choose their own devices
+    make_study(STUDIES, config, start_machine("cpu"))
 
 
 if __name__ == "__main__":
