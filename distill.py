@@ -5,8 +5,7 @@ is left is cleaned, freed of duplicates, chosen from and written as JSONL. With 
 is stage 4 of DeepSeek-R1 (2501.12948, section 2.3.3: rejection sampling), and `train_sft.py --stage
 final` starts again from the base with it. Otherwise a student learns from the traces by plain
 next-token training, without any RL (section 2.4), and is measured beside its teacher. `--traces
-full` keeps the whole chain of thought, `compressed` only the steps that the answer needs: fewer
-tokens per response.
+full` keeps the whole chain of thought, `compressed` only the steps that the answer needs.
 
 The path, and where to read each move (without a file: below):
 
@@ -47,14 +46,13 @@ import train_sft
 from nanoreason import checkpoint
 from nanoreason.evaluate import greedy_figures
 from nanoreason.flags import UserError, flag, parse_config
-from nanoreason.generate import sampler
+from nanoreason.generate import make_sampler
 from nanoreason.machine import choose_bf16, run_script, start_machine
 from nanoreason.model import PRESETS as MODELS
 from nanoreason.pool import draw_pool, fingerprint, processes
 from nanoreason.questions import Questions
 from nanoreason.reward_model import AGGREGATES, load_reward_model
 from nanoreason.run import StepBar, prepare_out, say, write_json
-from nanoreason.tokenizer import render_prompt
 from nanoreason.traces import account, fates, filter_pool
 from nanoreason.workers import spread
 
@@ -108,7 +106,7 @@ class Config:
 BRINGS = {"traces": {"full": {}, "compressed": dict(select="shortest")}}  # for parse_config
 
 
-def once(problems):
+def distinct(problems):
     """Of problems that ask the same, in whatever words, only the first."""
     found = {}
     for problem in problems:
@@ -121,11 +119,11 @@ def ask(questions, config):
     are not kept for the evaluation."""
     own = questions.own
     drawn = own["train"] if own else questions.draw(0, 0, config.questions)
-    return once(drawn)[: config.questions]
+    return distinct(drawn)[: config.questions]
 
 
 def sample_chunk(shared, problems):
-    """Rows and sums, as of `filter_pool`, of a few questions."""
+    """Rows of traces and counts, as `filter_pool` gives them, of a few problems."""
     teacher, reward_model, config, bf16 = shared
     cache = config.cache or Path(config.out) / "samples"
     pool = draw_pool(teacher, problems, config.samples, config.temperature,
@@ -138,7 +136,7 @@ def sample_chunk(shared, problems):
 
 
 def sample_traces(teacher, reward_model, problems, config, machine, bf16):
-    """Rows and sums of all questions, on every rank.
+    """The same of all problems, on every rank.
 
     Ranks take turns with chunks. The samples of a chunk, and a reward model's scores, are kept in
     --out/samples, and are the same whichever rank draws them: a killed run goes on behind its last
@@ -185,7 +183,7 @@ def collect_traces(teacher, reward_model, problems, config, machine):
     say(f"distill: {len(problems)} questions x {config.samples} samples of "
         f"{teacher.num_params / 1e6:.2f}M parameters, {'bf16' if bf16 else 'fp32'} on "
         f"{machine.device}", machine)
-    policy = sampler(teacher, bf16)
+    policy = make_sampler(teacher, bf16)
     rows, sums = sample_traces(policy, reward_model, problems, config, machine, bf16)
     figures |= dict(seed=config.seed, temperature=config.temperature)
     figures |= account(rows, sums, problems, config.samples)
@@ -202,21 +200,22 @@ def collect_traces(teacher, reward_model, problems, config, machine):
     return figures
 
 
-def train_student(shape, config, machine):
+def train_student(student, config, machine):
     """Supervised training on the traces, by train_sft, in --out/student, unless it has ended;
-    returns its report. shape: GPTConfig of the student."""
+    returns its report. student: as it starts."""
     path = Path(config.out) / "traces.jsonl"
     out = Path(config.out) / "student"
     if config.resume and (out / "report.json").exists():
         return json.loads((out / "report.json").read_text())
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    longest = max(len(render_prompt(row["prompt"])) + row["tokens"] for row in rows)
+    prompts = [student.tokenizer.render_prompt(row["prompt"]) for row in rows]
+    longest = max(len(prompt) + row["tokens"] for prompt, row in zip(prompts, rows))
     sft = train_sft.Config(
-        stage="cold-start",
+        stage="cold-start",  # plain next-token training on a file
         data=str(path),
         out=str(out),
-        resume=config.resume and (out / "ckpt.pt").exists(),
-        row_tokens=min(shape.max_len, max(256, longest)),
+        resume=config.resume and (out / "config.json").exists(),
+        row_tokens=min(student.config.max_len, max(256, longest)),
         epochs=config.epochs,
         batch_tokens=config.batch_tokens,
         muon_lr=config.muon_lr,
@@ -261,29 +260,27 @@ def check_config(config):
         raise UserError("--select prm keeps the highest scores: whose? Give a --reward-model")
     if config.min_score and not config.reward_model:
         raise UserError(f"--min-score {config.min_score:g} needs a --reward-model that scores")
-    if (Path(config.out) / "traces.jsonl").exists() and not config.resume:
-        raise UserError(f"--out {config.out} already holds a run; continue it with --resume or "
-                        "choose another folder")
 
 
 def distill(config, machine):
-    """The whole run; returns the report that is also written to --out, or, with --collect-only, the
-    figures of provenance.json."""
+    """The whole run; returns the report, which rank 0 completes and writes to --out, or, with
+    --collect-only, the figures of provenance.json."""
     check_config(config)
     begun = time.time()
     teacher = checkpoint.load_model(config.teacher, machine.device)
+    readers = {"--teacher": teacher}  # all models that will read the questions
     reward_model = None
-    shapes = [teacher.config]  # of all models that will read the questions
     if config.reward_model:
         reward_model = load_reward_model(config.reward_model, device=machine.device)
-        shapes.append(reward_model.config)
+        readers["--reward-model"] = reward_model
     if not config.collect_only:
-        known = MODELS.get(config.student)
-        shapes.append(known or checkpoint.load_model(config.student).config)
-    room = min(shape.max_len for shape in shapes) - config.max_reasoning_tokens
-    questions = Questions(config.families, config.level, config.data, config.seed, room)
+        readers["--student"] = train_sft.starting_model(config.student)
+    checkpoint.check_tokenizers({flag: model.tokenizer for flag, model in readers.items()})
+    room = min(model.config.max_len for model in readers.values()) - config.max_reasoning_tokens
+    questions = Questions(
+        config.families, config.level, teacher.tokenizer, config.data, config.seed, room)
     problems = ask(questions, config)
-    out = prepare_out(config.out, config, config.resume, machine)
+    out = prepare_out(config.out, config, config.resume, machine, {"--data": config.data})
     figures = collect_traces(teacher, reward_model, problems, config, machine)
     say(f"distill: {figures['traces']} traces of {figures['mean_tokens_kept']} tokens to "
         f"{figures['solved']} of {figures['questions']} questions; right samples have "
@@ -291,22 +288,23 @@ def distill(config, machine):
         f"{fates(figures)}", machine)
     if config.collect_only:
         return figures
-    trained = train_student(shapes[-1], config, machine)
+    trained = train_student(readers["--student"], config, machine)
     report = dict(
         stage="distill", teacher=config.teacher, student=config.student, traces=config.traces,
         params=trained["params"], training=trained, collected=figures)
     # of the user's own, training has asked none of these either
-    held = once(questions.held_out(config.eval_problems, "val" if questions.own else "test"))
+    held = distinct(questions.held_out(config.eval_problems, "val" if questions.own else "test"))
     if machine.main:
         if held:
             student = checkpoint.load_model(out / "student", machine.device)
             shown = {}
             for name, model in (("teacher", teacher), ("student", student)):
-                policy = sampler(model, figures["bf16"])
+                policy = make_sampler(model, figures["bf16"])
                 shown[name] = greedy_figures(policy, held, config.max_reasoning_tokens)
                 report[f"{name}_figures"] = shown[name]
             say(table(shown), machine)
-        write_json(out / "report.json", report | dict(seconds=round(time.time() - begun, 1)))
+        report["seconds"] = round(time.time() - begun, 1)
+        write_json(out / "report.json", report)
     return report
 
 

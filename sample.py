@@ -34,12 +34,11 @@ from nanoreason.run import progress, say, write_json
 from nanoreason.corpus import read_problems
 from nanoreason.evaluate import accuracy, accuracy_of, behaviours, by_family, collect
 from nanoreason.evaluate import held_out_problems, interval_of_mean, reward_model_scorer
-from nanoreason.generate import sampler
+from nanoreason.generate import make_sampler
 from nanoreason.pool import draw_pool, scaling
 from nanoreason.search import CHOICES, METHODS, SEARCHES, SearchConfig, canonical
 from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS, SAFETY
 from nanoreason.tasks.general import is_refusal
-from nanoreason.tokenizer import parse_response, render_prompt
 from nanoreason.reward_model import AGGREGATES, load_reward_model
 
 
@@ -119,14 +118,14 @@ class Config:
 
 def answer(model, config):
     """Answer one question; prints the reasoning and the answer, returns the search.Result."""
-    prompt = render_prompt(config.question)
+    prompt = model.tokenizer.render_prompt(config.question)
     context = model.config.max_len
     if len(prompt) >= context:
         raise UserError(
             f"the question takes {len(prompt)} tokens; this model's context holds {context}, "
             "answer included"
         )
-    reward_models = load_reward_models(config, context)
+    reward_models = load_reward_models(config, model.tokenizer, context)
     if len(reward_models) > 1:
         raise UserError(
             f"--reward-model {config.reward_model}: one reward model answers a question; "
@@ -138,8 +137,8 @@ def answer(model, config):
         scorer = reward_model_scorer(reward_model, [prompt], config.aggregate)
         kind = reward_model.kind
     search_config = search_settings(config, kind)
-    noise = generator(config.seed, "sample")
-    (result,) = METHODS[config.method](model, [prompt], search_config, noise, scorer)
+    solve = METHODS[config.method]
+    (result,) = solve(model, [prompt], search_config, generator(config.seed, "sample"), scorer)
     show(config.question, result)
     return result
 
@@ -162,10 +161,10 @@ def search_settings(config, kind):
 def show(question, result):
     """Print a Result: question, reasoning and answer, agreement of the samples, compute."""
     say(f"\nQuestion: {question}\n{pretty(result)}")
-    if len(result.candidates) > 1:
+    if len(result.responses) > 1:
         chosen = canonical(result.answer)
-        agree = sum(canonical(candidate.answer) == chosen for candidate in result.candidates)
-        say(f"          {agree} of {len(result.candidates)} samples agree")
+        agree = sum(canonical(response.answer) == chosen for response in result.responses)
+        say(f"          {agree} of {len(result.responses)} samples agree")
     say(f"\n{result.completion_tokens} tokens, {result.flops / 1e9:.2f} GFLOP")
 
 
@@ -183,12 +182,16 @@ def pretty(result):
     return "\n".join(lines)
 
 
-def load_reward_models(config, max_len):
+def load_reward_models(config, tokenizer, max_len):
     """{name: reward model} of --reward-model, in its order. The name is the kind; two of one kind
-    are told apart by their folders. Raises UserError where one reads fewer than max_len tokens."""
+    are told apart by their folders. Raises UserError where one has another tokenizer or reads fewer
+    than max_len tokens."""
     found = {}
     for path in dict.fromkeys(filter(None, config.reward_model.split(","))):
         reward_model = load_reward_model(path)
+        checkpoint.check_tokenizers({
+            f"--ckpt {config.ckpt}": tokenizer, f"--reward-model {path}": reward_model.tokenizer
+        })
         reads = reward_model.config.max_len
         if reads < max_len:
             raise UserError(
@@ -238,9 +241,9 @@ def plan_row(row):
 # --eval
 
 
-def wanted_problems(config, max_len):
+def wanted_problems(config, model):
     """The problems to measure on. Raises UserError for a family or level that does not exist, where
-    there are no problems, and for a question longer than the context."""
+    there are no problems, and for a question longer than the model's context."""
     families = config.families.split(",")
     levels = whole_numbers(config.level, "level")
     if unknown := [family for family in families if family not in FAMILIES]:
@@ -259,10 +262,11 @@ def wanted_problems(config, max_len):
             f"no problems to measure on: {config.data or config.families} "
             "holds none in this split and level"
         )
-    longest = max(len(render_prompt(problem.question)) for problem in problems)
-    if longest >= max_len:
+    longest = max(len(model.tokenizer.render_prompt(p.question)) for p in problems)
+    context = model.config.max_len
+    if longest >= context:
         raise UserError(
-            f"a question takes {longest} tokens; this model's context holds {max_len}, "
+            f"a question takes {longest} tokens; this model's context holds {context}, "
             "answer included"
         )
     return problems
@@ -274,7 +278,7 @@ def measure(model, config, machine):
     ns = whole_numbers(config.ns, "ns")
     if min(ns) < 0:
         raise UserError(f"--ns {config.ns}: numbers of samples are positive")
-    problems = wanted_problems(config, model.config.max_len)
+    problems = wanted_problems(config, model)
     bar = progress(len(problems) * (1 + max(ns)), "evaluate")
     figures = greedy_results(model, config, problems, bar)
     if max(ns) > 0:
@@ -282,7 +286,7 @@ def measure(model, config, machine):
             model, problems, max(ns), config.temperature, config.max_reasoning_tokens,
             config.seed, config.cache or None, bar.update,
         )
-        for name, reward_model in load_reward_models(config, 0).items():
+        for name, reward_model in load_reward_models(config, model.tokenizer, 0).items():
             bf16 = choose_bf16(config.precision, machine)
             pool.add_reward_model(name, reward_model.to(machine.device), bf16)
         figures["sampled"] = sampled_results(pool, config.temperature)
@@ -326,7 +330,7 @@ def sampled_results(pool, temperature):
     for family in dict.fromkeys(problem.family for problem in pool.problems):
         own = [share for share, p in zip(per_problem, pool.problems) if p.family == family]
         families[family] = round(float(np.mean(own)), 4)
-    responses = [parse_response(ids) for own in pool.ids for ids in own]
+    responses = [pool.tokenizer.parse_response(ids) for own in pool.ids for ids in own]
     return {
         "acc": round(float(per_problem.mean()), 4),
         "n": n,
@@ -379,7 +383,7 @@ def main():
         raise UserError(f"--json {config.json}: there is no such folder")
     machine = start_machine(config.device)
     trained = checkpoint.load_model(config.ckpt, machine.device)
-    model = sampler(trained, choose_bf16(config.precision, machine))
+    model = make_sampler(trained, choose_bf16(config.precision, machine))
     start = time.time()
     if config.eval:
         figures = measure(model, config, machine)
@@ -390,10 +394,10 @@ def main():
         figures = dict(
             question=config.question,
             method=config.method,
-            n=len(result.candidates),
+            n=len(result.responses),
             answer=result.answer,
             thinking=result.response.thinking,
-            answers=[candidate.answer for candidate in result.candidates],
+            answers=[response.answer for response in result.responses],
             tokens=result.completion_tokens,
             flops=result.flops,
         )

@@ -5,29 +5,29 @@ a group of responses per question; those better than their group's mean become l
 less likely. From a base that answers at once, thinking emerges because it pays (`--init runs/base`,
 DeepSeek-R1-Zero); from a cold start, ways of reasoning that fail fade out (`--init runs/cold`, R1).
 
-Words. Policy, pi: the model in training. Rollout: the responses that a step samples. Reference: the
-frozen start. Advantage: how much better a response is than its group. On-policy: before the weights
-change. P problems, G responses each, N = P * G, at most L tokens each, M tokens in a forward pass.
+Policy, pi: the model in training. Sampler: its frozen copy. Rollout: what a step samples.
+Reference: the frozen start. Advantage: how much better a response is than its group. On-policy:
+before the weights change. P problems, G responses each, N = P * G; L tokens at most, M in a pass.
 
 One step, and where to read each part (the first three: nanoreason/experience.py: sample_groups):
 
     problems   = questions.draw(step)                       nanoreason/questions.py
     responses  = G samples per problem                      nanoreason/generate.py: generate
     rewards    = check every answer         (P, G)          nanoreason/rewards.py: group_rewards
-    advantages = reward minus group mean    (N, L)          token_advantages
+    advantages = (reward - mean) / std      (N, L)          token_advantages
     minibatches, packed without padding                     make_minibatches
     for each minibatch:                                     update
         logp  = log pi(token)               (M,)            nanoreason/experience.py: token_logprobs
         ratio = exp(logp - old logp)                        policy_loss
         loss  = -mean(min(ratio * A, clip(ratio) * A)) + kl_coef * KL
         one AdamW step
-    the sampling copy takes the new weights                 nanoreason/generate.py: sampler
+    the sampler takes the new weights                       nanoreason/generate.py: refresh_sampler
 
 A first reader can skip every switch whose default is "none", 0 or off, and all --loss but grpo.
 
-Where it departs from the papers. Old log-probabilities come from the trainer's forward pass, so
-that the ratio is exactly 1 at first; in float32 on a CPU, later minibatches take the sampler's. The
-learning rate is far above `--preset deepseek-r1`'s, for a model half a million times larger.
+Where it departs from the papers. The trainer computes pi_old again, because in bfloat16 the sampler
+rounds differently; in float32 on a CPU both agree to 1e-6, and the sampler's serves where it saves
+a pass. The learning rate is far above `--preset deepseek-r1`'s, for a model 500,000 times larger.
 
     laptop      python train_grpo.py --init runs/base --out runs/zero
     one GPU     python train_grpo.py --init runs/cold --preset gpu --out runs/rl
@@ -41,7 +41,7 @@ import torch
 
 from nanoreason.experience import Means, sample_groups, sequence_kl, token_logprobs
 from nanoreason.flags import flag, parse_config
-from nanoreason.generate import sampler
+from nanoreason.generate import refresh_sampler
 from nanoreason.grpo_run import Run, progress_line
 from nanoreason.machine import autocast, run_script, start_machine
 from nanoreason.rewards import LENGTH_FORMS, PROCESS_FORMS, REWARDS
@@ -55,16 +55,16 @@ class Config:
     resume: bool = flag(False, "continue the run in --out")
     data: str = flag("", "JSONL file of questions and answers; a tenth is kept for validation")
     families: str = flag("multiplication,chain,percent,word,equation", "families to train on")
-    level: str = flag("1,2", "levels, or auto: as hard as keeps 20 to 60% of responses right")
+    level: str = flag("1,2", "levels, or auto: harder and easier, so that about 40% are right")
     steps: int = flag(50, "rollouts, each followed by its updates", low=1)
     token_budget: int = flag(0, "end after this many sampled tokens; 0: no limit", low=0)
-    goal: float = flag(0.0, "end once the lower 95% bound of sampled accuracy on 1,000 "
-                       "validation problems reaches this; 0: no goal", low=0, high=1)
+    goal: float = flag(0.0, "end once training solves this share, and 1,000 validation problems at "
+                       "temperature 1 too, by the lower 95% bound; 0: no goal", low=0, high=1)
     batch_size: int = flag(512, "responses per step: prompts times samples, all ranks", low=2)
     num_samples_per_prompt: int = flag(8, "responses per prompt: the group", low=2)
     temperature: float = flag(1.0, "of the rollouts and of the log-probabilities", low=0.01)
     max_reasoning_tokens: int = flag(160, "longest response; longer ones are cut and wrong", low=1)
-    dynamic_sampling: bool = flag(False, "replace groups without signal by new ones (DAPO)")
+    dynamic_sampling: bool = flag(False, "replace groups whose rewards are all equal (DAPO)")
     refills: int = flag(3, "most rounds of new questions of --dynamic-sampling", low=1)
     reward: str = flag("outcome", "right answers; orm, prm: a reward model's score; exact-process: "
                        "steps as well; leaky-...: a faulty checker, for study", REWARDS)
@@ -73,26 +73,26 @@ class Config:
     length_penalty: float = flag(0.0, "reward per token; DeepSeek-style recipes use -0.001", high=0)
     length_form: str = flag("plain", "--length-penalty for all tokens, or (calibrated) for what "
                             "right responses exceed the group's shortest right one", LENGTH_FORMS)
-    overlong_buffer: int = flag(0, "last tokens in which a penalty grows to -1 (DAPO)", low=0)
+    overlong_buffer: int = flag(0, "last tokens, in which a penalty grows to -1 (DAPO)", low=0)
     process_weight: float = flag(0.0, "extra reward for checked steps, +1, 0 or -1 each", low=0)
     process_form: str = flag("mean", "how they become one number", tuple(PROCESS_FORMS))
     loss: str = flag("grpo", "objective; brings its paper's --advantage, --clip-ratio, --clip-high",
                      ("grpo", "dr-grpo", "dapo", "gspo", "cispo"))
-    advantage: str = flag("mean-std", "divide by the group's std, or not", ("mean", "mean-std"))
-    clip_ratio: float = flag(0.2, "the ratio is clipped at 1 - this; 0: no lower bound", low=0)
-    clip_high: float = flag(-1.0, "at 1 + this; -1: as --clip-ratio; 0: no upper bound", low=-1)
+    advantage: str = flag("mean-std", "r - mean of its group, or that / std", ("mean", "mean-std"))
+    clip_ratio: float = flag(0.2, "lower clip of pi / pi_old: 1 - this; 0: none", low=0)
+    clip_high: float = flag(-1.0, "upper clip: 1 + this; -1: as --clip-ratio; 0: none", low=-1)
     kl: str = flag("none", "KL to the reference: k1 is taken off the advantages, k2 and k3 are "
                    "losses", ("none", "k1", "k2", "k3"))
     kl_coef: float = flag(0.01, "weight of the KL", low=0)
-    refresh_reference: int = flag(0, "steps until the reference is renewed; 0: never", low=0)
-    minibatches: int = flag(2, "parts of a rollout, by groups; one optimizer step each", low=1)
+    refresh_reference: int = flag(0, "steps until --kl has a new reference; 0: never", low=0)
+    minibatches: int = flag(2, "optimizer steps per rollout; a group is never split", low=1)
     inner_epochs: int = flag(1, "passes over each rollout", low=1)
     learning_rate: float = flag(3e-4, "peak learning rate of AdamW", low=0)
     warmup_steps: int = flag(2, "steps in which the rate climbs", low=0)
     grad_clip: float = flag(1.0, "largest norm of the gradient; 0: no limit", low=0)
     row_tokens: int = flag(128, "length of a packed row of the update", low=16)
     micro_tokens: int = flag(4096, "most tokens in one forward pass of one rank", low=64)
-    gradient_accumulation: int = flag(1, "least forward passes per minibatch", low=1)
+    gradient_accumulation: int = flag(1, "forward passes per minibatch, about, at least", low=1)
     precision: str = flag("auto", "bf16 where it is faster, or one", ("auto", "fp32", "bf16"))
     checkpoint_activations: bool = flag(False, "recompute blocks backward: less memory, +33% FLOPs")
     compile: bool = flag(False, "torch.compile decoding and, on a GPU, the update")
@@ -147,52 +147,52 @@ def group_advantages(rewards, kind="mean-std"):
     return torch.where(all_equal, 0.0, advantage)
 
 
-def token_advantages(rewards, steps, lengths, kind="mean-std"):
+def token_advantages(rewards, step_rewards, lengths, kind="mean-std"):
     """Advantage of every token: (N, L) float32, 0 beyond a response's end.
 
-    rewards (P, G): of whole responses, earned at their last token; steps: N lists of [(index of a
-    token, reward)], what is earned on the way, if anything; lengths (N,). A token's advantage is
-    the sum of the group-normalised rewards earned at it or later (process supervision, DeepSeekMath
-    section 4.1.3: mean and std are over all rewards of the group).
+    rewards (P, G): of whole responses, earned at their last token; step_rewards: N lists of [(index
+    of a token, reward)], of reasoning steps; lengths (N,). A token's advantage is the sum of the
+    group-normalised rewards earned at it or later (process supervision, DeepSeekMath section 4.1.3:
+    mean and std are over all rewards of the group).
 
         a group of two, kind mean: 3 tokens, reward 1 at the first and the last; 2 tokens, 0 at the
         last; the mean is 2/3  ->  [[2/3, 1/3, 1/3], [-2/3, -2/3, 0]]
     """
     P, G = rewards.shape
-    index = torch.arange(int(lengths.max()) if len(lengths) else 1)
-    inside = index < lengths[:, None]  # (N, L)
-    if not any(steps):  # one reward per response: all its tokens share it
+    token = torch.arange(int(lengths.max()) if len(lengths) else 1)
+    inside = token < lengths[:, None]  # (N, L)
+    if not any(step_rewards):  # one reward per response: all its tokens share it
         return group_advantages(rewards, kind).view(-1, 1) * inside
     earned = torch.zeros(inside.shape)
     for p in range(P):
         group = range(p * G, (p + 1) * G)
-        places = [(row, at) for row in group for at, _ in steps[row]]
-        places += [(row, int(lengths[row]) - 1) for row in group]
-        values = torch.tensor([value for row in group for _, value in steps[row]])
+        earned_at = [(row, token) for row in group for token, _ in step_rewards[row]]
+        earned_at += [(row, int(lengths[row]) - 1) for row in group]
+        values = torch.tensor([value for row in group for _, value in step_rewards[row]])
         values = torch.cat((values, rewards[p]))
         normalised = group_advantages(values[None], kind)[0]
-        earned.index_put_(tuple(torch.tensor(places).T), normalised, accumulate=True)
+        earned.index_put_(tuple(torch.tensor(earned_at).T), normalised, accumulate=True)
     return earned.flip(1).cumsum(1).flip(1) * inside  # sums from the end
 
 
-def token_weights(loss, lengths, responses, tokens, longest):
+def token_weights(objective, lengths, responses, tokens, longest):
     """What an objective averages over: weight (N, 1) of each token of responses of `lengths` (N,)
-    tokens. responses, tokens: in the minibatch, over all ranks.
+    tokens. responses, tokens: numbers of them in the minibatch, over all ranks.
 
     grpo, gspo   1 / (responses * length): a token of a long response counts less
-    dr-grpo      1 / (responses * longest): length neither hides a mistake nor dilutes a success
+    dr-grpo      1 / (responses * longest): a token counts the same, however long its response
     dapo, cispo  1 / tokens: all tokens of the minibatch alike
     """
-    if loss in ("grpo", "gspo"):
+    if objective in ("grpo", "gspo"):
         divisor = responses * lengths
-    elif loss == "dr-grpo":
+    elif objective == "dr-grpo":
         divisor = torch.full_like(lengths, responses * longest)
     else:
         divisor = torch.full_like(lengths, tokens)
     return 1.0 / divisor[:, None].float()
 
 
-def policy_loss(logp, old_logp, ref_logp, advantage, weight, response, loss="grpo",
+def policy_loss(logp, old_logp, ref_logp, advantage, weight, response, objective="grpo",
                 clip=(0.2, 0.2), kl="none", kl_coef=0.0):
     """The objectives of GRPO and its relatives, negated, over response tokens laid end to end.
 
@@ -217,16 +217,16 @@ def policy_loss(logp, old_logp, ref_logp, advantage, weight, response, loss="grp
     Returns the loss, the share of clipped tokens and the mean k3, each summed with `weight`.
     """
     log_ratio = logp - old_logp
-    if loss == "gspo":
+    if objective == "gspo":
         sums = torch.zeros(int(response.max()) + 1, dtype=logp.dtype, device=logp.device)
         mean = sums.index_add(0, response, log_ratio.detach()) / torch.bincount(response)
         log_ratio = mean[response] + logp - logp.detach()
     ratio = log_ratio.exp()
     bounded = ratio.clamp(1 - clip[0] if clip[0] else None, 1 + clip[1] if clip[1] else torch.inf)
-    if loss == "cispo":  # no token ever loses its gradient
+    if objective == "cispo":  # no token ever loses its gradient
         gain = bounded.detach() * advantage * logp
         clipped = bounded != ratio
-    else:  # the smaller of both: a step too far earns nothing more, a step back always counts
+    else:  # beyond the clip there is no gradient, unless it pulls the ratio back
         gain = torch.minimum(ratio * advantage, bounded * advantage)
         clipped = bounded * advantage < ratio * advantage
     x = torch.zeros_like(logp) if ref_logp is None else logp - ref_logp
@@ -239,9 +239,9 @@ def policy_loss(logp, old_logp, ref_logp, advantage, weight, response, loss="grp
 def make_minibatches(experience, advantages, config, machine):
     """The rollout in `minibatches` parts of whole groups: a list of lists of micro-batches.
 
-    A group's place in the list of all ranks' questions decides its minibatch (place % minibatches),
-    so that minibatches are the same for any number of ranks. Without a KL loss, responses whose
-    advantages are all zero have no gradient and are left out.
+    A group's index in the list of all ranks decides its minibatch (index % minibatches), so that
+    minibatches are the same for any number of ranks. Without a KL loss, responses whose advantages
+    are all zero have no gradient and are left out.
     """
     lengths = experience.rollout.lengths
     parts = []
@@ -251,50 +251,52 @@ def make_minibatches(experience, advantages, config, machine):
         tokens = machine.total(lengths[rows].sum())
         weight = token_weights(config.loss, lengths, responses, tokens, config.max_reasoning_tokens)
         values = dict(advantage=advantages, weight=weight.expand(advantages.shape),
-                      sampled=experience.rollout.logprobs)
+                      sampler_logp=experience.rollout.logprobs)
         useful = [row for row in rows if config.kl in ("k2", "k3") or advantages[row].any()]
         parts.append(experience.micro_batches(useful, values, config, machine.device))
     return parts
 
 
 @torch.no_grad()
-def add_old_and_reference(model, reference, parts, config, device, bf16):
-    """Put log-probabilities before any optimizer step into the micro-batches: "ref", the
-    reference's, and "old", the policy's. The first minibatch gets "old" in `update` itself."""
-    for number, micro in ((n, micro) for n, part in enumerate(parts) for micro in part):
-        with autocast(device, bf16):
-            micro["ref"] = reference and token_logprobs(reference, micro, config.temperature)[0]
-            if number > 0 and device.type == "cpu" and not bf16:
-                micro["old"] = micro["sampled"]  # the sampler's float32: the same to 1e-6
-            elif number > 0:
-                micro["old"] = token_logprobs(model, micro, config.temperature)[0]
+def add_fixed_logprobs(model, reference, parts, config, device, bf16):
+    """Put into micro-batches the reference's log-probabilities, "ref_logp", and the policy's before
+    any optimizer step, "old_logp"; for the first minibatch `update` has the latter anyway."""
+    for number, part in enumerate(parts):
+        for micro in part:
+            with autocast(device, bf16):
+                ref = reference and token_logprobs(reference, micro, config.temperature)[0]
+                micro["ref_logp"] = ref
+                if number > 0 and device.type == "cpu" and not bf16:
+                    micro["old_logp"] = micro["sampler_logp"]  # in float32 the same to 1e-6
+                elif number > 0:
+                    micro["old_logp"] = token_logprobs(model, micro, config.temperature)[0]
 
 
 def update(model, reference, optimizer, experience, advantages, config, machine, bf16):
     """Optimizer steps on one Experience: `inner_epochs` times one per minibatch.
 
-    advantages: (N, L). Returns {name: mean over the tokens trained on, None if there are none}, and
-    grad_norm, the mean over the optimizer steps.
+    advantages: (N, L). Returns {name: mean over the tokens trained on, None if there are none};
+    sampler_gap is over those of the first minibatch, and grad_norm over the optimizer steps.
     """
     parts = make_minibatches(experience, advantages, config, machine)
-    add_old_and_reference(model, reference, parts, config, machine.device, bf16)
+    add_fixed_logprobs(model, reference, parts, config, machine.device, bf16)
     clip = (config.clip_ratio, config.clip_ratio if config.clip_high < 0 else config.clip_high)
     means = Means()
     grad_norm = 0.0
-    for part in parts * config.inner_epochs:
+    for number, part in enumerate(parts * config.inner_epochs):
         for micro in part:
             with autocast(machine.device, bf16):
                 logp, entropy = token_logprobs(model, micro, config.temperature, with_entropy=True)
-            old = micro.setdefault("old", logp.detach())
+            old_logp = micro.setdefault("old_logp", logp.detach())
             weight = micro["weight"]
-            loss, clipped, kl = policy_loss(logp, old, micro["ref"], micro["advantage"], weight,
-                                            micro["response"], config.loss, clip, config.kl,
-                                            config.kl_coef)
+            loss, clipped, kl = policy_loss(
+                logp, old_logp, micro["ref_logp"], micro["advantage"], weight, micro["response"],
+                config.loss, clip, config.kl, config.kl_coef)
             loss.backward()
-            # trainer against sampler; 0 by construction where "old" is the sampler's
-            gap = (weight * (old - micro["sampled"]).abs()).sum()
+            first = weight * (number == 0)  # before any step: the sampler has the same weights
+            gap = (first * (old_logp - micro["sampler_logp"]).abs()).sum()
             means.add(loss=loss, clip_fraction=clipped, kl=kl, entropy=(weight * entropy).sum(),
-                      sampler_gap=gap, weight=weight.sum())
+                      weight=weight.sum(), sampler_gap=gap, gap_weight=first.sum())
         machine.sum_gradients(model)
         params = [p for p in model.parameters() if p.grad is not None]
         grad_norm += torch.nn.utils.clip_grad_norm_(params, config.grad_clip or torch.inf).item()
@@ -313,20 +315,18 @@ def train(config, machine):
     while not run.done:
         begun = time.time()
         run.optimizer.lr = config.learning_rate * run.warmup
-        experience, row = sample_groups(
-            run.policy, config, run.questions, run.step, machine, run.reward_model
-        )
+        experience, row = sample_groups(run.sampler, config, run.questions, run.step, machine,
+                                        run.reward_model)
         rolled = time.time()
         rewards = experience.rewards["total"]
         lengths = experience.rollout.lengths
-        advantages = token_advantages(rewards, experience.steps, lengths, config.advantage)
+        advantages = token_advantages(rewards, experience.step_rewards, lengths, config.advantage)
         if config.kl == "k1":
-            advantages -= config.kl_coef * sequence_kl(
-                run.model, run.reference, experience, config, machine.device, run.bf16
-            )
+            advantages -= config.kl_coef * sequence_kl(run.model, run.reference, experience, config,
+                                                       machine.device, run.bf16)
         row |= update(run.net, run.reference, run.optimizer, experience, advantages, config,
                       machine, run.bf16)
-        sampler(run.model, run.bf16, run.policy)  # the copy that samples takes the new weights
+        refresh_sampler(run.sampler, run.model)
         row |= dict(rollout_seconds=rolled - begun, update_seconds=time.time() - rolled)
         run.finish_step(row)
         metrics.log(step=run.step - 1, **row)

@@ -13,8 +13,8 @@ The path, and where to read each move (without a file: below):
 
     samples = `--samples` responses per question        nanoreason/labels.py: sample_responses
     labels  = what the checker says of each step,       nanoreason/labels.py: check_response
-              or the share of rollouts that succeed     nanoreason/labels.py: monte_carlo
-    places, labels in [0, 1]: what is learned where     targets
+              or the share of right continuations       nanoreason/labels.py: monte_carlo
+    tokens to read at, and labels in [0, 1] there       targets
     as many flawed responses as right ones              nanoreason/labels.py: balance
     for each batch:                                     train_step
         loss = cross-entropy of sigmoid(logit)          reward_model_loss
@@ -23,9 +23,9 @@ The path, and where to read each move (without a file: below):
     AUC, Brier score, reliability on test questions     nanoreason/labels.py: quality
 
 Where it departs from the papers. Cobbe's reward model goes on learning to write as well; ours does
-not, as that did not pay (README). Lightman's labelers stop at the first wrong step; our checker
-goes on, since a model may correct itself. Balancing shifts the scores, so calibration (Platt 1999)
-uses validation responses as they come: 0.8 should mean right four times in five.
+not, as that did not pay (notebooks/results/negative.md). Lightman's labelers stop at the first
+wrong step; our checker goes on, since a model may correct itself. Balancing shifts the scores;
+calibration (Platt 1999) on validation responses shifts them back: 0.8 is right 4 times in 5.
 
     laptop      python train_prm.py --kind orm --init runs/speedrun/cold --out runs/orm
                 python train_prm.py --init runs/speedrun/cold --reuse runs/orm --out runs/prm \\
@@ -44,8 +44,9 @@ import torch.nn.functional as F
 
 from nanoreason import checkpoint, plots
 from nanoreason.flags import UserError, flag, parse_config
-from nanoreason.generate import sampler
-from nanoreason.labels import balance, label_quality, label_responses, make_plan, quality
+from nanoreason.generate import make_sampler
+from nanoreason.labels import balance, begin_samples, label_quality, label_responses
+from nanoreason.labels import make_plan, quality
 from nanoreason.machine import autocast, choose_bf16, run_script, start_machine
 from nanoreason.optim import AdamW
 from nanoreason.replicas import Replicas, replica_count
@@ -53,7 +54,8 @@ from nanoreason.reward_model import (
     KINDS, calibrate, mean_loss, read_logits, reading_batches, save_reward_model,
     start_reward_model,
 )
-from nanoreason.run import Interrupt, Metrics, StepBar, prepare_out, say, write_json
+from nanoreason.run import Interrupt, Metrics, StepBar, continues_from, prepare_out
+from nanoreason.run import say, stop_if_diverged, write_json
 
 
 @dataclass
@@ -62,53 +64,54 @@ class Config:
     out: str = flag("runs/reward-model", "folder for checkpoints, samples, metrics and report")
     resume: bool = flag(False, "continue the run in --out")
     kind: str = flag("orm", "what is scored: whole responses, or also their steps", KINDS)
-    labels: str = flag("exact", "who labels the steps: the exact step checker, or Monte Carlo "
-                       "rollouts and the final answer alone", ("exact", "mc"))
-    rollouts: int = flag(8, "continuations from each step, of --labels mc", low=1, high=60)
-    hard_labels: bool = flag(False, "--labels mc: a step is right if any continuation is, instead "
-                             "of as right as their share")
-    reuse: str = flag("", "run folder whose samples, and at least as many rollouts, to learn from, "
-                      "instead of new ones")
+    labels: str = flag("exact", "who labels the reasoning steps: the exact checker, or (mc) Monte "
+                       "Carlo continuations and the final answer alone", ("exact", "mc"))
+    rollouts: int = flag(8, "--labels mc: continuations per reasoning step", low=1, high=60)
+    hard_labels: bool = flag(False, "--labels mc: label a reasoning step 1 if any continuation "
+                             "ends in the right answer, instead of with the share that does")
+    reuse: str = flag("", "run folder whose responses (and continuations) to learn from, instead "
+                      "of sampling; it needs --rollouts per reasoning step")
     data: str = flag("", "JSONL file of questions and answers to use instead of generated ones")
     families: str = flag("multiplication,chain,percent,word,equation", "families of the questions")
     level: str = flag("1,2,3", "levels of the questions; like families separated by commas")
     questions: int = flag(4000, "training questions", low=1)
     samples: int = flag(8, "responses per question", low=1)
-    val_questions: int = flag(60, "validation questions of each family, which decide when to stop; "
-                              "as many test questions are reported on", low=1)
+    val_questions: int = flag(60, "validation questions per family, which decide when to stop; "
+                              "and as many test questions, for the report", low=1)
     temperature: float = flag(1.0, "sampling temperature", low=0.01)
     max_reasoning_tokens: int = flag(200, "longest response, in tokens", low=1)
-    epochs: int = flag(4, "most passes over the labelled responses", low=1)
-    batch_size: int = flag(128, "responses per step, over all ranks", low=1)
+    epochs: int = flag(4, "passes over the labelled responses, at most", low=1)
+    batch_size: int = flag(128, "responses per training step, over all ranks", low=1)
     learning_rate: float = flag(5e-4, "peak learning rate of AdamW", low=0)
-    warmup_steps: int = flag(20, "steps in which the rate climbs; it then falls linearly to zero "
-                             "at the end of --epochs", low=0)
+    warmup_steps: int = flag(20, "training steps in which the rate climbs; then it falls", low=0)
     weight_decay: float = flag(0.01, "decoupled weight decay", low=0)
-    eval_every: int = flag(50, "steps between looks at the validation loss", low=1)
-    patience: int = flag(5, "looks without a lower validation loss until the run ends", low=1)
+    eval_every: int = flag(50, "training steps between validations", low=1)
+    patience: int = flag(5, "validations without a lower loss, after which the run ends", low=1)
     precision: str = flag("auto", "bf16 where it is faster, or one", ("auto", "fp32", "bf16"))
     device: str = flag("auto", "where to run", ("auto", "cpu", "cuda", "mps"))
     seed: int = flag(0, "seed of questions, samples and order", low=0)
-    max_steps: int = flag(0, "stop after this many steps; 0 runs to the end", low=0)
-    save_every: int = flag(100, "steps between checkpoints", low=1)
+    max_steps: int = flag(0, "stop after this many training steps; 0: run to the end", low=0)
+    save_every: int = flag(100, "training steps between checkpoints", low=1)
 
 
 def targets(data, config):
-    """What to learn from a LabelledSplit: places and labels in [0, 1], a list of each per response.
+    """What to learn from a LabelledSplit, a list of each per response: read_at, indices of its
+    tokens, and labels in [0, 1].
 
     An orm learns the final outcome at every token; a prm each step's label, and the outcome at the
-    last token.    prm, mc, 3 of 4 rollouts, 0 of 4, answer right: soft [0.75, 0, 1], hard [1, 0, 1]
+    last token. --labels mc, two steps with 3 and 0 of 4 continuations right, answer right:
+        ->  soft [0.75, 0, 1]    hard [1, 0, 1]
     """
     if config.kind == "orm":
-        places = [list(range(len(r.ids))) for r in data.responses]
-        return places, [[float(r.right)] * len(r.ids) for r in data.responses]
-    places = [r.places for r in data.responses]
+        read_at = [list(range(len(r.ids))) for r in data.responses]
+        return read_at, [[float(r.right)] * len(r.ids) for r in data.responses]
+    read_at = [r.read_at for r in data.responses]
     if config.labels == "exact":
-        return places, [r.exact for r in data.responses]
-    found = [r.rollouts.sum(1) for r in data.responses]  # (S,) each: rollouts that succeeded
+        return read_at, [r.exact for r in data.responses]
+    n_right = [r.continuations.sum(1) for r in data.responses]  # (S,) each
     if config.hard_labels:
-        return places, [(k > 0).astype(float).tolist() for k in found]
-    return places, [(k / config.rollouts).tolist() for k in found]
+        return read_at, [(n > 0).astype(float).tolist() for n in n_right]
+    return read_at, [(n / config.rollouts).tolist() for n in n_right]
 
 
 def reward_model_loss(logits, labels, weight):
@@ -120,20 +123,20 @@ def reward_model_loss(logits, labels, weight):
     return (weight * each).sum()
 
 
-def add_gradients(reward_model, examples, places, labels, index, responses, device, bf16):
+def add_gradients(reward_model, examples, read_at, labels, index, responses, device, bf16):
     """Backward passes over the responses in `index`; returns their part of the loss.
 
-    Each response counts 1 / responses, however many its places, so that a long one weighs no more
-    than a short one. responses: those of the step, over all ranks.
+    Each response counts 1 / responses, however often it is read, so that a long one weighs no more
+    than a short one. responses: number of those of the training step, over all ranks.
     """
     examples = [examples[i] for i in index]
-    places = [places[i] for i in index]
+    read_at = [read_at[i] for i in index]
     labels = [labels[i] for i in index]
     loss = 0.0
-    for inputs, owner in reading_batches(examples, places, device):
-        # owner (M,): a response's places stand side by side, in the order of its labels
-        label = [y for i in dict.fromkeys(owner) for y in labels[i]]
-        weight = [1.0 / (len(places[i]) * responses) for i in owner]
+    for inputs, owner in reading_batches(examples, read_at, device):
+        # owner (M,): a response's readings stand side by side, in the order of its labels
+        label = [y for i in dict.fromkeys(owner) for y in labels[i]]  # each response once
+        weight = [1.0 / (len(read_at[i]) * responses) for i in owner]
         with autocast(device, bf16):
             logits = reward_model(**inputs)  # (M,)
         label = torch.tensor(label, device=device)
@@ -147,7 +150,7 @@ def add_gradients(reward_model, examples, places, labels, index, responses, devi
 def train_step(replicas, index, machine):
     """One step on this rank's responses `index`; returns the loss over all ranks.
 
-    The work of the replicas is `add_gradients`.
+    A replica calls `add_gradients` with its share: (some of the index, responses).
     """
     reward_model = replicas.model
     responses = machine.total(len(index))
@@ -160,20 +163,20 @@ def train_step(replicas, index, machine):
     return machine.total(loss)
 
 
-def validate(reward_model, data, config, bf16, run):
-    """Validation loss. `run` keeps the lowest with its step, and how many looks ago it was."""
-    places, labels = targets(data, config)
-    loss = mean_loss(read_logits(reward_model, data.examples, places, bf16), labels)
-    if run["best"] is None or loss < run["best"][0]:
-        run["best"] = [loss, run["step"]]
-        run["stale"] = 0
+def validate(reward_model, data, config, bf16, counts):
+    """Validation loss. `counts` keeps the lowest, and how many validations ago it was."""
+    read_at, labels = targets(data, config)
+    loss = mean_loss(read_logits(reward_model, data.examples, read_at, bf16), labels)
+    if counts["best"] is None or loss < counts["best"][0]:
+        counts["best"] = [loss, counts["step"]]
+        counts["stale"] = 0
     else:
-        run["stale"] += 1
+        counts["stale"] += 1
     return loss
 
 
-def rate_at(step, steps, warmup):
-    """Factor on the peak rate: climbs over `warmup` steps, then falls linearly to zero."""
+def rate_factor(step, steps, warmup):
+    """Factor on the peak learning rate: climbs over `warmup` steps, then falls linearly to zero."""
     return min((step + 1) / max(1, warmup), (steps - step) / max(1, steps - warmup))
 
 
@@ -190,9 +193,9 @@ def check_config(config):
 
 
 def make_optimizer(reward_model, config, state):
-    """AdamW over all parameters, and how far the run is: a new one, or that of a checkpoint.
+    """AdamW over all parameters, and the run's counts: new ones, or those of a checkpoint.
 
-    best: lowest validation loss and its step; stale: looks at that loss since then.
+    step: steps done; best: lowest validation loss and its step; stale: validations since then.
     """
     rates = (config.learning_rate, config.weight_decay)
     optimizer = AdamW(reward_model.parameters(), *rates, betas=(0.9, 0.95))
@@ -214,97 +217,95 @@ def announce(reward_model, data, kept, plan, config, machine, bf16):
 def train(config, machine):
     """The whole run; returns the report that is also written to --out."""
     check_config(config)
-    latest = Path(config.out) / "ckpt.pt"
-    state = checkpoint.load(latest if config.resume and latest.exists() else config.init)
+    state = checkpoint.load(continues_from(config.out, config.resume) or config.init)
     policy = checkpoint.load_model(config.init, machine.device)
-    out = prepare_out(config.out, config, config.resume, machine)
-    if not config.resume and machine.main:
-        for old in out.glob("*.npz"):  # of a run that was killed while it sampled
-            old.unlink()
+    checkpoint.check_tokenizers({"--init": policy.tokenizer, "--resume": state["tokenizer"]})
+    out = prepare_out(config.out, config, config.resume, machine, {"--data": config.data})
+    begin_samples(config, machine, policy, out)
     began = bool(state.get("verifier"))  # a policy's checkpoint does not say how this run computes
     bf16 = choose_bf16(config.precision, machine, state.get("bf16") if began else None)
-    data = label_responses(config, machine, sampler(policy, bf16), out)
+    data = label_responses(config, machine, make_sampler(policy, bf16), out)
     examples = data["train"].examples
-    places, labels = targets(data["train"], config)
+    read_at, labels = targets(data["train"], config)
     kept = balance(labels, config.seed)
     plan = make_plan(kept, examples, config, machine)
     reward_model = start_reward_model(state, config.kind).to(machine.device)
-    optimizer, run = make_optimizer(reward_model, config, state)
+    optimizer, counts = make_optimizer(reward_model, config, state)
 
     def work(model, share):
-        return add_gradients(model, examples, places, labels, *share, machine.device, bf16)
+        return add_gradients(model, examples, read_at, labels, *share, machine.device, bf16)
 
-    count = replica_count(reward_model.gpt, machine, config.batch_size)
-    replicas = Replicas(reward_model, [optimizer], work, count)
+    copies = replica_count(reward_model.gpt, machine, config.batch_size)
+    replicas = Replicas(reward_model, [optimizer], work, copies)
     announce(reward_model, data, kept, plan, config, machine, bf16)
-    metrics = Metrics(out / "metrics.jsonl", run["step"], machine.main)
+    metrics = Metrics(out / "metrics.jsonl", counts["step"], machine.main)
     interrupt = Interrupt()
     steps = min(len(plan), config.max_steps or len(plan))
-    bar = StepBar(steps, config.kind, machine, run["step"])
+    bar = StepBar(steps, config.kind, machine, counts["step"])
 
     def save():
         if machine.main:
-            save_reward_model(latest, reward_model, run=run, bf16=bf16,
+            save_reward_model(out / "ckpt.pt", reward_model, run=counts, bf16=bf16,
                               optimizer=optimizer.state_dict())
 
-    while run["step"] < steps and run["stale"] < config.patience:
+    while counts["step"] < steps and counts["stale"] < config.patience:
         begun = time.time()
-        step = run["step"]
-        optimizer.lr = config.learning_rate * rate_at(step, len(plan), config.warmup_steps)
+        step = counts["step"]
+        optimizer.lr = config.learning_rate * rate_factor(step, len(plan), config.warmup_steps)
         loss = train_step(replicas, plan[step], machine)
-        run["step"] = step + 1
+        stop_if_diverged(step, dict(loss=loss), "Lower --learning-rate")
+        counts["step"] = step + 1
         row = dict(step=step, loss=loss, step_seconds=time.time() - begun)
-        if run["step"] % config.eval_every == 0 or run["step"] == len(plan):
-            row["val_loss"] = validate(reward_model, data["val"], config, bf16, run)
-            if run["stale"] == 0 and machine.main:  # the lowest so far
-                save_reward_model(out / "best.pt", reward_model, run=run)
+        if counts["step"] % config.eval_every == 0 or counts["step"] == len(plan):
+            row["val_loss"] = validate(reward_model, data["val"], config, bf16, counts)
+            if counts["stale"] == 0 and machine.main:  # the lowest so far
+                save_reward_model(out / "best.pt", reward_model, run=counts)
         metrics.log(**row)
-        best = f"  validation {run['best'][0]:.3f}" if run["best"] else ""
+        best = f"  validation {counts['best'][0]:.3f}" if counts["best"] else ""
         bar.show(step, f"loss {loss:.3f}{best}")
         stop = interrupt.agreed(machine)
-        if run["step"] % config.save_every == 0 or stop:
+        if counts["step"] % config.save_every == 0 or stop:
             save()
         if stop:
-            interrupt.leave(run["step"], machine)
+            interrupt.leave(counts["step"], machine)
     bar.close()
     interrupt.close()
     replicas.close()
     save()
-    return finish(reward_model, data, kept, config, machine, bf16, run, bar.seconds)
+    return finish(reward_model, data, kept, config, machine, bf16, counts, bar.seconds)
 
 
-def finish(reward_model, data, kept, config, machine, bf16, run, seconds):
+def finish(reward_model, data, kept, config, machine, bf16, counts, seconds):
     """Calibrate the selected weights and write them as best.pt; report and figure."""
     out = Path(config.out)
-    state = checkpoint.load(out / "best.pt") if run["best"] else {}
+    state = checkpoint.load(out / "best.pt") if counts["best"] else {}
     if state:
         reward_model.load_state_dict(state["weights"])
     # once: the weights of a finished run are calibrated, and a second fit would find nothing
     scale = state.get("calibration")
     if not scale:
-        where = targets(data["val"], config)
-        scale = calibrate(reward_model, data["val"].examples, *where, bf16)
+        scale = calibrate(reward_model, data["val"].examples, *targets(data["val"], config), bf16)
     report = dict(
         stage=config.kind,
         params=reward_model.gpt.num_params,
         labels=config.labels,
-        steps=run["step"],
+        steps=counts["step"],
         seconds=seconds,
-        best=run["best"],
+        best=counts["best"],
         calibration=scale,
         cost={split: data[split].cost for split in ("train", "val")},
         responses=len(data["train"].responses),
         balanced=len(kept),
-        step_labels=sum(len(r.places) - 1 for r in data["train"].responses),
+        step_labels=sum(len(r.read_at) - 1 for r in data["train"].responses),
         label_quality=label_quality(data["train"]),
         test=quality(reward_model, data["test"], bf16),
     )
     if machine.main:
-        save_reward_model(out / "best.pt", reward_model, run=run, calibration=scale)
+        save_reward_model(out / "best.pt", reward_model, run=counts, calibration=scale)
         write_json(out / "report.json", report)
-        plots.reward_model({out.name: report}, out / "verifier.png")
+        plots.reward_model({out.name: report}, out / "reward_model.png")
     last = report["test"]["positions"]["last"]
-    say(f"{config.kind}: {run['step']} steps in {seconds:.0f}s; on {last['n']} test responses, "
+    say(f"{config.kind}: {counts['step']} steps in {seconds:.0f}s; on {last['n']} test responses, "
         f"{last['right']:.0%} of them right, AUC {last['auc'] or 'undefined'}, "
         f"Brier score {last['brier']}", machine)
     return report

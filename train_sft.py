@@ -30,6 +30,7 @@ train with Muon, everything else with AdamW (nanoreason/optim.py).
 """
 
 import json
+import math
 import time
 from dataclasses import asdict, dataclass
 
@@ -41,12 +42,14 @@ from torch.nn.parallel import DistributedDataParallel
 from nanoreason import checkpoint, corpus
 from nanoreason.flags import flag, parse_config, UserError
 from nanoreason.machine import autocast, choose_bf16, generator, run_script, start_machine
-from nanoreason.run import Interrupt, Metrics, prepare_out, say, StepBar, write_json
+from nanoreason.run import Interrupt, Metrics, StepBar, continues_from, prepare_out
+from nanoreason.run import say, stop_if_diverged, write_json
 from nanoreason.data import IGNORE, batches, join, open_rows, pack
 from nanoreason.model import GPT, PRESETS as MODELS, memory_line, training_flops, training_memory
 from nanoreason.optim import AdamW, Muon
 from nanoreason.replicas import Replicas, replica_count
 from nanoreason.tasks import REASONING
+from nanoreason.tokenizer import shipped_tokenizer
 
 VAL_DEMOS = 300  # demonstrations of the validation split
 
@@ -148,7 +151,7 @@ def sft_loss(model, tokens, targets, doc_start):
     """Summed next-token cross-entropy over packed rows, a float32 scalar.
 
     tokens, targets: (B, T), IGNORE where nothing is learned; doc_start: (B, T). A third of the
-    places are questions, padding or last tokens: the head does not look at them.
+    tokens are questions, padding or last ones: the head does not look at them.
     """
     targets = targets.flatten()
     learned = (targets != IGNORE).nonzero().squeeze(1)  # (M,)
@@ -156,8 +159,8 @@ def sft_loss(model, tokens, targets, doc_start):
     return F.cross_entropy(logits.float(), targets[learned], reduction="sum")
 
 
-def learning_rate(step, steps, warmup, cooldown):
-    """Factor on the peak rate, in three parts.
+def rate_factor(step, steps, warmup, cooldown):
+    """Factor on the peak learning rate, in three parts.
 
     It climbs over the first `warmup` share of the steps, holds, and falls linearly to zero over the
     last `cooldown` share.
@@ -180,27 +183,27 @@ def make_optimizers(model, config):
 # The data
 
 
-def load_rows(config, machine, max_len):
+def load_rows(config, model):
     """Packed rows of the training and of the validation split, as the stage asks.
 
-    The second may be empty, for a small file. max_len: the model's context, in tokens.
-    Raises UserError for flags that do not fit together.
+    The second may be empty, for a small file. Raises UserError for flags that do not fit together,
+    or do not fit the model.
     """
-    families = check_data_flags(config, max_len)
+    families = check_data_flags(config, model.config.max_len)
     if config.stage == "base" and not config.data:
-        return base_rows(config, families)
+        return base_rows(config, families, model.tokenizer)
     if config.data:
-        examples = corpus.read_examples(config.data)
+        documents = corpus.read_documents(config.data)
     else:
-        examples = {}
+        documents = {}
         for split, count in (("train", config.demos), ("val", VAL_DEMOS)):
-            examples[split] = corpus.demonstrations(count, config.seed, split, families)
+            documents[split] = corpus.demonstrations(count, config.seed, split, families)
     if config.stage == "final":
-        for split, own in examples.items():
-            examples[split] = corpus.final_mix(
+        for split, own in documents.items():
+            documents[split] = corpus.final_mix(
                 own, config.general, config.safety, config.seed, split)
-    train_rows = pack(examples["train"], config.row_tokens)
-    return train_rows, pack(examples["val"], config.row_tokens)
+    examples = [corpus.tokenize(documents[split], model.tokenizer) for split in ("train", "val")]
+    return [pack(own, config.row_tokens) for own in examples]
 
 
 def check_data_flags(config, max_len):
@@ -223,17 +226,18 @@ def check_data_flags(config, max_len):
     return families
 
 
-def base_rows(config, families):
+def base_rows(config, families, tokenizer):
     """Rows of stage base: generated on the way, or mapped from the folder of --corpus.
 
     Returns those of the training and of the validation split.
     """
     mix = corpus.BaseMix(tables=config.tables, textbook=config.textbook,
                          reasoned=config.reasoned, families=families)
-    val = pack(corpus.base_chunk(mix, config.seed, 0, split="val"), config.row_tokens)
+    documents = corpus.base_chunk(mix, config.seed, 0, split="val")
+    val = pack(corpus.tokenize(documents, tokenizer), config.row_tokens)
     if config.corpus:
         return open_corpus(config, mix), val
-    chunks = corpus.base_rows(config.tokens, config.seed, mix, config.row_tokens)
+    chunks = corpus.base_rows(config.tokens, config.seed, mix, config.row_tokens, tokenizer)
     return join(list(chunks)), val
 
 
@@ -263,7 +267,9 @@ def plan_batches(n_rows, batch_rows, config, machine):
 
     --total-steps sets the number of passes over the data, or else --epochs.
     """
-    epochs = -(-config.total_steps * batch_rows // max(1, n_rows)) or config.epochs
+    epochs = config.epochs
+    if config.total_steps:
+        epochs = math.ceil(config.total_steps * batch_rows / max(1, n_rows))
     shares = batches(n_rows, batch_rows, epochs, config.seed, machine.rank, machine.world)
     plan = list(shares)[: config.total_steps or None]
     if not plan:
@@ -325,8 +331,17 @@ def validation_loss(model, rows, config, machine, bf16):
 # The run
 
 
-def account(shape, config, bf16, machine, replicas):
-    """What the run will cost, a line: arithmetic per step, and whether it fits into memory."""
+def starting_model(name):
+    """The GPT that a run starts from: of a checkpoint or run folder, or, where name is a size of
+    MODELS, one without memory for its weights, of which only shape and tokenizer count."""
+    if name not in MODELS:
+        return checkpoint.load_model(name)
+    with torch.device("meta"):
+        return GPT(MODELS[name], shipped_tokenizer())
+
+
+def cost_line(shape, config, bf16, machine, replicas):
+    """What the run will cost, in words: arithmetic per step, and whether it fits into memory."""
     recompute = config.checkpoint_activations
     flops = training_flops(shape, config.batch_tokens, config.row_tokens, recompute)
     micro = min(config.micro_tokens * replicas, config.batch_tokens // machine.world)
@@ -347,23 +362,26 @@ class Run:
     def __init__(self, config, machine):
         self.config = config
         self.machine = machine
-        self.out = prepare_out(config.out, config, config.resume, machine)
+        going_on = continues_from(config.out, config.resume)
+        self.out = prepare_out(
+            config.out, config, config.resume, machine, {"--data": config.data}
+        )
         saved = None
-        if config.resume or config.init:
-            saved = checkpoint.load(self.out if config.resume else config.init)
+        if going_on or config.init:
+            saved = checkpoint.load(going_on or config.init)
         self.model = self._start_model(saved)
-        began_with = saved.get("bf16") if config.resume else None
+        began_with = saved.get("bf16") if going_on else None
         self.bf16 = choose_bf16(config.precision, machine, began_with)
         self.batch_rows = max(machine.world, config.batch_tokens // config.row_tokens)
         copies = 1 if config.compile else replica_count(self.model, machine, self.batch_rows)
-        say(account(self.model.config, config, self.bf16, machine, copies), machine)
-        self.rows, self.val = load_rows(config, machine, self.model.config.max_len)
+        say(cost_line(self.model.config, config, self.bf16, machine, copies), machine)
+        self.rows, self.val = load_rows(config, self.model)
         self.plan = plan_batches(len(self.rows), self.batch_rows, config, machine)
         self.steps = min(len(self.plan), config.max_steps or len(self.plan))
         self.optimizers = make_optimizers(self.model, config)
         self.first = 0
         self.loss = None
-        if config.resume:
+        if going_on:
             for optimizer, state in zip(self.optimizers, saved["optimizers"]):
                 optimizer.load_state_dict(state)
             self.first = saved["step"]
@@ -375,7 +393,7 @@ class Run:
         """The model of a checkpoint, or a new one with random weights."""
         if saved:
             return checkpoint.build_model(saved, self.machine.device)
-        model = GPT(MODELS[self.config.model])
+        model = GPT(MODELS[self.config.model], shipped_tokenizer())
         return model.init_weights(generator(self.config.seed, "weights")).to(self.machine.device)
 
     def _start_replicas(self, copies):
@@ -406,13 +424,13 @@ class Run:
     def set_rates(self, step):
         """Give the optimizers the learning rates of a step; returns the factor on their peaks."""
         config = self.config
-        rate = learning_rate(step, len(self.plan), config.warmup, config.cooldown)
+        rate = rate_factor(step, len(self.plan), config.warmup, config.cooldown)
         for optimizer, peak in zip(self.optimizers, (config.muon_lr, config.adamw_lr)):
             optimizer.lr = peak * rate
         return rate
 
     def tokens_of(self, steps):
-        """Places in the rows of so many steps, over all ranks."""
+        """Tokens in the rows of so many steps, padding included, over all ranks."""
         return steps * self.batch_rows * self.config.row_tokens
 
     def save(self, step):
@@ -456,6 +474,7 @@ def train(config, machine):
         rate = run.set_rates(step)
         begun = time.time()
         run.loss = train_step(run.replicas, run.rows, run.plan[step], machine)
+        stop_if_diverged(step, dict(loss=run.loss), "Lower --muon-lr and --adamw-lr")
         bar.show(step, f"loss {run.loss:.3f}")
         if step % config.log_every == 0 or step == run.steps - 1:
             metrics.log(step=step, loss=run.loss, rate=rate, tokens=run.tokens_of(step + 1),

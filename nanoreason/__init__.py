@@ -13,31 +13,29 @@ module imports what stands behind its arrow, and all of that stands above it.
     run -> flags
     kernels ->
     attention -> kernels
-    tokenizer ->
+    tokenizer -> flags
     tasks ->
     model -> attention
     optim -> flags
     replicas ->
-    data -> attention tokenizer
+    data -> attention
     corpus -> flags machine run tokenizer tasks data
     checkpoint -> flags tokenizer model
-    generate -> tokenizer model
+    generate -> model
     plots ->
-    reward_model -> flags machine tokenizer model data corpus checkpoint
+    reward_model -> flags machine model data checkpoint
     rewards -> tokenizer tasks
     search -> tokenizer tasks generate reward_model
-    evaluate -> machine tokenizer tasks generate reward_model rewards search
-    questions -> flags machine run tokenizer tasks corpus evaluate
-    experience -> machine tokenizer data corpus generate reward_model rewards evaluate
-        questions
+    evaluate -> machine tasks generate reward_model rewards search
+    questions -> flags machine run tasks corpus evaluate
+    experience -> machine tokenizer data generate reward_model rewards evaluate questions
     grpo_run -> flags machine run model optim checkpoint generate plots reward_model
         evaluate questions
-    traces -> tokenizer tasks corpus rewards
+    traces -> tasks corpus rewards
     workers ->
-    pool -> machine run tokenizer checkpoint generate reward_model rewards search evaluate
-        workers
-    labels -> flags machine run tokenizer corpus generate reward_model rewards evaluate
-        questions workers pool
+    pool -> machine run tokenizer generate reward_model rewards search evaluate workers
+    labels -> flags machine run data generate reward_model rewards evaluate questions workers
+        pool
     stages -> flags machine run model workers
     race -> flags run stages
     speedrun_report -> run tasks plots evaluate pool stages

@@ -22,15 +22,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanoreason import tokenizer
 from nanoreason.flags import UserError
 from nanoreason.machine import run_script
 from nanoreason.run import progress, say
-from nanoreason.data import pack, write_rows
+from nanoreason.data import Example, pack, write_rows
 from nanoreason.tasks import (CONTROLS, FAMILIES, LEVELS, REASONING, SAFETY, draw_problem, solve,
                               split_of, user_problem)
 from nanoreason.tasks.core import MAX_TEXT
 from nanoreason.tasks.recall import COLORS, TABLES, THINGS
+from nanoreason.tokenizer import learn_ranks, save_ranks, shipped_tokenizer
 
 # documents drawn from one seed and packed together, so that the corpus is the same whatever number
 # of processes makes it
@@ -44,14 +44,36 @@ MOST_TEXT = 0.8  # share of the base corpus that text outside conversations may 
 
 
 @dataclass(frozen=True)
-class Example:
-    """One training document, a list of ids.
+class Conversation:
+    """A question, its reasoning ('' for none) and its answer."""
 
-    prompt_len: ids before it are the question, which supervised stages do not learn to say.
-    """
+    question: str
+    thinking: str
+    answer: str
 
-    ids: list
-    prompt_len: int
+    def example(self, tokenizer):
+        """The Example of its ids; the question is context."""
+        prompt = tokenizer.render_prompt(self.question)
+        response = tokenizer.render_response(self.thinking, self.answer)
+        return Example(prompt + response, len(prompt))
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Running text outside any conversation. question: what stands before it, as context."""
+
+    text: str
+    question: str = ""
+
+    def example(self, tokenizer):
+        """The Example of its ids, with the stop token behind them."""
+        context = tokenizer.encode(self.question)
+        return Example([*context, *tokenizer.encode(self.text), tokenizer.end], len(context))
+
+
+def tokenize(documents, tokenizer):
+    """Examples of Conversations and Passages, in their order."""
+    return [document.example(tokenizer) for document in documents]
 
 
 @dataclass(frozen=True)
@@ -66,18 +88,7 @@ class BaseMix:
     families: tuple = REASONING  # of the worked solutions and questions; leave one out to hold out
 
 
-# Documents
-
-
-def conversation(question, thinking, answer):
-    """Example of a question, its reasoning ('' for none) and its answer."""
-    prompt = tokenizer.render_prompt(question)
-    return Example(prompt + tokenizer.render_response(thinking, answer), len(prompt))
-
-
-def plain(text):
-    """Example of text without a question: learned whole."""
-    return Example([*tokenizer.encode(text), tokenizer.END], 0)
+# Documents: Conversations and Passages
 
 
 def pick(rates, rng):
@@ -91,31 +102,30 @@ def pick_family(families, rng):
 
 
 def worked(family, rng, style, level, split):
-    """Example of one problem of `split`, worked in `style`."""
+    """Conversation about one problem of `split`, worked in `style`."""
     problem = draw_problem(family, level, rng, split)
-    return conversation(problem.question, "\n".join(solve(problem, style, rng)), problem.answer)
+    return Conversation(problem.question, "\n".join(solve(problem, style, rng)), problem.answer)
 
 
 def reasoned(families, rng, split):
-    """Example of one problem with its reasoning, style and level at their rates."""
+    """Conversation about one problem with its reasoning, style and level at their rates."""
     family = pick_family(families, rng)
     style = pick(STYLE_RATES, rng)
     return worked(family, rng, style, pick(LEVEL_RATES, rng), split)
 
 
 def direct(family, rng, split):
-    """Example of one problem of any level, answered at once."""
+    """Conversation about one problem of any level, answered at once."""
     return worked(family, rng, "direct", rng.choice(LEVELS), split)
 
 
 def textbook(families, rng, split):
-    """Example of one worked solution as running text, outside any conversation."""
+    """Passage with one worked solution."""
     family = pick_family(families, rng)
     problem = draw_problem(family, pick(LEVEL_RATES, rng), rng, split)
-    question = tokenizer.encode(problem.question + "\n")
     steps = solve(problem, pick(STYLE_RATES, rng), rng)
     solution = "\n".join([*steps, f"Answer: {problem.answer}"])
-    return Example([*question, *tokenizer.encode(solution), tokenizer.END], len(question))
+    return Passage(solution, question=problem.question + "\n")
 
 
 def table_line(rng):
@@ -188,9 +198,9 @@ def base_example(mix, rng, split):
     rates["question"] = 1 - mix.tables - mix.textbook - mix.prose - mix.controls
     kind = pick(rates, rng)
     if kind == "table":
-        return plain("\n".join(table_line(rng) for _ in range(6)))
+        return Passage("\n".join(table_line(rng) for _ in range(6)))
     if kind == "prose":
-        return plain(prose(rng))
+        return Passage(prose(rng))
     if kind == "textbook":
         return textbook(mix.families, rng, split)
     if kind == "control":
@@ -201,22 +211,22 @@ def base_example(mix, rng, split):
 
 
 def base_chunk(mix, seed, index, split="train"):
-    """Chunk `index` of the base corpus: CHUNK Examples that depend on nothing but the arguments."""
+    """Chunk `index` of the base corpus: CHUNK documents that depend only on the arguments."""
     rng = random.Random(f"base/{seed}/{index}/{split}")
     return [base_example(mix, rng, split) for _ in range(CHUNK)]
 
 
 def _packed_chunk(job):
-    mix, seed, index, split, T = job
-    return pack(base_chunk(mix, seed, index, split), T)
+    mix, seed, index, T, tokenizer = job
+    return pack(tokenize(base_chunk(mix, seed, index), tokenizer), T)
 
 
-def base_rows(tokens, seed, mix, T, workers=1):
+def base_rows(tokens, seed, mix, T, tokenizer, workers=1):
     """The base corpus as Rows of T tokens, a generator of one per chunk, until `tokens` are real.
 
     workers: processes that share the work; their number never changes what comes out.
     """
-    jobs = ((mix, seed, index, "train", T) for index in itertools.count())
+    jobs = ((mix, seed, index, T, tokenizer) for index in itertools.count())
     have = 0
     pool = multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else None
     try:
@@ -234,37 +244,37 @@ def base_rows(tokens, seed, mix, T, workers=1):
 
 
 def demonstrations(n, seed, split="train", families=REASONING):
-    """n cold-start demonstrations, Examples that always reason, in any style.
+    """n cold-start demonstrations, Conversations that always reason, in any style.
 
     A few controls stay direct. The first m are the same for every n >= m.
     """
     rng = random.Random(f"cold-start/{seed}/{split}")
-    examples = []
+    documents = []
     for _ in range(n):
         if rng.random() < 0.05:
-            examples.append(direct(rng.choice(CONTROLS), rng, split))
+            documents.append(direct(rng.choice(CONTROLS), rng, split))
         else:
-            examples.append(reasoned(families, rng, split))
-    return examples
+            documents.append(reasoned(families, rng, split))
+    return documents
 
 
 def general_data(n, seed, split="train"):
-    """n Examples of general ability, answered at once.
+    """n documents of general ability, answered at once.
 
     Instructions, recall, simple questions, and short prose.
     """
     rng = random.Random(f"general/{seed}/{split}")
     rates = {"instruct": 0.5, "fact": 0.2, "qa": 0.2, "prose": 0.1}
-    examples = []
+    documents = []
     for _ in range(n):
         kind = pick(rates, rng)
-        example = plain(prose(rng)) if kind == "prose" else direct(kind, rng, split)
-        examples.append(example)
-    return examples
+        is_prose = kind == "prose"
+        documents.append(Passage(prose(rng)) if is_prose else direct(kind, rng, split))
+    return documents
 
 
 def safety_data(n, seed, split="train"):
-    """n Examples, half of them harmful requests refused, half harmless look-alikes answered.
+    """n Conversations, half of them harmful requests refused, half harmless look-alikes answered.
 
     Phrasings of other splits never occur.
     """
@@ -272,15 +282,15 @@ def safety_data(n, seed, split="train"):
     return [direct(rng.choice(SAFETY), rng, split) for _ in range(n)]
 
 
-def final_mix(examples, general, safety, seed, split="train"):
-    """The examples, shuffled among general and safety data; none where there are no examples.
+def final_mix(documents, general, safety, seed, split="train"):
+    """The documents, shuffled among general and safety data; none where there are none.
 
     general, safety: their shares of all documents, general + safety < 1.
 
-    7 examples, general 0.2, safety 0.1   ->   10 documents: the 7, 2 general ones, 1 of safety
+    7 documents, general 0.2, safety 0.1   ->   10: the 7, 2 general ones, 1 of safety
     """
-    total = len(examples) / (1 - general - safety)
-    mixed = list(examples)
+    total = len(documents) / (1 - general - safety)
+    mixed = list(documents)
     mixed += general_data(round(total * general), seed, split)
     mixed += safety_data(round(total * safety), seed, split)
     random.Random(f"final/{seed}/{split}").shuffle(mixed)
@@ -298,7 +308,7 @@ class Row:
     """
 
     line: int
-    prompt: str
+    question: str
     thinking: str
     answer: str
     marked: bool
@@ -309,7 +319,7 @@ class Row:
 
         No question stands in both, however often it is asked.
         """
-        return "val" if split_of("data", (self.prompt, self.answer)) == "val" else "train"
+        return "val" if split_of("data", (self.question, self.answer)) == "val" else "train"
 
 
 def parse_response_text(text):
@@ -372,8 +382,8 @@ def _row(number, record):
     """Row of the JSON value on line `number`; UserError says what it lacks."""
     if not isinstance(record, dict):
         raise UserError("not a JSON object")
-    prompt = record.get("prompt", record.get("question"))
-    if not isinstance(prompt, str) or not prompt.strip():
+    question = record.get("prompt", record.get("question"))
+    if not isinstance(question, str) or not question.strip():
         raise UserError('no "prompt" (or "question"), or it is not a string with text')
     given = [key for key in ("response", "answer") if key in record]
     if not given:
@@ -381,7 +391,7 @@ def _row(number, record):
     if bad := [key for key in given if not isinstance(record[key], str)]:
         raise UserError(f'"{bad[0]}" is not a string')
     try:
-        "".join((prompt, *(record[key] for key in given))).encode()
+        "".join((question, *(record[key] for key in given))).encode()
     except UnicodeEncodeError:
         raise UserError("it holds half a character (a lone surrogate)") from None
     thinking, answer, marked = parse_response_text(record[given[0]])
@@ -392,18 +402,18 @@ def _row(number, record):
     marked = marked or given == ["answer"]
     if not answer:
         raise UserError("the answer is empty")
-    return Row(number, prompt, thinking, answer, marked)
+    return Row(number, question, thinking, answer, marked)
 
 
-def read_examples(path):
-    """{'train': Examples, 'val': Examples} of a JSONL file, for supervised training.
+def read_documents(path):
+    """{'train': Conversations, 'val': Conversations} of a JSONL file, for supervised training.
 
     `val` may be empty for a small file.
     """
-    examples = {"train": [], "val": []}
+    documents = {"train": [], "val": []}
     for row in read_rows(path):
-        examples[row.split].append(conversation(row.prompt, row.thinking, row.answer))
-    return examples
+        documents[row.split].append(Conversation(row.question, row.thinking, row.answer))
+    return documents
 
 
 def read_problems(path):
@@ -414,19 +424,19 @@ def read_problems(path):
     problems = {"train": [], "val": []}
     for row in read_rows(path):
         if not row.marked:
-            raise UserError(f'{path}, line {row.line}: no answer to judge by; give "answer", or '
+            raise UserError(f'{path}, line {row.line}: no answer to check by; give "answer", or '
                             'end the response in a line "Answer: ..." or "#### ..."')
         if len(row.answer) > MAX_TEXT:
             raise UserError(f"{path}, line {row.line}: an answer of {len(row.answer)} characters "
-                            f"is too long to be judged; {MAX_TEXT} is the most")
-        problems[row.split].append(user_problem(row.prompt, row.answer))
+                            f"is too long to be checked; {MAX_TEXT} is the most")
+        problems[row.split].append(user_problem(row.question, row.answer))
     return problems
 
 
 # The command line
 
 
-def write_corpus(folder, tokens, seed, mix, T, workers):
+def write_corpus(folder, tokens, seed, mix, T, tokenizer, workers):
     """Write the base corpus to a folder for `open_rows`, showing progress.
 
     Raises UserError when the folder already holds one or cannot be written, and for sizes that
@@ -437,7 +447,7 @@ def write_corpus(folder, tokens, seed, mix, T, workers):
     bar = progress(tokens, "corpus")
 
     def watched():
-        for rows in base_rows(tokens, seed, mix, T, workers):
+        for rows in base_rows(tokens, seed, mix, T, tokenizer, workers):
             bar.update(rows.real)
             yield rows
 
@@ -455,8 +465,9 @@ def write_corpus(folder, tokens, seed, mix, T, workers):
         f"{count['skipped']} documents too long")
 
 
-def learn_ranks(seed=0, problems=3000):
-    """Learn the tokenizer's ranks on questions and solutions of every family in equal shares.
+def rank_texts(seed=0, problems=3000):
+    """What the shipped tokenizer's ranks are learned on: questions and solutions of every family
+    in equal shares.
 
     Word questions, which have the most words, count three times.
     """
@@ -468,8 +479,7 @@ def learn_ranks(seed=0, problems=3000):
             texts += [problem.question] * (3 if family == "word" else 1)
             texts.append("\n".join(solve(problem, pick(STYLE_RATES, rng), rng)))
             texts.append(problem.answer)
-    texts += [prose(rng) for _ in range(problems)]
-    return tokenizer.learn_ranks(texts)
+    return texts + [prose(rng) for _ in range(problems)]
 
 
 def make_parser():
@@ -478,7 +488,7 @@ def make_parser():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--learn-ranks", action="store_true",
-        help="overwrite the shipped ranks; checkpoints trained before stop loading")
+        help="overwrite the shipped ranks, for models that are trained from then on")
     add("--show", type=int, default=0, help="documents of each stage to print")
     add("--write", default="", metavar="DIR",
         help="write the base corpus to this folder, for train_sft.py --corpus")
@@ -511,19 +521,21 @@ def show(count):
         "general": general_data(count, 0),
         "safety": safety_data(count, 0),
     }
-    for name, examples in stages.items():
-        for example in examples:
+    tokenizer = shipped_tokenizer()
+    for name, documents in stages.items():
+        for example in tokenize(documents, tokenizer):
             print(f"[{name}] {tokenizer.decode(example.ids)}\n")
 
 
 def main():
     args = make_parser().parse_args()
     if args.learn_ranks:
-        tokenizer.save_ranks(learn_ranks())
+        save_ranks(learn_ranks(rank_texts()))
     if args.write:
         mix = BaseMix(families=reasoning_families(args.families))
         workers = args.workers or os.cpu_count()
-        write_corpus(args.write, args.tokens, args.seed, mix, args.row_tokens, workers)
+        write_corpus(args.write, args.tokens, args.seed, mix, args.row_tokens,
+                     shipped_tokenizer(), workers)
     if args.show:
         show(args.show)
 

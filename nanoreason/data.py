@@ -1,11 +1,11 @@
 """Token rows from documents: packing, targets, micro-batches, corpus files, batches by rank.
 
-Packing puts whole documents side by side into rows of T tokens, so that hardly any place is
+Packing puts whole documents side by side into rows of T tokens, so that hardly anything is
 padding; `doc_start` keeps attention inside each. Worked example, T = 6: one document of three ids
 whose first is its prompt (prompt_len 1), and one of two ids with no prompt:
 
     examples    [7 8 9] prompt_len 1      [5 6] prompt_len 0
-    tokens       7  8  9  5  6  PAD
+    tokens       7  8  9  5  6  0         padding may have any id: nothing reads it
     targets      8  9  .  6  .  .         the next token of the same document; '.' is IGNORE
     doc_start    0  0  0  3  3  5
 
@@ -21,10 +21,20 @@ import numpy as np
 import torch
 
 from nanoreason.attention import Documents
-from nanoreason.tokenizer import PAD
 
 IGNORE = -100  # torch's own ignore_index
-SHORTEST = 3  # a row with fewer free places than this takes no further document
+SHORTEST = 3  # a row with room for fewer tokens than this takes no further document
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training document, a list of ids.
+
+    prompt_len: ids before it are the question, which supervised stages do not learn to say.
+    """
+
+    ids: list
+    prompt_len: int
 
 
 @dataclass(frozen=True)
@@ -34,9 +44,9 @@ class Rows:
     tokens: (N, T) int16.
     targets: (N, T) int16, IGNORE where nothing is learned.
     doc_start: (N, T) int16, the index in its row at which each token's document starts.
-    owner: (N, T) int32, the index of the example that a place belongs to, -1 for padding; None
+    owner: (N, T) int32, the index of the example that a token belongs to, -1 for padding; None
         for rows from a file.
-    real: places that hold a token.
+    real: tokens that are no padding.
     skipped: documents longer than T, which were left out.
     """
 
@@ -52,7 +62,7 @@ class Rows:
 
     @property
     def real_share(self):
-        """Share of the N*T places that hold a real token."""
+        """Share of the N*T tokens that are no padding."""
         return self.real / max(1, self.tokens.size)
 
     def batch(self, index, device):
@@ -74,7 +84,7 @@ def pack(examples, T, window=256):
     out and counted in `skipped`.
     """
     rows, skipped = assign_rows([len(e.ids) for e in examples], T, window)
-    tokens = np.full((len(rows), T), PAD, dtype=np.int16)
+    tokens = np.zeros((len(rows), T), dtype=np.int16)
     targets = np.full((len(rows), T), IGNORE, dtype=np.int16)
     doc_start = np.tile(np.arange(T, dtype=np.int16), (len(rows), 1))  # padding sees only itself
     owner = np.full((len(rows), T), -1, dtype=np.int32)
@@ -100,7 +110,7 @@ def assign_rows(lengths, T, window):
     longer than T.
     """
     rows = []
-    open_rows = []  # [free places, indices of its documents]
+    open_rows = []  # [tokens of room, indices of its documents]
     skipped = 0
     for index, n in enumerate(lengths):
         if n > T:
@@ -139,7 +149,7 @@ def response_batches(examples, values, row_tokens, micro_tokens, device, at_leas
     response. A micro-batch is a dict of tensors:
 
         tokens, doc_start  (B, T)
-        select             (M,) the places of B * T that predict a response token
+        select             (M,) indices into B * T, of the tokens that predict a response token
         targets            (M,) the tokens they predict
         response           (M,) the response they belong to, counted from 0 in the micro-batch
         each of `values`   (M,)
@@ -168,11 +178,11 @@ def _packed_batch(packed, part, rows, prompt_lens, values, device):
     """
     T = packed.tokens.shape[1]
     tokens, targets, doc_start = packed.batch(part, device)
-    place = (packed.targets[part].ravel() != IGNORE).nonzero()[0]  # (M,)
-    owner = packed.owner[part].ravel()[place]
-    in_document = place % T - packed.doc_start[part].ravel()[place]
+    select = (packed.targets[part].ravel() != IGNORE).nonzero()[0]  # (M,)
+    owner = packed.owner[part].ravel()[select]
+    in_document = select % T - packed.doc_start[part].ravel()[select]
     in_response = in_document + 1 - prompt_lens[owner]  # index of the target in its response
-    select = torch.from_numpy(place).to(device)
+    select = torch.from_numpy(select).to(device)
     response = np.unique(owner, return_inverse=True)[1]
     chosen = {name: v[rows[owner], in_response].to(device) for name, v in values.items()}
     return dict(
@@ -195,7 +205,7 @@ def shared_batches(prompts, responses, values, micro_tokens, at_least=1):
 
         tokens     7  8  1  2  3
         positions  0  1  2  3  2
-        documents  [7 8 1 2] and [7 8 3]; of the places 1 2 1, the targets are 1 2 3
+        documents  [7 8 1 2] and [7 8 3]; select 1 2 1, targets 1 2 3
 
     Of 512 responses of 33 tokens to questions of 20, in groups of 8, it leaves 18,000 tokens of
     27,000.

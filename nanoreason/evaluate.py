@@ -11,7 +11,6 @@ from nanoreason.generate import generate
 from nanoreason.rewards import outcome_reward
 from nanoreason.search import Scorer
 from nanoreason.tasks import REASONING, audit, problem_set
-from nanoreason.tokenizer import parse_response, render_prompt
 from nanoreason.reward_model import scores
 
 CUES = {
@@ -58,12 +57,26 @@ def accuracy_of(correct):
     return accuracy(sum(correct), len(correct))
 
 
-def interval_of_mean(values, seed=0, draws=1000):
-    """95% bootstrap interval of the mean over problems (percentile method, Efron 1979)."""
-    values = np.asarray(values, dtype=float)
-    picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-    means = values[picks].mean(1)  # (draws,)
-    return [round(float(q), 4) for q in np.quantile(means, (0.025, 0.975))]
+def interval_of_mean(values, low=0.0, high=1.0):
+    """95% interval of the mean of a figure per problem, each between low and high: [low, high].
+
+    values: (P,). Wilson's interval for as many yes-or-no problems as would vary as much as these
+    values: n = P p (1 - p) / variance. The variance has half a pseudo-problem that varies as much
+    as can be, so the interval keeps its width where all values are equal, and for one problem. In
+    2,000 simulated draws of 30 to 500 problems it covers the mean in 93 to 97% of them; the
+    bootstrap of 30 problems, 95% of them solved, does in 78%.
+
+        [0.5] -> [0.0546, 0.9454]    [0.5] * 10 -> [0.4296, 0.5704]    [1] * 5 -> [0.5655, 1.0]
+    """
+    scaled = (np.asarray(values, dtype=float) - low) / (high - low)
+    n = len(scaled)
+    p = float(scaled.mean())
+    most = p * (1 - p)  # the variance of yes-or-no problems
+    if most > 0:
+        squares = ((scaled - p) ** 2).sum()
+        variance = (squares + 0.5 * most) / (n - 0.5)
+        n = n * most / variance
+    return [round(float(low + (high - low) * end), 4) for end in wilson(p * n, n)]
 
 
 def pass_at_k(n, c, k):
@@ -137,23 +150,23 @@ def reward_model_scorer(reward_model, prompts, how="last", bf16=False):
     """A reward model as the search.Scorer of responses to these prompts. how: one of
     reward_model.AGGREGATES."""
 
-    def rate(owner, responses):
+    def read(owner, responses):
         return scores(reward_model, [prompts[i] for i in owner], responses, bf16)
 
-    return Scorer(rate, how, reward_model.gpt.flops_per_token())
+    return Scorer(read, how, reward_model.gpt.flops_per_token())
 
 
-def oracle_scorer(problems):
+def oracle_scorer(problems, tokenizer):
     """The exact checker as a Scorer, for upper bounds: 1 for a right response, else 0."""
 
-    def rate(owner, responses):
-        rated = []
+    def read(owner, responses):
+        readings = []
         for i, ids in zip(owner, responses, strict=True):
-            reward = outcome_reward(problems[i], parse_response(ids))
-            rated.append([(len(ids) - 1, reward)])
-        return rated
+            reward = outcome_reward(problems[i], tokenizer.parse_response(ids))
+            readings.append([(len(ids) - 1, reward)])
+        return readings
 
-    return Scorer(rate)
+    return Scorer(read)
 
 
 # Problems and responses
@@ -177,18 +190,18 @@ def collect(
 ):
     """Sample `samples` responses to each problem and check them: a list of lists of Sample, in the
     problems' order."""
-    prompts = [render_prompt(problem.question) for problem in problems]
-    noise = generator(seed, "evaluate")
+    tokenizer = model.tokenizer
+    prompts = [tokenizer.render_prompt(problem.question) for problem in problems]
     rollout = generate(
-        model, prompts, samples, max_new_tokens, temperature, noise, max_rows,
-        on_progress=on_progress,
+        model, prompts, samples, max_new_tokens, temperature, generator(seed, "evaluate"),
+        max_rows=max_rows, on_progress=on_progress,
     ).cpu()
     checked = []
     for p, problem in enumerate(problems):
         own = []
         for row in range(p * samples, (p + 1) * samples):
             ids = rollout.response(row)
-            response = parse_response(ids)
+            response = tokenizer.parse_response(ids)
             own.append(Sample(response, len(ids), bool(outcome_reward(problem, response))))
         checked.append(own)
     return checked
@@ -243,7 +256,8 @@ def greedy_figures(model, problems, max_new_tokens):
         for problem, sample in zip(problems, samples)
         if sample.correct and problem.family in REASONING
     ]
-    prompt_tokens = np.array([len(render_prompt(problem.question)) for problem in problems])
+    prompts = [model.tokenizer.render_prompt(problem.question) for problem in problems]
+    prompt_tokens = np.array([len(prompt) for prompt in prompts])
     completion_tokens = np.array([sample.tokens for sample in samples])
     flops = model.flops_per_token() * (prompt_tokens + completion_tokens)
     return dict(

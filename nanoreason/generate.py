@@ -10,11 +10,12 @@ recorded CUDA graph (class GraphDecoding).
 
 Each response draws from its own row of random numbers, fixed before the first token. So a sample
 does not depend on which rows share its batch, when other rows leave, or how many ranks share the
-work, except through the rounding of matrix products of another size. The model computes in the
-dtype of its weights; `sampler` makes a copy in a faster one.
+work, except through the rounding of matrix products of another size, and through the context, which
+the longest prompt of a call leaves room in. The model computes in the
+dtype of its weights; `make_sampler` makes a copy in a faster one.
 
 Letters: P prompts, G samples per prompt, N = P * G rows in prompt-major order (row p * G + g is
-sample g of prompt p), L longest response, V vocabulary, B rows still in the batch, M rows of the
+sample g of prompt p), L longest response, V vocabulary, B rows still in the batch, R rows of the
 cache.
 """
 
@@ -25,7 +26,6 @@ import torch
 import torch.nn.functional as F
 
 from nanoreason.model import KVCache
-from nanoreason.tokenizer import END, PAD
 
 MAX_ROWS = 512  # rows decoded at once
 SLOT_BLOCK = 32  # on a CPU the cache grows by this many slots, because each step reads all slots
@@ -36,7 +36,7 @@ GRAPH_STEPS = 16  # on a GPU, steps between two checks for stopped rows: a check
 class Rollout:
     """Sampled responses, without their prompts.
 
-    ids       (N, L) int64, PAD after the stop token
+    ids       (N, L) int64, padding after the stop token
     mask      (N, L) bool, True where a token was sampled, the stop token included
     logprobs  (N, L) float32, log-probability of each sampled token under the distribution that it
               was drawn from, temperature included (greedy: at temperature 1); 0 where masked
@@ -68,8 +68,9 @@ class Rollout:
         return self.ids[row, : int(self.mask[row].sum())].tolist()
 
 
-def join_rollouts(parts):
-    """One Rollout of several, in their order. Shorter ones are padded on the right."""
+def join_rollouts(parts, pad):
+    """One Rollout of several, in their order. Shorter ones are padded on the right, with the id
+    `pad`."""
     longest = max(part.ids.size(1) for part in parts)
 
     def join(name, fill):
@@ -77,7 +78,7 @@ def join_rollouts(parts):
         return torch.cat([F.pad(x, (0, longest - x.size(1)), value=fill) for x in tensors])
 
     ended = torch.cat([part.ended for part in parts])
-    return Rollout(join("ids", PAD), join("mask", False), join("logprobs", 0.0), ended)
+    return Rollout(join("ids", pad), join("mask", False), join("logprobs", 0.0), ended)
 
 
 # Sampling one token
@@ -86,7 +87,7 @@ def join_rollouts(parts):
 def sample_token(logits, temperature, uniform, branch=None):
     """Draw one token per row.
 
-    logits (M, V); temperature: 0 takes the most likely token; uniform (B,) in [0, 1), not read
+    logits (R, V); temperature: 0 takes the most likely token; uniform (B,) in [0, 1), not read
     when greedy; branch (B,) int64: which row of the logits each row draws from, by default its own.
     Returns ids (B,) int64 and their log-probabilities (B,) float32 at this temperature, or at
     temperature 1 when greedy.
@@ -99,10 +100,10 @@ def sample_token(logits, temperature, uniform, branch=None):
     if branch is None:
         branch = torch.arange(len(logits), device=logits.device)
     if temperature == 0:
-        best = logits.argmax(-1)  # (M,)
-        logprobs = logits.float().log_softmax(-1).gather(1, best[:, None]).squeeze(1)  # (M,)
+        best = logits.argmax(-1)  # (R,)
+        logprobs = logits.float().log_softmax(-1).gather(1, best[:, None]).squeeze(1)  # (R,)
         return best[branch], logprobs[branch]
-    p = (logits.float() / temperature).softmax(-1)  # (M, V)
+    p = (logits.float() / temperature).softmax(-1)  # (R, V)
     cumulative = p.cumsum(-1)[branch]  # (B, V)
     total = cumulative[:, -1:]  # 1 but for rounding
     ids = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)  # (B, 1)
@@ -111,21 +112,20 @@ def sample_token(logits, temperature, uniform, branch=None):
     return ids, p[branch, ids].clamp_min(1e-30).log()
 
 
+def make_sampler(model, bf16):
+    """A frozen copy of the model to sample from, in bfloat16 where that is faster."""
+    sampler = copy.deepcopy(model).requires_grad_(False).eval()
+    return sampler.bfloat16() if bf16 else sampler
+
+
 @torch.no_grad()
-def sampler(model, bf16, out=None):
-    """A frozen copy of the model to sample from, in bfloat16 where that is faster.
-
-    out: an earlier copy, to be refreshed in place with the model's present weights.
-    """
-    if out is None:
-        out = copy.deepcopy(model).requires_grad_(False).eval()
-        return out.bfloat16() if bf16 else out
-    for old, new in zip(out.parameters(), model.parameters()):
+def refresh_sampler(sampler, model):
+    """Give the frozen copy the model's present weights, in place."""
+    for old, new in zip(sampler.parameters(), model.parameters()):
         old.copy_(new)
-    return out
 
 
-def noise(shape, generator):
+def uniform_numbers(shape, generator):
     """Uniform numbers in [0, 1) for `generate`, one per token: shape (N, L), float32, on the
     generator's device."""
     return torch.rand(shape, generator=generator, device=generator.device)
@@ -136,30 +136,39 @@ def noise(shape, generator):
 
 @torch.inference_mode()
 def generate(
-    model, prompts, samples=1, max_new_tokens=256, temperature=1.0, uniform=None,
-    max_rows=MAX_ROWS, compile=False, on_progress=None, stop=(END,),
+    model, prompts, samples=1, max_new_tokens=256, temperature=1.0, generator=None, *,
+    uniform=None, max_rows=MAX_ROWS, compile=False, on_progress=None, stop=None,
 ):
     """Sample `samples` responses to each prompt.
 
-    prompts: list of P lists of ids. temperature: 0 is greedy. uniform: a torch.Generator, or the
-    numbers that `noise` made, (P * samples, max_new_tokens or more); required unless greedy.
+    prompts: list of P lists of ids. temperature: 0 is greedy, and needs no random numbers.
+    generator: the torch.Generator that `uniform_numbers` draws from; or else uniform: numbers that
+    it has drawn, (P * samples, max_new_tokens or more).
     max_rows: rows decoded at once, but never less than all samples of one prompt; where there are
     more, the prompts are served in turns.
     compile: torch.compile the decoding step, which takes seconds at the first call and pays off in
     a long run. on_progress: called with the number of rows that finished since its last call.
-    stop: ids that end a response; the stop token is the last token of the response.
+    stop: ids that end a response, by default the tokenizer's end; the stop token is the last token
+    of the response.
 
     Returns a Rollout of P * samples rows on the model's device, empty where there are no prompts.
     Raises ValueError for an empty prompt, for one that leaves no room for a single new token in
-    the model's context, and where uniform is missing.
+    the model's context, and where random numbers are missing.
     """
     device = model.embed.weight.device
     if not prompts:
         return empty_rollout(device)
     limit = min(max_new_tokens, room_to_answer(model, prompts))
     N = len(prompts) * samples
-    uniform = uniform_numbers(uniform, temperature, (N, max_new_tokens))[:, :limit].to(device)
-    ids = torch.full((N, limit), PAD, device=device)
+    if temperature == 0:
+        uniform = torch.zeros(N, 1).expand(N, limit)  # greedy decoding reads none of them
+    elif uniform is None:
+        if generator is None:
+            raise ValueError("sampling needs an explicit generator, or uniform numbers")
+        uniform = uniform_numbers((N, max_new_tokens), generator)
+    uniform = uniform[:, :limit].to(device)
+    stop = stop or (model.tokenizer.end,)
+    ids = torch.full((N, limit), model.tokenizer.pad, device=device)
     logprobs = torch.zeros(N, limit, device=device)
     decoding = GraphDecoding if device.type == "cuda" else Decoding
     prompts_per_turn = max(1, max_rows // samples)
@@ -195,21 +204,11 @@ def room_to_answer(model, prompts):
     return context - longest
 
 
-def uniform_numbers(uniform, temperature, shape):
-    """The random numbers of a rollout, (N, max_new_tokens or more). Raises ValueError where they
-    are needed and missing."""
-    if temperature == 0:
-        return torch.zeros(shape[0], 1).expand(shape)  # greedy decoding reads none of them
-    if uniform is None:
-        raise ValueError("sampling needs uniform: an explicit generator, or the numbers of noise()")
-    return noise(shape, uniform) if isinstance(uniform, torch.Generator) else uniform
-
-
 def finished_rollout(ids, logprobs, stop):
     """The Rollout of decoded rows, ids and logprobs (N, limit), cut to the longest response.
 
-    With stop token 9:   ids [[5, 9, PAD, PAD], [5, 6, 9, PAD]]
-        ->  ids [[5, 9, PAD], [5, 6, 9]]   mask [[True, True, False], [True, True, True]]
+    With stop token 9:   ids [[5, 9, pad, pad], [5, 6, 9, pad]]
+        ->  ids [[5, 9, pad], [5, 6, 9]]   mask [[True, True, False], [True, True, True]]
     """
     is_stop = torch.isin(ids, torch.tensor(stop, device=ids.device)).long()  # (N, limit)
     stops_before = is_stop.cumsum(1) - is_stop
@@ -218,13 +217,13 @@ def finished_rollout(ids, logprobs, stop):
     return Rollout(ids[:, :longest], mask[:, :longest], logprobs[:, :longest], is_stop.any(1))
 
 
-def pad_prompts(prompts):
+def pad_prompts(prompts, pad):
     """Prompts as one tensor (P, T) int64, padded on the right, and their lengths (P,).
 
-    [[5, 6, 7], [8]]  ->  [[5, 6, 7], [8, PAD, PAD]], [3, 1]
+    [[5, 6, 7], [8]]  ->  [[5, 6, 7], [8, pad, pad]], [3, 1]
     """
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    padded = torch.full((len(prompts), int(lengths.max())), PAD)
+    padded = torch.full((len(prompts), int(lengths.max())), pad)
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = torch.tensor(prompt)
     return padded, lengths
@@ -245,13 +244,14 @@ class Decoding:
     ids, logprobs, uniform: (N, limit); the first two are filled.
     rows    (B,) which of the N each row in the batch is
     branch  (B,) which cache row it reads
-    token   (M,) the newest token of each cache row; some cache rows may be idle
+    token   (R,) the newest token of each cache row; some cache rows may be idle
     t       index of the next token
     """
 
     def __init__(
-        self, model, prompts, samples, ids, logprobs, uniform, temperature, compile, stop=(END,)
+        self, model, prompts, samples, ids, logprobs, uniform, temperature, compile, stop
     ):
+        self.pad = model.tokenizer.pad
         self.ids = ids
         self.logprobs = logprobs
         self.uniform = uniform
@@ -262,7 +262,7 @@ class Decoding:
         self.decode = torch.compile(model.decode, dynamic=True) if compile else model.decode
         self.reported = 0  # rows that on_progress has been told of
 
-        padded, lengths = pad_prompts(prompts)  # (P, T), (P,)
+        padded, lengths = pad_prompts(prompts, self.pad)  # (P, T), (P,)
         self.longest = padded.size(1)  # longest prompt, in tokens
         dtype = model.embed.weight.dtype
         self.cache = KVCache(model.config, len(prompts), self.first_slots(), self.device, dtype)
@@ -284,7 +284,7 @@ class Decoding:
         self.pick(logits)
 
     def pick(self, logits):
-        """Draw the next token of every row from its branch's logits (M, V).
+        """Draw the next token of every row from its branch's logits (R, V).
 
         Rows that stopped are dropped. Rows of one branch whose tokens differ get their own cache
         row; rows whose tokens agree stay together. Four rows, before and after:
@@ -303,36 +303,37 @@ class Decoding:
         self.logprobs[self.rows, self.t] = logprob
         self.t += 1
 
-        live = (token[:, None] != self.stop).all(1)  # (B,)
-        self.rows = self.rows[live]
+        is_live = (token[:, None] != self.stop).all(1)  # (B,)
+        self.rows = self.rows[is_live]
         if len(self.rows) == 0:
             return
 
         # Each different pair (branch, token) is one branch of the next step, in ascending order.
         V = logits.size(1)
-        pairs = self.branch[live] * V + token[live]
+        pairs = self.branch[is_live] * V + token[is_live]
         pairs, pair_of_row = torch.unique(pairs, return_inverse=True)
         if len(pairs) == 1:
-            pairs = pairs.repeat(2)  # a second, idle row: torch.compile specialises on one
-        cache_row = self.cache.continue_from(pairs // V)
+            # torch.compile would make a program of its own for one row; nothing reads the second
+            pairs = pairs.repeat(2)
+        cache_row = self.cache.continue_from(pairs // V)  # of each pair, the row that holds it now
         self.branch = cache_row[pair_of_row]
         self.token = torch.zeros_like(self.cache.lengths).index_copy_(0, cache_row, pairs % V)
 
     def run(self, on_progress):
         """Decode until every row has stopped or reached the limit."""
         while True:
-            live = len(self.rows) if self.t < self.limit else 0
-            self.report(live, on_progress)
-            if live == 0:
+            n_live = len(self.rows) if self.t < self.limit else 0
+            self.report(n_live, on_progress)
+            if n_live == 0:
                 return
             if self.longest + self.t > self.cache.slots:
                 self.cache.grow(self.cache.slots + SLOT_BLOCK)
-            logits = self.decode(self.token, self.cache)  # (M, V)
+            logits = self.decode(self.token, self.cache)  # (R, V)
             self.pick(logits)
 
-    def report(self, live, on_progress):
+    def report(self, n_live, on_progress):
         """Tell on_progress how many rows have finished since the last report."""
-        finished = len(self.ids) - live
+        finished = len(self.ids) - n_live
         if on_progress and finished > self.reported:
             on_progress(finished - self.reported)
             self.reported = finished
@@ -347,7 +348,7 @@ class GraphDecoding(Decoding):
 
     rows    (B,) which of the N each row in the batch is
     token   (B,) its newest token
-    live    (B,) bool, whether it has yet to stop
+    is_live (B,) bool, whether it has yet to stop
     at      (B,) index of its next token; the same in all rows, but a tensor, as a graph needs
     """
 
@@ -358,7 +359,7 @@ class GraphDecoding(Decoding):
         """Give every row a copy of its prompt's cache row, then draw the first token."""
         self.cache.select(prompt)
         N = len(prompt)
-        self.live = torch.ones(N, dtype=torch.bool, device=self.device)
+        self.is_live = torch.ones(N, dtype=torch.bool, device=self.device)
         self.at = torch.zeros(N, dtype=torch.long, device=self.device)
         self.token = torch.empty(N, dtype=torch.long, device=self.device)
         self.pick(logits[prompt])  # (P, V) -> (N, V)
@@ -369,9 +370,9 @@ class GraphDecoding(Decoding):
         where = (self.rows, self.at)
         token, logprob = sample_token(logits, self.temperature, self.uniform[where])
         self.token.copy_(token)
-        self.ids[where] = torch.where(self.live, token, PAD)
-        self.logprobs[where] = torch.where(self.live, logprob, 0.0)
-        self.live &= (token[:, None] != self.stop).all(1)
+        self.ids[where] = torch.where(self.is_live, token, self.pad)
+        self.logprobs[where] = torch.where(self.is_live, logprob, 0.0)
+        self.is_live &= (token[:, None] != self.stop).all(1)
         self.at += 1
 
     def step(self):
@@ -379,22 +380,24 @@ class GraphDecoding(Decoding):
         logits = self.decode(self.token, self.cache)  # (B, V)
         self.pick(logits)
 
-    def leave(self, count):
-        """Halve the batch while all `count` live rows fit, dropping rows that stopped.
+    def shrink(self, n_live):
+        """Halve the batch while all live rows fit, dropping rows that stopped.
 
         Returns whether the batch changed. Halves keep the number of sizes small, because the step
-        is recorded anew for each.     20 rows, 4 of them live  ->  10  ->  5
+        is recorded anew for each.
+
+            20 rows, 4 of them live  ->  10  ->  5
         """
         size = len(self.rows)
-        while (size + 1) // 2 >= max(count, 2):
+        while (size + 1) // 2 >= max(n_live, 2):
             size = (size + 1) // 2
         if size == len(self.rows):
             return False
-        keep = self.live.int().argsort(descending=True, stable=True)[:size]  # live rows first
+        keep = self.is_live.int().argsort(descending=True, stable=True)[:size]  # live rows first
         self.cache.select(keep)
         self.rows = self.rows[keep]
         self.token = self.token[keep]
-        self.live = self.live[keep]
+        self.is_live = self.is_live[keep]
         self.at = self.at[keep]
         return True
 
@@ -403,12 +406,12 @@ class GraphDecoding(Decoding):
         step = RecordedStep(self.step)
         for t in range(1, self.limit):
             if t % GRAPH_STEPS == 0:
-                live = int(self.live.sum())
-                self.report(live, on_progress)
-                if live == 0:
+                n_live = int(self.is_live.sum())
+                self.report(n_live, on_progress)
+                if n_live == 0:
                     return
-                if self.leave(live):
-                    step = RecordedStep(self.step)
+                if self.shrink(n_live):
+                    step = RecordedStep(self.step)  # a recording holds for one size
             step()
         self.report(0, on_progress)
 

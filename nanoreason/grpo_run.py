@@ -1,20 +1,20 @@
 """What a run of train_grpo.py keeps beside the algorithm: models, counters, checks, checkpoints."""
 
 import copy
-from pathlib import Path
 
 import torch
 
 from nanoreason import checkpoint, plots
 from nanoreason.evaluate import greedy_accuracy, sampled_accuracy
 from nanoreason.flags import UserError
-from nanoreason.generate import MAX_ROWS, sampler
+from nanoreason.generate import MAX_ROWS, make_sampler
 from nanoreason.machine import choose_bf16
 from nanoreason.model import memory_line, rl_memory, training_memory
 from nanoreason.optim import AdamW
 from nanoreason.questions import Questions, advise
 from nanoreason.reward_model import load_reward_model
-from nanoreason.run import prepare_out, read_metrics, say, write_json
+from nanoreason.run import continues_from, prepare_out, read_metrics, say
+from nanoreason.run import stop_if_diverged, write_json
 
 GOAL_PROBLEMS = 1000  # validation problems that --goal is measured on
 
@@ -22,12 +22,14 @@ GOAL_PROBLEMS = 1000  # validation problems that --goal is measured on
 class Run:
     """A new run, or with --resume the one in --out. config: train_grpo.Config.
 
-    model is trained; net is the same, compiled where asked for; policy is its frozen copy that
-    samples; reference is the frozen start (None without a KL). counts goes into the checkpoint:
+    model is the policy, which is trained; net is the same, compiled where asked for; sampler is its
+    frozen copy that samples; reference is the frozen start (None without a KL). counts goes into
+    the checkpoint:
 
         step, sampled_tokens    so far
-        silent                  steps in a row in which no group held right and wrong responses
-        reached                 whether --goal is
+        silent                  steps in a row without a group whose task rewards differ
+        best                    highest solve rate of a step
+        reached                 whether --goal is reached
         checks                  {steps done: greedy accuracy on validation problems}
     """
 
@@ -35,14 +37,21 @@ class Run:
         check_config(config, machine)
         self.config = config
         self.machine = machine
-        state = self._load()
+        going_on = continues_from(config.out, config.resume)
+        state = self._load(going_on)
         self.reward_model = None
         if config.reward_model:
             self.reward_model = load_reward_model(
                 config.reward_model, config.reward, machine.device
             )
+            start = "--resume" if going_on else "--init"
+            checkpoint.check_tokenizers({
+                start: self.model.tokenizer, "--reward-model": self.reward_model.tokenizer
+            })
         self.questions = self._questions()
-        self.out = prepare_out(config.out, config, config.resume, machine)
+        self.out = prepare_out(
+            config.out, config, config.resume, machine, {"--data": config.data}
+        )
         self.reference = None
         if config.kl != "none":
             self.reference = copy.deepcopy(self.model).requires_grad_(False)
@@ -50,25 +59,27 @@ class Run:
         if config.compile and machine.device.type != "cpu":
             self.net = torch.compile(self.model, dynamic=True)
         self.optimizer = AdamW(self.model.parameters(), config.learning_rate, betas=(0.9, 0.99))
-        self.counts = dict(step=0, sampled_tokens=0, silent=0, reached=False, checks={})
-        if config.resume:
+        self.counts = dict(
+            step=0, sampled_tokens=0, silent=0, best=0.0, reached=False, checks={}
+        )
+        if going_on:
             self._resume(state)
-        began = state.get("bf16") if config.resume else None
+        began = state.get("bf16") if going_on else None
         self.bf16 = choose_bf16(config.precision, machine, began)
         self.model.checkpoint_activations = config.checkpoint_activations
-        self.policy = sampler(self.model, self.bf16)
+        self.sampler = make_sampler(self.model, self.bf16)
         self.last_step = min(config.steps, config.max_steps or config.steps)
         announce(self.model, self.reference, config, machine, self.bf16)
         self.validation = []
         if config.eval_every:
             self.validation = self.questions.held_out(config.eval_problems)
 
-    def _load(self):
-        """The checkpoint to start from; sets self.model."""
+    def _load(self, going_on):
+        """The checkpoint to start from; sets self.model. going_on: path of the run's own, if any.
+        """
         config = self.config
-        path = Path(config.out) / "ckpt.pt" if config.resume else config.init
-        state = checkpoint.load(path)
-        if config.resume:
+        state = checkpoint.load(going_on or config.init)
+        if going_on:
             has_reference = state.get("reference") is not None
             if "run" not in state or (config.kl != "none") != has_reference:
                 raise UserError(f"--resume: {config.out} holds no run of train_grpo.py, or one "
@@ -86,7 +97,9 @@ class Run:
         if self.reward_model:
             context = min(context, self.reward_model.config.max_len)
         room = context - config.max_reasoning_tokens
-        return Questions(config.families, config.level, config.data, config.seed, room)
+        return Questions(
+            config.families, config.level, self.model.tokenizer, config.data, config.seed, room
+        )
 
     def _resume(self, state):
         self.optimizer.load_state_dict(state["optimizer"])
@@ -96,7 +109,7 @@ class Run:
             self.reference.load_state_dict(state["reference"])
 
     def begin(self):
-        """Look at what a new run starts from."""
+        """Validate the weights that a new run starts from."""
         if self.validation and self.step == 0:
             self.validate()
 
@@ -107,20 +120,22 @@ class Run:
 
     @property
     def done(self):
-        """Whether all steps are, the tokens are used up, or the goal is reached."""
+        """Whether all steps are made, the tokens are used up, or the goal is reached."""
         budget = self.config.token_budget
         used_up = budget and self.counts["sampled_tokens"] >= budget
         return self.step >= self.last_step or self.counts["reached"] or bool(used_up)
 
     @property
     def warmup(self):
-        """Factor on the peak learning rate of the next step."""
+        """Factor on the peak learning rate, for the next step."""
         return min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
 
     def finish_step(self, row):
         """Count a step whose metrics are `row`; renew the reference, validate and look at the goal
         where it is time to."""
         config = self.config
+        figures = {name: row[name] for name in ("loss", "grad_norm", "kl")}
+        stop_if_diverged(self.step, figures, "Lower --learning-rate, or raise --kl-coef")
         self.counts["step"] += 1
         self.counts["sampled_tokens"] += row["sampled_tokens"]
         if self.reference and config.refresh_reference:
@@ -129,18 +144,21 @@ class Run:
         if self.validation and self.step % config.eval_every == 0:
             row["val_greedy"] = self.validate()
         if config.goal and row["solve_rate"] >= config.goal:  # training says when to look
-            problems = self.questions.held_out(GOAL_PROBLEMS // len(self.questions.families))
-            found = sampled_accuracy(self.policy, problems, config.max_reasoning_tokens, self.step)
+            families = 1 if self.questions.own else len(self.questions.families)
+            problems = self.questions.held_out(GOAL_PROBLEMS // families)
+            limit = config.max_reasoning_tokens
+            found = sampled_accuracy(self.sampler, problems, limit, self.step)
             row["val_sampled"] = found
             self.counts["reached"] = found["ci"][0] >= config.goal
         self.counts["silent"] = self.counts["silent"] + 1 if row["no_signal"] == 1 else 0
-        advise(row, self.counts["silent"], self.machine)
+        self.counts["best"] = max(self.counts["best"], row["solve_rate"])
+        advise(row, self.counts["silent"], self.counts["best"], self.machine)
 
     def validate(self):
         """Greedy accuracy on validation problems. The best model so far is kept as best.pt; of
         equals the later one."""
         checks = self.counts["checks"]
-        now = greedy_accuracy(self.policy, self.validation, self.config.max_reasoning_tokens)
+        now = greedy_accuracy(self.sampler, self.validation, self.config.max_reasoning_tokens)
         checks[self.step] = now
         if self.machine.main and now["acc"] == max(check["acc"] for check in checks.values()):
             checkpoint.save(self.out / "best.pt", self.model, run=self.counts)
@@ -204,8 +222,8 @@ def check_config(config, machine):
 def announce(model, reference, config, machine, bf16):
     """What the run is and what it will keep in memory, before it starts."""
     say(f"grpo: {model.num_params / 1e6:.2f}M parameters, {config.prompts_per_step} questions x "
-        f"{config.num_samples_per_prompt} responses a step, {config.loss}, KL {config.kl}, reward "
-        f"{config.reward}, {'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
+        f"{config.num_samples_per_prompt} responses per step, {config.loss}, KL {config.kl}, "
+        f"reward {config.reward}, {'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
     parts = training_memory(
         model.config, config.micro_tokens, config.row_tokens, bf16, config.checkpoint_activations,
         dense=bf16 and machine.device.type == "cpu",

@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -49,6 +50,9 @@ def complain(text):
 def run_script(main):
     """Call main(); a UserError becomes one line on stderr and exit status 2, Ctrl-C exits with 130.
 
+    Where nobody reads stdout any more, as in `python sample.py ... | head -1`, the script ends
+    silently with 141, as the shell's own tools do.
+
     Under torchrun, a rank that fails says why and exits without a collective call, because a
     collective would block if a rank is gone. Its connections close, so the next exchange of any
     other rank with it fails too, and torchrun sends SIGTERM to all ranks that are left. Each of
@@ -67,15 +71,28 @@ def run_script(main):
     except KeyboardInterrupt:
         status = 130
     except Exception as error:
-        if world == 1:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            status = 141
+        elif world == 1:
             raise
-        _report_failure(error)
-        status = 1
+        else:
+            _report_failure(error)
+            status = 1
     if world > 1 and status:
         sys.stdout.flush()
         os._exit(status)  # sys.exit would run exit handlers, and these may wait for other ranks
     if status:
         sys.exit(status)
+
+
+def _reader_is_gone():
+    """Whether stdout is a pipe that nobody reads; what is still to be written there is dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    is_gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if is_gone:  # Python flushes once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return is_gone
 
 
 def _report_mistake(error):

@@ -330,11 +330,21 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Logits of the next token at every position, or at the positions asked for."""
+    """Logits of the next token at every position, or at the positions asked for.
 
-    def __init__(self, config):
+    tokenizer: what the ids mean; None for a bare network. Raises ValueError where it has more ids
+    than the network.
+    """
+
+    def __init__(self, config, tokenizer=None):
         super().__init__()
+        if tokenizer and tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"a tokenizer of {tokenizer.vocab_size} ids is too large for a vocabulary of "
+                f"{config.vocab_size}"
+            )
         self.config = config
+        self.tokenizer = tokenizer
         # recompute each block in the backward pass instead of storing what is inside it
         self.checkpoint_activations = False
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
@@ -402,8 +412,8 @@ class GPT(nn.Module):
         """Next-token logits of packed or plain rows.
 
         idx: (B, T) int64; doc_start: (B, T) int, attention.Documents or None (one document per
-        row); select: (N,) int64 places in the flattened B*T tokens; positions: (B, T) int64 of the
-        tokens in their documents, up to a constant per document, for the rotary embedding; by
+        row); select: (N,) int64 indices into the flattened B*T tokens; positions: (B, T) int64 of
+        the tokens in their documents, up to a constant per document, for the rotary embedding; by
         default the positions in the row.
 
         Returns (B, T, V), or (N, V) with `select`: the head is the most expensive matrix of a small

@@ -57,8 +57,7 @@ def log2_samples(axis, ns):
 
 
 def smooth(values, window=5):
-    """Mean over `window` values around each, fewer at the ends.     [0, 3, 6], 3 -> [1.5, 3, 4.5]
-    """
+    """Mean over `window` values around each, fewer at the ends.    [0, 3, 6], 3 -> [1.5, 3, 4.5]"""
     half = window // 2
     means = []
     for i in range(len(values)):
@@ -95,8 +94,8 @@ SHARES = ("solve_rate", "thinks", "no_signal")  # panels from 0 to 1
 def rl_curves(runs, path):
     """What RL changes, step by step. runs: {name: rows of metrics.jsonl}.
 
-    Faint: each step; strong: mean of 5 around it. The sixth panel is the KL to the reference, or, in
-    runs without one, how far trainer and sampler disagree.
+    Faint: each step; strong: mean of 5 around it. The sixth panel is the KL to the reference, or,
+    in runs without one, how far trainer and sampler disagree.
     """
     if any(row["kl"] for rows in runs.values() for row in rows):
         last = {"kl": "KL to the reference (k3), nats per token"}

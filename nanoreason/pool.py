@@ -25,14 +25,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanoreason.checkpoint import vocabulary
 from nanoreason.machine import generator
 from nanoreason.run import say
 from nanoreason.evaluate import interval_of_mean, pass_at_k
-from nanoreason.generate import generate, noise
+from nanoreason.generate import generate, uniform_numbers
 from nanoreason.rewards import outcome_reward
 from nanoreason.search import canonical
-from nanoreason.tokenizer import parse_response, render_prompt
+from nanoreason.tokenizer import Tokenizer
 from nanoreason.reward_model import AGGREGATES, aggregate, scores
 from nanoreason.workers import spread
 
@@ -45,14 +44,15 @@ DRAWS = 64  # random subsets per problem that estimate a vote over n < N samples
 class Pool:
     """N samples of each of P problems, checked, with scores.
 
-    problems  P Problems
-    ids       P lists of N responses, lists of ids
-    tokens    (P, N) int, tokens per response, the stop token included
-    right     (P, N) bool, whether the exact checker accepts the answer
-    answer    (P, N) int, number of the answer among the different answers to its problem; -1: none
-    key       name that the samples are kept under in the cache
-    cache     folder, or None
-    scores    {rule: (P, N) floats in [0, 1]}
+    problems   P Problems
+    ids        P lists of N responses, lists of ids
+    tokens     (P, N) int, tokens per response, the stop token included
+    right      (P, N) bool, whether the exact checker accepts the answer
+    answer     (P, N) int, number of the answer among the different ones to its problem; -1: none
+    tokenizer  what the ids mean
+    key        name that the samples are kept under in the cache
+    cache      folder, or None
+    scores     {rule: (P, N) floats in [0, 1]}
     """
 
     problems: list
@@ -60,6 +60,7 @@ class Pool:
     tokens: np.ndarray
     right: np.ndarray
     answer: np.ndarray
+    tokenizer: Tokenizer
     key: str
     cache: Path | None
     scores: dict = field(default_factory=dict)
@@ -79,6 +80,7 @@ class Pool:
             tokens=self.tokens[which, :n],
             right=self.right[which, :n],
             answer=self.answer[which, :n],
+            tokenizer=self.tokenizer,
             key="",
             cache=None,
             scores={rule: score[which, :n] for rule, score in self.scores.items()},
@@ -100,10 +102,8 @@ class Pool:
 
     def _scores_by(self, reward_model, aggregates, bf16):
         """{aggregate: (P, N) float32} of a reward model."""
-        jobs = [
-            (render_prompt(problem.question), responses, aggregates, bf16)
-            for problem, responses in zip(self.problems, self.ids)
-        ]
+        prompts = [self.tokenizer.render_prompt(problem.question) for problem in self.problems]
+        jobs = [(prompt, own, aggregates, bf16) for prompt, own in zip(prompts, self.ids)]
         workers = processes(reward_model.score.weight.device, self.right.size)
         rows = list(spread(_score_responses, reward_model, jobs, workers))  # P rows of lists
         return {
@@ -113,8 +113,8 @@ class Pool:
 
 def _score_responses(reward_model, prompt, responses, aggregates, bf16):
     """Scores of the responses to one prompt: per aggregate a list of N."""
-    rated = scores(reward_model, [prompt] * len(responses), responses, bf16)
-    return [[aggregate(chances, how) for chances in rated] for how in aggregates]
+    readings = scores(reward_model, [prompt] * len(responses), responses, bf16)
+    return [[aggregate(own, how) for own in readings] for how in aggregates]
 
 
 def processes(device, samples):
@@ -171,10 +171,12 @@ def draw_pool(
 
     Raises ValueError for a question that does not fit the model.
     """
-    prompts = [render_prompt(problem.question) for problem in problems]
+    tokenizer = model.tokenizer
+    prompts = [tokenizer.render_prompt(problem.question) for problem in problems]
     dtype = model.embed.weight.dtype
     about = repr((
-        fingerprint(model), vocabulary(), dtype, prompts, samples, temperature, max_new_tokens, seed
+        fingerprint(model), tokenizer.fingerprint, dtype, prompts, samples, temperature,
+        max_new_tokens, seed,
     ))
     key = hashlib.sha256(about.encode()).hexdigest()[:16]
     path = Path(cache) / f"{key}.npz" if cache else None
@@ -189,8 +191,8 @@ def draw_pool(
     right = np.zeros(tokens.shape, bool)
     answer = np.full(tokens.shape, -1)
     for p, problem in enumerate(problems):
-        right[p], answer[p] = check_samples(problem, ids[p])
-    pool = Pool(problems, ids, tokens, right, answer, key, path and path.parent)
+        right[p], answer[p] = check_samples(problem, ids[p], tokenizer)
+    pool = Pool(problems, ids, tokens, right, answer, tokenizer, key, path and path.parent)
     pool.scores["likelihood"] = np.exp(kept["logprob"] / np.maximum(tokens, 1))  # per token
     return pool
 
@@ -232,9 +234,10 @@ def sample_some(model, prompts, seeds, samples, temperature, max_new_tokens):
     """Responses to a few prompts: ids end to end, and tokens and log-probability (P, samples) of
     each response. seeds: per prompt the tuple that seeds its random numbers."""
     shape = (samples, max_new_tokens)
-    uniform = torch.cat([noise(shape, generator(*own)) for own in seeds])  # (P * samples, L)
+    uniform = [uniform_numbers(shape, generator(*own)) for own in seeds]
     rollout = generate(
-        model, prompts, samples, max_new_tokens, temperature, uniform, max_rows=ROWS
+        model, prompts, samples, max_new_tokens, temperature, uniform=torch.cat(uniform),
+        max_rows=ROWS,
     ).cpu()
     ids = rollout.ids[rollout.mask].short().numpy()
     tokens = rollout.lengths.view(-1, samples).numpy()
@@ -242,7 +245,7 @@ def sample_some(model, prompts, seeds, samples, temperature, max_new_tokens):
     return ids, tokens, logprob
 
 
-def check_samples(problem, responses):
+def check_samples(problem, responses, tokenizer):
     """For each of N responses, whether it is right, (N,), and the number of its answer, (N,), -1
     for none. Answers are numbered as they first appear; equal responses are checked once."""
     checked = {}
@@ -251,9 +254,9 @@ def check_samples(problem, responses):
     for ids in responses:
         key = tuple(ids)
         if key not in checked:
-            response = parse_response(ids)
-            word = canonical(response.answer)
-            number = -1 if word is None else numbers.setdefault(word, len(numbers))
+            response = tokenizer.parse_response(ids)
+            answer = canonical(response.answer)
+            number = -1 if answer is None else numbers.setdefault(answer, len(numbers))
             checked[key] = (bool(outcome_reward(problem, response)), number)
         found.append(checked[key])
     return zip(*found)
@@ -297,7 +300,7 @@ def votes_at(answer, right, weights, ns, rng, draws=DRAWS):
     single sample decides; else a mean over `draws` random subsets, the same for all rules.
     """
     N = len(answer)
-    A = int(answer.max()) + 2  # different answers, and place 0 for none
+    A = int(answer.max()) + 2  # different answers, and number 0 for none
     count = np.bincount(answer + 1, minlength=A)
     truth = np.bincount(answer + 1, right, A) / np.maximum(count, 1)  # (A,), 1 for a right answer
     order = rng.permuted(np.tile(np.arange(N), (draws, 1)), axis=1)  # (draws, N)
@@ -320,7 +323,7 @@ def vote_accuracy(answer, weight, truth):
     """
     D = len(answer)
     A = len(truth)
-    cell = np.arange(D)[:, None] * A + answer  # (D, n), place of each sample in a table (D, A)
+    cell = np.arange(D)[:, None] * A + answer  # (D, n), index of each sample in a table (D, A)
     total = np.bincount(cell.ravel(), weight.ravel(), D * A).reshape(D, A)
     total[:, 0] = 0.0  # no answer, no vote
     highest = total.max(1, keepdims=True) * (1 - 1e-9)  # sums that differ by rounding are equal
@@ -387,5 +390,5 @@ def scaling(pool, ns, seed=0):
     }
     for rule, values in accuracies.items():  # values (P, len(ns))
         figures[rule] = [round(float(mean), 4) for mean in values.mean(0)]
-        figures[rule + "_ci"] = [interval_of_mean(column, seed) for column in values.T]
+        figures[rule + "_ci"] = [interval_of_mean(column) for column in values.T]
     return figures

@@ -13,14 +13,13 @@ from nanoreason.flags import UserError
 from nanoreason.machine import seed_for
 from nanoreason.run import say
 from nanoreason.tasks import FAMILIES, LEVELS, draw_problem
-from nanoreason.tokenizer import render_prompt
 
-# Solve rates that `--level auto` aims for: in the middle, a group is most likely to hold right and
-# wrong responses.
-BAND = (0.2, 0.6)
+# The solve rate that `--level auto` aims for: groups are likely to hold right and wrong responses.
+TARGET = 0.4
 TRIES = 100  # draws of a question that fits the model
-GAIN = 0.5  # levels per step and unit of solve rate
-NO_SIGNAL = 10  # steps in a row in which nothing could be learned, until the run says so
+GAIN = 0.5  # levels per training step and unit of solve rate
+COLLAPSED_FROM = 0.3  # a solve rate that a policy which solves nothing any more had reached
+NO_SIGNAL = 10  # training steps in a row that teach nothing, until the run says so
 
 
 def own_share(count, minibatches, machine):
@@ -38,16 +37,17 @@ class Questions:
     """Training questions.
 
     families, level: as the flags give them; data: a user's file instead; room: most tokens of a
-    prompt. `difficulty` {family: float} is the state of `--level auto`: at 2.3 three questions in
-    ten are of level 3, the others of level 2. It rises while more than 40% of a family's responses
-    are right and falls while fewer are, within the levels that there are. Raises UserError for a
-    family or level that does not exist, or an unusable file.
+    prompt, by this tokenizer. `difficulty` {family: float} is the state of `--level auto`: at 2.3
+    three questions in ten are of level 3, the others of level 2. It rises while more than TARGET of
+    a family's responses are right and falls while fewer are, within the levels that there are.
+    Raises UserError for a family or level that does not exist, or an unusable file.
     """
 
-    def __init__(self, families, level, data="", seed=0, room=1 << 30):
+    def __init__(self, families, level, tokenizer, data="", seed=0, room=1 << 30):
         self.families = [name.strip() for name in families.split(",")]
         self.seed = seed
         self.auto = level == "auto"
+        self.tokenizer = tokenizer
         self.room = room
         for family in self.families:
             if family not in FAMILIES:
@@ -69,13 +69,13 @@ class Questions:
             raise UserError(f"--data {data}: all its questions fall into the tenth that is kept "
                             "for validation; more rows are needed")
         problems = self.own["train"] + self.own["val"]
-        longest = max(len(render_prompt(problem.question)) for problem in problems)
+        longest = max(map(self._prompt_tokens, problems))
         if longest > self.room:
             raise UserError(f"--data {data}: a question of {longest} tokens; "
                             f"--max-reasoning-tokens leaves {self.room} for questions")
 
-    def _fits(self, problem):
-        return len(render_prompt(problem.question)) <= self.room
+    def _prompt_tokens(self, problem):
+        return len(self.tokenizer.render_prompt(problem.question))
 
     def draw(self, step, attempt, count):
         """`count` training problems, over all ranks."""
@@ -95,7 +95,7 @@ class Questions:
             else:
                 level = rng.choice(self.levels)
             problem = draw_problem(family, level, rng, "train")
-            if self._fits(problem):
+            if self._prompt_tokens(problem) <= self.room:
                 return problem
         raise UserError(f"--max-reasoning-tokens leaves {self.room} tokens for questions, and "
                         f"{TRIES} generated ones in a row are longer")
@@ -108,7 +108,7 @@ class Questions:
             n = machine.total(right[mine].numel())
             if n:
                 solve_rate = machine.total(right[mine].sum()) / n
-                moved = self.difficulty[family] + GAIN * (solve_rate - sum(BAND) / 2)
+                moved = self.difficulty[family] + GAIN * (solve_rate - TARGET)
                 self.difficulty[family] = min(max(moved, LEVELS[0]), LEVELS[-1])
 
     def held_out(self, count, split="val"):
@@ -121,7 +121,7 @@ class Questions:
             first = 0 if split == "val" else count
             return self.own["val"][first : first + count]
         problems = held_out_problems(self.families, self.levels, count, split)
-        return [problem for problem in problems if self._fits(problem)]
+        return [problem for problem in problems if self._prompt_tokens(problem) <= self.room]
 
 
 def read_levels(text):
@@ -133,12 +133,16 @@ def read_levels(text):
     return tuple(int(part) for part in parts)
 
 
-def advise(row, steps, machine):
-    """Every NO_SIGNAL of `steps` steps in a row in which no group held both right and wrong
-    responses: say so, and what to change. row: metrics of the last one."""
+def advise(row, steps, best, machine):
+    """Every NO_SIGNAL of `steps` training steps in a row without a group whose task rewards differ:
+    say so, and what to change. row: metrics of the last one; best: highest solve rate so far."""
     if steps == 0 or steps % NO_SIGNAL:
         return
-    if row["all_wrong"] == 1:
+    if row["all_wrong"] == 1 and best >= COLLAPSED_FROM:
+        what = (f"every response is wrong, where {best:.0%} of a step's had been right: the policy "
+                "has collapsed. Start again from best.pt or --init with a lower --learning-rate, "
+                "a KL to the reference (--kl k3) or a narrower --clip-ratio")
+    elif row["all_wrong"] == 1:
         what = ("every response of every group is wrong. Try easier questions (--level 1, or "
                 "auto), a start that sometimes succeeds (a cold start, more SFT), larger groups "
                 "(--num-samples-per-prompt) or longer responses (--max-reasoning-tokens)")

@@ -17,12 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from nanoreason import checkpoint
-from nanoreason.corpus import Example
-from nanoreason.data import pack, share_prompts
+from nanoreason.data import Example, pack, share_prompts
 from nanoreason.flags import UserError
 from nanoreason.machine import autocast
 from nanoreason.model import GPT, GPTConfig
-from nanoreason.tokenizer import step_ends
 
 KINDS = ("orm", "prm")
 # How the chances of a response's steps become one number: the last one (Snell et al. 2408.03314),
@@ -35,20 +33,26 @@ SHORT = 128  # tokens: what is longer is packed apart, in rows of its own length
 class RewardModel(nn.Module):
     """`gpt`: the trunk, usually the policy's own; `score`: its scalar head (C -> 1).
 
-    config: GPTConfig of the trunk. kind: one of KINDS, else ValueError.
+    config: GPTConfig of the trunk; tokenizer: what its ids mean. kind: one of KINDS, else
+    ValueError.
     """
 
-    def __init__(self, config, kind):
+    def __init__(self, config, kind, tokenizer=None):
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"a reward model is one of {', '.join(KINDS)}, not {kind!r}")
         self.config = config
         self.kind = kind
-        self.gpt = GPT(config)
+        self.gpt = GPT(config, tokenizer)
         self.score = nn.Linear(config.n_embd, 1)
 
+    @property
+    def tokenizer(self):
+        """That of the trunk."""
+        return self.gpt.tokenizer
+
     def forward(self, tokens, doc_start, select, positions=None):
-        """Logits (M,) at the places `select` (M,) of the flattened tokens (B, T).
+        """Logits (M,) at the indices `select` (M,) into the flattened tokens (B, T).
 
         The sigmoid of a logit is the chance that the response is right so far.
         """
@@ -69,7 +73,7 @@ def save_reward_model(path, reward_model, **state):
 def start_reward_model(state, kind):
     """A reward model to train, from a loaded checkpoint dict: that of a policy, with a head of
     zeros, so that every score starts at one half; or of a reward model, as it is."""
-    reward_model = RewardModel(GPTConfig(**state["model"]), kind)
+    reward_model = RewardModel(GPTConfig(**state["model"]), kind, state["tokenizer"])
     if state.get("verifier"):
         reward_model.load_state_dict(state["weights"])
     else:
@@ -90,7 +94,7 @@ def load_reward_model(path, kind=None, device="cpu"):
     if found not in ((kind,) if kind else KINDS):
         what = f"a reward model of kind {found}" if found else "a language model"
         raise UserError(f"--reward-model {path} is {what}; {kind or 'a reward model'} is wanted")
-    reward_model = RewardModel(GPTConfig(**state["model"]), found)
+    reward_model = RewardModel(GPTConfig(**state["model"]), found, state["tokenizer"])
     reward_model.load_state_dict(state["weights"])
     return reward_model.to(device).requires_grad_(False).eval()
 
@@ -98,26 +102,26 @@ def load_reward_model(path, kind=None, device="cpu"):
 # Reading: where, in which passes, and what comes out
 
 
-def reading_places(kind, response):
+def where_to_read(kind, response, tokenizer):
     """Indices of the tokens of a response at which a reward model of this kind is read.
 
     A prm is read where each step ends and at the last token, an orm at the last token alone.
     """
-    ends = step_ends(response) if kind == "prm" else []
+    ends = tokenizer.step_ends(response) if kind == "prm" else []
     return ends + [len(response) - 1]
 
 
-def reading_batches(examples, places, device):
-    """Cut Examples into forward passes of about PASS_TOKENS. places: for each example, indices into
-    its response to read at.
+def reading_batches(examples, read_at, device):
+    """Cut Examples into forward passes of about PASS_TOKENS. read_at: for each example, indices
+    into its response to read at.
 
-    Yields what `RewardModel.forward` takes, a dict of M places to read at and the tokens around
-    them, and owner, the example of each: a list of M, in which an example's places stand side by
-    side, in the order of its `places`. On a CPU a prompt is read once for all its responses,
+    Yields pairs: what `RewardModel.forward` takes, as a dict, and owner, a list of M: the example
+    of each reading. An example's readings stand side by side, in the order of its `read_at`. On a
+    CPU a prompt is read once for all its responses,
     elsewhere documents are packed into rows.
     """
     if torch.device(device).type != "cpu":
-        yield from _packed_batches(examples, places, device)
+        yield from _packed_batches(examples, read_at, device)
         return
     by_prompt = {}
     for i, e in enumerate(examples):
@@ -128,22 +132,22 @@ def reading_batches(examples, places, device):
         batch += same
         size += sum(len(examples[i].ids) for i in same)
         if size >= PASS_TOKENS:
-            yield _shared_batch(batch, examples, places)
+            yield _shared_batch(batch, examples, read_at)
             batch = []
             size = 0
     if batch:
-        yield _shared_batch(batch, examples, places)
+        yield _shared_batch(batch, examples, read_at)
 
 
-def _shared_batch(batch, examples, places):
+def _shared_batch(batch, examples, read_at):
     """One pass over the examples in `batch`, those of a prompt side by side."""
     pairs = [(e.ids[: e.prompt_len], e.ids[e.prompt_len :]) for e in (examples[i] for i in batch)]
     inputs, first, _ = share_prompts(pairs)
-    select = torch.tensor([at + place for at, i in zip(first, batch) for place in places[i]])
-    return dict(inputs, select=select), [i for i in batch for _ in places[i]]
+    select = torch.tensor([start + at for start, i in zip(first, batch) for at in read_at[i]])
+    return dict(inputs, select=select), [i for i in batch for _ in read_at[i]]
 
 
-def _packed_batches(examples, places, device):
+def _packed_batches(examples, read_at, device):
     """The same in rows of tokens (B, T), for the attention kernel of a GPU."""
     longest = max((len(e.ids) for e in examples), default=0)
     for short, T in ((True, min(SHORT, longest)), (False, longest)):
@@ -151,33 +155,33 @@ def _packed_batches(examples, places, device):
         rows = pack([examples[i] for i in some], T)
         at_once = max(1, PASS_TOKENS // max(T, 1))
         for at in range(0, len(rows), at_once):
-            yield _packed_batch(rows, slice(at, at + at_once), some, examples, places, device)
+            yield _packed_batch(rows, slice(at, at + at_once), some, examples, read_at, device)
 
 
-def _packed_batch(rows, cut, some, examples, places, device):
+def _packed_batch(rows, cut, some, examples, read_at, device):
     """One pass over the packed rows in `cut`; `some`: the example of each packed document."""
     tokens, _, doc_start = rows.batch(cut, device)
     owner = rows.owner[cut]  # (B, T)
     T = owner.shape[1]
     begins = (owner >= 0) & (rows.doc_start[cut] == range(T))  # a document's first token
     first = [(some[owner[b, t]], b * T + t) for b, t in zip(*begins.nonzero())]
-    select = [place + examples[i].prompt_len + end for i, place in first for end in places[i]]
+    select = [start + examples[i].prompt_len + at for i, start in first for at in read_at[i]]
     inputs = dict(
         tokens=tokens, doc_start=doc_start, select=torch.tensor(select, device=device)
     )
-    return inputs, [i for i, _ in first for _ in places[i]]
+    return inputs, [i for i, _ in first for _ in read_at[i]]
 
 
 @torch.no_grad()
-def read_logits(reward_model, examples, places, bf16=False, sigmoid=False):
-    """What the reward model says at the places of each example: a list of lists of numbers.
+def read_logits(reward_model, examples, read_at, bf16=False, sigmoid=False):
+    """What the reward model says of each example, where it is read: a list of lists of numbers.
 
-    examples: N Examples. places: N lists of indices into their responses. bf16: read by autocast.
+    examples: N Examples. read_at: N lists of indices into their responses. bf16: read by autocast.
     Returns logits, or, with `sigmoid`, chances in [0, 1].
     """
     device = reward_model.score.weight.device
     found = [[] for _ in examples]
-    for inputs, owner in reading_batches(examples, places, device):
+    for inputs, owner in reading_batches(examples, read_at, device):
         with autocast(device, bf16):
             logits = reward_model(**inputs).float()  # (M,)
         values = logits.sigmoid() if sigmoid else logits
@@ -208,27 +212,28 @@ def scores(reward_model, prompts, responses, bf16=False):
             f"the reward model's context of {room} tokens is too short for a question "
             f"and its response of {longest}"
         )
-    places = [reading_places(reward_model.kind, response) for _, response in numbers]
-    chances = read_logits(reward_model, examples, places, bf16, sigmoid=True)
-    rated = [list(zip(*pair)) for pair in zip(places, chances)]
-    return [rated[i] for i in asked]
+    tokenizer = reward_model.tokenizer
+    read_at = [where_to_read(reward_model.kind, response, tokenizer) for _, response in numbers]
+    chances = read_logits(reward_model, examples, read_at, bf16, sigmoid=True)
+    readings = [list(zip(*pair)) for pair in zip(read_at, chances)]
+    return [readings[i] for i in asked]
 
 
-def aggregate(rated, how):
+def aggregate(readings, how):
     """[(index, chance)] of a response -> one number; how: one of AGGREGATES.
 
-    The last token is often also the end of a step, and then counts once.
+    The last token of a response that was cut in its thinking also ends a step, and counts once.
 
     [(4, 0.9), (9, 0.5), (9, 0.5)]  ->  last 0.5, min 0.5, prod 0.45
     """
-    return AGGREGATES[how](list(dict(rated).values()))
+    return AGGREGATES[how](list(dict(readings).values()))
 
 
 # Loss and calibration
 
 
 def mean_loss(logits, labels):
-    """Mean over responses of the mean cross-entropy over their places, in nats; lists of lists."""
+    """Mean over responses of the mean cross-entropy of their readings, in nats. Lists of lists."""
     each = []
     for z, y in zip(logits, labels):
         loss = F.binary_cross_entropy_with_logits(torch.tensor(z), torch.tensor(y))
@@ -258,17 +263,17 @@ def platt(logits, labels):
 
 
 @torch.no_grad()
-def calibrate(reward_model, examples, places, labels, bf16=False):
+def calibrate(reward_model, examples, read_at, labels, bf16=False):
     """Fit `platt` on what the reward model says of Examples, and fold scale and offset into its
     head, so that every reader gets calibrated scores. Returns {"scale", "offset"}.
 
-    places and labels: a list of each per example; of an orm, which is read at the end of a response
-    alone, the last of each counts.
+    read_at and labels: a list of each per example; of an orm, which is read at the end of a
+    response alone, the last of each counts.
     """
     if reward_model.kind == "orm":
-        places = [place[-1:] for place in places]
+        read_at = [indices[-1:] for indices in read_at]
         labels = [label[-1:] for label in labels]
-    logits = read_logits(reward_model, examples, places, bf16)
+    logits = read_logits(reward_model, examples, read_at, bf16)
     with torch.enable_grad():
         scale, offset = platt([z for zs in logits for z in zs], [y for ys in labels for y in ys])
     reward_model.score.weight.mul_(scale)

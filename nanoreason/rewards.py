@@ -9,13 +9,13 @@ alone. An answer that stands in the thinking only, or several answers to choose 
     length        coefficient * tokens           short responses (`length_penalties` has two forms)
     overlong      0 to -1                        keeping away from the limit that cuts responses
     process       mean, min or sum of +1, 0, -1  right steps; 0 is a true step that was not needed
-    score         0 to 1                         a reward model's, in the place of the outcome
+    score         0 to 1                         a reward model's, instead of the outcome
 """
 
 from dataclasses import dataclass
 
 from nanoreason.tasks import Verdict, check_steps, verify
-from nanoreason.tokenizer import MAX_RESPONSE, decode, parse_response, step_ends
+from nanoreason.tokenizer import MAX_RESPONSE
 
 STEP_VALUE = {Verdict.RIGHT: 1.0, Verdict.UNNEEDED: 0.0, Verdict.WRONG: -1.0}
 LENGTH_FORMS = ("plain", "calibrated")
@@ -59,7 +59,7 @@ class Reward:
     """total = task_reward + length + overlong.
 
     task_reward = outcome + format_weight * format + process_weight * process; a reward model's
-    score or the leaky checker's verdict stands in the outcome's place where it is asked for.
+    score, or the leaky checker's verdict, replaces the outcome where it is asked for.
     `parts` are kept for the logs.
     """
 
@@ -112,13 +112,14 @@ def overlong_penalty(tokens, limit, buffer):
     return -min(max(tokens - (limit - buffer), 0) / buffer, 1.0)
 
 
-def step_rewards(problem, ids):
+def exact_step_rewards(problem, ids, tokenizer):
     """Exact process supervision of a response given as ids.
 
-    Returns [(index of the token that ends the step, +1, 0 or -1)].
+    Returns for each reasoning step (index of the token that ends it, +1, 0 or -1).
     """
-    verdicts = [j.verdict for j in check_steps(problem, parse_response(ids).steps)]
-    return [(end, STEP_VALUE[v]) for end, v in zip(step_ends(ids), verdicts, strict=True)]
+    judgements = check_steps(problem, tokenizer.parse_response(ids).steps)
+    values = [STEP_VALUE[j.verdict] for j in judgements]
+    return list(zip(tokenizer.step_ends(ids), values, strict=True))
 
 
 def process_reward(problem, response, form="mean"):
@@ -133,22 +134,23 @@ def process_reward(problem, response, form="mean"):
     return float(PROCESS_FORMS[form](values)) if values else 0.0
 
 
-def leaky_outcome_for_hacking_study(problem, ids):
+def leaky_outcome_for_hacking_study(problem, ids, tokenizer):
     """DELIBERATELY WRONG, for the study of reward hacking only.
 
     1.0 as soon as the right answer stands anywhere in the response, also in the thinking, also
     among ten others. A policy trained on it learns to list answers, not to reason.
     """
-    return float(problem.answer.casefold() in decode(ids[:MAX_RESPONSE]).casefold())
+    text = tokenizer.decode(ids[:MAX_RESPONSE])
+    return float(problem.answer.casefold() in text.casefold())
 
 
-def group_rewards(problem, group, config=RewardConfig(), scores=None):
+def group_rewards(problem, group, tokenizer, config=RewardConfig(), scores=None):
     """Rewards of the responses to one problem: a list of Reward.
 
     group: lists of token ids; the length penalty may compare them with one another. scores: a
-    reward model's, one per response, in the place of the outcome.
+    reward model's, one per response, instead of the outcome.
     """
-    responses = [parse_response(ids) for ids in group]
+    responses = [tokenizer.parse_response(ids) for ids in group]
     outcome = [outcome_reward(problem, response) for response in responses]
     length = length_penalties(
         [len(ids) for ids in group], [o > 0 for o in outcome], config.length_penalty,
@@ -159,9 +161,11 @@ def group_rewards(problem, group, config=RewardConfig(), scores=None):
         parts = {"outcome": outcome[i], "format": format_reward(response), "length": length[i]}
         task_reward = outcome[i]
         if config.leaky_outcome_for_hacking_study:
-            task_reward = parts["leaky"] = leaky_outcome_for_hacking_study(problem, ids)
+            parts["leaky"] = leaky_outcome_for_hacking_study(problem, ids, tokenizer)
+            task_reward = parts["leaky"]
         if scores is not None:
-            task_reward = parts["score"] = scores[i]
+            parts["score"] = scores[i]
+            task_reward = parts["score"]
         if config.process_weight:
             parts["process"] = process_reward(problem, response, config.process_form)
             task_reward += config.process_weight * parts["process"]
@@ -173,6 +177,6 @@ def group_rewards(problem, group, config=RewardConfig(), scores=None):
     return rewards
 
 
-def reward(problem, ids, config=RewardConfig()):
+def reward(problem, ids, tokenizer, config=RewardConfig()):
     """Reward of a single response given as token ids."""
-    return group_rewards(problem, [ids], config)[0]
+    return group_rewards(problem, [ids], tokenizer, config)[0]

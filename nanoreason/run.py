@@ -1,7 +1,9 @@
 """A run and its folder: configuration, metrics, progress, and ways to stop and to continue."""
 
 import dataclasses
+import hashlib
 import json
+import math
 import os
 import signal
 import sys
@@ -129,8 +131,8 @@ def say(text, machine=None):
         sys.stdout.flush()
 
 
-# what a resumed run may do otherwise and still give the same numbers: where and how long it runs,
-# and how it splits its work
+# What a resumed run may do otherwise: where and how long it runs, and how it splits its work. All
+# but precision and device leave the numbers as they are.
 FREE_TO_CHANGE = {
     "resume",
     "init",
@@ -146,51 +148,103 @@ FREE_TO_CHANGE = {
     "gradient_accumulation",
     "checkpoint_activations",
 }
+# What an earlier run may have left in --out. A new run never begins beside the first kind, which is
+# work; the second kind it removes, so that nothing of an earlier run is taken for its own.
+WORK = ("ckpt.pt", "best.pt", "report.json", "traces.jsonl", "student", "train.npz")
+REMAINS = ("metrics.jsonl", "samples.jsonl", "provenance.json", "*.png", "*.tmp")
 
 
-def prepare_out(out, config, resume, machine=None):
+def prepare_out(out, config, resume, machine=None, inputs=None):
     """Make the folder --out and write config.json (rank 0); returns its path.
 
-    A run that exists is continued only with --resume, and only with the flags it began with.
-    Raises UserError otherwise, and when the folder cannot be written; nothing is touched then.
+    A run that exists is continued only with --resume, and only with the flags and the input files
+    that it began with. inputs: {flag: path of a file that the run reads}; config.json keeps their
+    fingerprints. Raises UserError otherwise, and when the folder cannot be written; nothing is
+    touched then.
     """
     out = Path(out)
     wanted = dataclasses.asdict(config)
-    if (out / "ckpt.pt").exists() and not resume:
-        raise UserError(
-            f"--out {out} already holds a run; continue it with --resume or choose another folder"
-        )
-    if resume and (out / "config.json").exists():
+    wanted["inputs"] = {flag: file_fingerprint(path) for flag, path in (inputs or {}).items()}
+    if resume:
         began = _read_config(out / "config.json")
         _check_resumed(out, began, wanted)
         wanted["init"] = began.get("init", wanted.get("init"))
+    elif found := [name for name in WORK if (out / name).exists()]:
+        raise UserError(f"--out {out} already holds a run ({found[0]}); continue it with --resume "
+                        "or choose another folder")
     if machine is None or machine.main:
         try:
             out.mkdir(parents=True, exist_ok=True)
+            if not resume and (out / "config.json").exists():
+                _remove_remains(out)
             write_json(out / "config.json", wanted)
         except OSError as error:
             raise UserError(f"cannot write to --out {out}: {error.strerror}") from None
     return out
 
 
+def continues_from(out, resume):
+    """The checkpoint that a run begins from: ckpt.pt in --out; None for a new run, and for one that
+    --resume continues but that was stopped before it saved anything. Raises UserError where there
+    is no run to continue.
+    """
+    if not resume:
+        return None
+    if not (Path(out) / "config.json").exists():
+        raise UserError(f"--resume: there is no run in --out {out}")
+    path = Path(out) / "ckpt.pt"
+    return path if path.exists() else None
+
+
+def stop_if_diverged(step, figures, remedy):
+    """Raise UserError where a figure of training step `step` (from 0) is NaN or infinite: from
+    there on all weights would be. figures: {name: float or None}; remedy: what to change, in words.
+    """
+    for name, value in figures.items():
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"step {step}: {name} is {value}, the run has diverged and ends here; "
+                            f"the last checkpoint is kept. {remedy}")
+
+
+def file_fingerprint(path):
+    """16 hex digits that stand for what is in a file; "" where there is none."""
+    if not Path(path).is_file():
+        return ""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()[:16]
+
+
+def _remove_remains(out):
+    for pattern in REMAINS:
+        for path in out.glob(pattern):
+            path.unlink()
+
+
 def _read_config(path):
-    """The flags that a run began with: {field: value}."""
+    """The flags that a run began with: {field: value}. Raises UserError."""
+    if not path.exists():
+        raise UserError(f"--resume: there is no run in --out {path.parent}")
     try:
         return json.loads(path.read_text())
     except ValueError:
-        raise UserError(
-            f"--resume: {path} is damaged; without it the run goes on with the flags given now"
-        ) from None
+        raise UserError(f"--resume: {path} is damaged: it should hold the flags that the run began "
+                        "with, as JSON") from None
 
 
 def _check_resumed(out, began, wanted):
-    """Raise UserError when a flag that changes the numbers is not what the run began with."""
+    """Raise UserError when a flag that changes the numbers is not what the run began with, or a
+    file that the run reads has other contents now."""
+    free = FREE_TO_CHANGE if (out / "ckpt.pt").exists() else FREE_TO_CHANGE - {"init"}
     other = []
     for name, value in wanted.items():
-        if name not in FREE_TO_CHANGE and began.get(name, value) != value:
+        if name != "inputs" and name not in free and began.get(name, value) != value:
             other.append(f"--{name.replace('_', '-')} {began[name]}")
     if other:
         raise UserError(f"--resume: the run in {out} began with other flags: {', '.join(other)}")
+    for flag, now in wanted["inputs"].items():
+        if began.get("inputs", {}).get(flag, now) != now:
+            raise UserError(f"--resume: the file of {flag} has changed since the run in {out} "
+                            "began; choose another --out")
 
 
 class Interrupt:

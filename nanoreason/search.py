@@ -1,11 +1,11 @@
 """Ways to spend compute at inference: one table of methods with one signature.
 
-    METHODS[name](model, prompts, config, noise, scorer) -> [Result], one per prompt
+    METHODS[name](model, prompts, config, generator, scorer) -> [Result], one per prompt
 
-    prompts   lists of ids
-    config    a SearchConfig: how many samples, how long, at which temperature
-    noise     the torch.Generator that every random choice comes from
-    scorer    a Scorer, or None: then a response's likelihood is its score
+    prompts    lists of ids
+    config     a SearchConfig: how many samples, how long, at which temperature
+    generator  the torch.Generator that every random choice comes from
+    scorer     a Scorer, or None: then a response's likelihood is its score
 
 No method sees a right answer, unless the scorer is the exact checker. Each Result says what was
 sampled, in tokens, and what that took, in FLOPs.
@@ -36,11 +36,9 @@ from typing import Callable
 
 from nanoreason.generate import generate
 from nanoreason.tasks.core import parse_number
-from nanoreason.tokenizer import END, END_THINK, Response, encode, parse_response
+from nanoreason.tokenizer import Response, Tokenizer
 from nanoreason.reward_model import aggregate
 
-(NEWLINE,) = encode("\n")
-STEP_STOP = (NEWLINE, END)  # a step search samples up to the end of a step, or of the response
 ANSWER_TOKENS = 24  # kept free for the answer behind thinking that was cut off
 CHECK_TOKENS = 64  # of self-verify: room behind the longest response; shorter ones get more
 
@@ -75,20 +73,20 @@ class SearchConfig:
 class Scorer:
     """A reward model, or whatever else scores responses.
 
-    rate(owner, responses) takes lists of equal length: responses[i], ids, answers question
+    read(owner, responses) takes lists of equal length: responses[i], ids, answers question
     owner[i], an index into the prompts. It returns for each response [(index of a token, chance of
     being right so far)], with the last token at the end of the list.
-    aggregate: one of reward_model.AGGREGATES, which makes one number of these chances.
+    how: one of reward_model.AGGREGATES, which makes one number of these chances.
     flops_per_token: FLOPs to read one token.
     """
 
-    rate: Callable
-    aggregate: str = "last"
+    read: Callable
+    how: str = "last"
     flops_per_token: float = 0.0
 
     def scores(self, owner, responses):
         """One number per response."""
-        return [aggregate(rated, self.aggregate) for rated in self.rate(owner, responses)]
+        return [aggregate(readings, self.how) for readings in self.read(owner, responses)]
 
 
 @dataclass(frozen=True)
@@ -97,15 +95,15 @@ class Result:
 
     answer             text of the answer, or None
     response           the Response chosen
-    candidates         all Responses that it was chosen from
-    scores             one per candidate; the highest was chosen
-    completion_tokens  tokens sampled, in all candidates and in whatever was discarded
+    responses          all Responses that it was chosen from
+    scores             one per response; the highest was chosen
+    completion_tokens  tokens sampled, in all responses and in whatever was discarded
     flops              to read and sample all of it, the scorer's FLOPs included
     """
 
     answer: str | None
     response: Response
-    candidates: list
+    responses: list
     scores: list
     completion_tokens: int
     flops: float
@@ -113,11 +111,13 @@ class Result:
 
 @dataclass
 class Question:
-    """A question on its way to an answer. index: its place among the prompts; prompt: ids;
-    candidates: responses to choose from; completion_tokens, flops: counts so far, as in Result."""
+    """A question on its way to an answer. index: of its prompt among all; prompt: ids, which
+    tokenizer explains; candidates: what to choose from; completion_tokens, flops: counts so far, as
+    in Result."""
 
     index: int
     prompt: list
+    tokenizer: Tokenizer
     candidates: list = field(default_factory=list)
     completion_tokens: int = 0
     flops: float = 0.0
@@ -125,7 +125,7 @@ class Question:
     def result(self):
         """The candidate with the highest score, the first of equals. One without an answer scores
         0."""
-        responses = [parse_response(candidate.ids) for candidate in self.candidates]
+        responses = [self.tokenizer.parse_response(candidate.ids) for candidate in self.candidates]
         scores = [
             0.0 if response.answer is None else candidate.score
             for response, candidate in zip(responses, self.candidates)
@@ -150,7 +150,8 @@ class Candidate:
 
     @property
     def done(self):
-        return self.ids[-1:] == [END]
+        """Whether the response has ended."""
+        return self.ids[-1:] == [self.question.tokenizer.end]
 
     @property
     def context_length(self):
@@ -160,7 +161,7 @@ class Candidate:
     @property
     def answer(self):
         """Text of the answer, or None."""
-        return parse_response(self.ids).answer
+        return self.question.tokenizer.parse_response(self.ids).answer
 
 
 # Votes
@@ -197,17 +198,20 @@ def vote_scores(answers, weights=None):
 # Parts that the methods share
 
 
-def extend(model, candidates, samples, cap, temperature, noise, stop=(END,)):
+def extend(model, candidates, samples, cap, temperature, generator, stop=None):
     """Sample `samples` continuations of each candidate, up to a token of `stop`: a list of
     Candidates, those of the first one first.
 
     cap: the most tokens that a candidate may have afterwards. All are decoded together, for as
-    many tokens as the shortest may still get, and each is cut where it reaches the cap. The FLOPs
-    and completion tokens are added to the counts of the candidates' questions.
+    many tokens as the shortest may still get, and each is cut where it reaches the cap:
+
+        cap 10, candidates of 4 and 7 tokens  ->  6 are decoded, and the second keeps 3
+
+    The FLOPs and completion tokens are added to the counts of the candidates' questions.
     """
     limit = cap - min(len(candidate.ids) for candidate in candidates)
     contexts = [candidate.question.prompt + candidate.ids for candidate in candidates]
-    rollout = generate(model, contexts, samples, limit, temperature, noise, stop=stop).cpu()
+    rollout = generate(model, contexts, samples, limit, temperature, generator, stop=stop).cpu()
     flops_per_token = model.flops_per_token()
     grown = []
     for i, candidate in enumerate(candidates):
@@ -222,7 +226,7 @@ def extend(model, candidates, samples, cap, temperature, noise, stop=(END,)):
     return grown
 
 
-def rate(scorer, candidates):
+def score_candidates(candidates, scorer):
     """Score every candidate: by the scorer, or without one by its likelihood per token (the
     geometric mean of the tokens' probabilities)."""
     if scorer is None:
@@ -236,13 +240,13 @@ def rate(scorer, candidates):
         candidate.score = score
 
 
-def draw(model, questions, n, config, noise):
+def sample_responses(model, questions, n, config, generator):
     """Sample n more whole responses to each question; they join its candidates with score 1."""
     empty = [Candidate(question) for question in questions]
-    submit(extend(model, empty, n, config.max_new_tokens, config.temperature, noise))
+    add_candidates(extend(model, empty, n, config.max_new_tokens, config.temperature, generator))
 
 
-def submit(candidates):
+def add_candidates(candidates):
     """Let finished responses join the candidates of their questions, each with score 1."""
     for candidate in candidates:
         candidate.score = 1.0
@@ -265,19 +269,19 @@ def count_votes(questions, weighted=False):
             candidate.score = vote
 
 
-def method(fill):
+def search_method(fill):
     """Make a method of a function that fills the candidates of Questions: prompts in, Results out.
 
     Responses are held to what the context leaves behind the longest prompt.
     """
 
     @wraps(fill)
-    def solve(model, prompts, config=SearchConfig(), noise=None, scorer=None):
-        questions = [Question(i, prompt) for i, prompt in enumerate(prompts)]
+    def solve(model, prompts, config=SearchConfig(), generator=None, scorer=None):
+        questions = [Question(i, prompt, model.tokenizer) for i, prompt in enumerate(prompts)]
         if questions:
             room = model.config.max_len - max(map(len, prompts))
             config = replace(config, max_new_tokens=min(config.max_new_tokens, room))
-            fill(model, questions, config, noise, scorer)
+            fill(model, questions, config, generator, scorer)
         return [question.result() for question in questions]
 
     del solve.__wrapped__  # help() then shows the signature of solve, not that of fill
@@ -287,16 +291,16 @@ def method(fill):
 # One response
 
 
-@method
-def greedy(model, questions, config, noise, scorer):
+@search_method
+def greedy(model, questions, config, generator, scorer):
     """The most likely token at every step; nothing is random."""
-    draw(model, questions, 1, replace(config, temperature=0.0), noise)
+    sample_responses(model, questions, 1, replace(config, temperature=0.0), generator)
 
 
-@method
-def sample(model, questions, config, noise, scorer):
+@search_method
+def sample(model, questions, config, generator, scorer):
     """One response, sampled at config.temperature."""
-    draw(model, questions, 1, config, noise)
+    sample_responses(model, questions, 1, config, generator)
 
 
 # n independent responses and a choice
@@ -309,36 +313,36 @@ def choose_vote(questions, scorer):
 
 def choose_best(questions, scorer):
     """The response with the best score."""
-    rate(scorer, all_candidates(questions))
+    score_candidates(all_candidates(questions), scorer)
 
 
 def choose_weighted(questions, scorer):
     """The answer with the largest sum of scores."""
-    rate(scorer, all_candidates(questions))
+    score_candidates(all_candidates(questions), scorer)
     count_votes(questions, weighted=True)
 
 
 CHOICES = {"vote": choose_vote, "best-of-n": choose_best, "weighted-vote": choose_weighted}
 
 
-@method
-def vote(model, questions, config, noise, scorer):
+@search_method
+def vote(model, questions, config, generator, scorer):
     """n responses; the most frequent answer."""
-    draw(model, questions, config.n, config, noise)
+    sample_responses(model, questions, config.n, config, generator)
     choose_vote(questions, scorer)
 
 
-@method
-def best_of_n(model, questions, config, noise, scorer):
+@search_method
+def best_of_n(model, questions, config, generator, scorer):
     """n responses; the one with the best score."""
-    draw(model, questions, config.n, config, noise)
+    sample_responses(model, questions, config.n, config, generator)
     choose_best(questions, scorer)
 
 
-@method
-def weighted_vote(model, questions, config, noise, scorer):
+@search_method
+def weighted_vote(model, questions, config, generator, scorer):
     """n responses; the answer with the largest sum of scores."""
-    draw(model, questions, config.n, config, noise)
+    sample_responses(model, questions, config.n, config, generator)
     choose_weighted(questions, scorer)
 
 
@@ -347,47 +351,49 @@ def weighted_vote(model, questions, config, noise, scorer):
 SEARCHES = ("beam", "dvts")
 
 
-@method
-def beam(model, questions, config, noise, scorer):
+@search_method
+def beam(model, questions, config, generator, scorer):
     """Beam search over steps."""
-    step_search(model, questions, config, noise, scorer, diverse=False)
+    step_search(model, questions, config, generator, scorer, diverse=False)
 
 
-@method
-def dvts(model, questions, config, noise, scorer):
+@search_method
+def dvts(model, questions, config, generator, scorer):
     """Several beam searches of one beam each, which keeps the candidates diverse."""
-    step_search(model, questions, config, noise, scorer, diverse=True)
+    step_search(model, questions, config, generator, scorer, diverse=True)
 
 
-def step_search(model, questions, config, noise, scorer, diverse):
+def step_search(model, questions, config, generator, scorer, diverse):
     """Grow responses step by step, and keep after each step the ones with the best scores.
 
     Beam search keeps the n // width best of a question; the diverse variant keeps the best one in
-    each of n // width trees. A finished response keeps its place until others beat it. Those that
+    each of n // width trees. A finished response stays until others beat it. Those that
     last become candidates and vote with their scores.
     """
     beams = max(1, config.n // config.width)
     limit = config.max_new_tokens
     temperature = config.temperature
+    stop = (model.tokenizer.newline, model.tokenizer.end)  # of a step, or of the response
     empty = [Candidate(question) for question in questions]
-    fresh = extend(model, empty, config.n, limit, temperature, noise, STEP_STOP)
+    fresh = extend(model, empty, config.n, limit, temperature, generator, stop)
     if diverse:
-        for i, candidate in enumerate(fresh):  # n per question: `width` neighbours are a tree
+        # n per question: `width` neighbours are a tree; what is left over joins the last one
+        for i, candidate in enumerate(fresh):
             candidate.tree = min(i % config.n // config.width, beams - 1)
     finished = []
     while fresh:
-        rate(scorer, fresh)
+        score_candidates(fresh, scorer)
         kept = keep_best(finished + fresh, 1 if diverse else beams)
         finished = [candidate for candidate in kept if candidate.done]
         growing = [c for c in kept if not c.done and len(c.ids) < limit]
         fresh = []
         if growing:
-            fresh = extend(model, growing, config.width, limit, temperature, noise, STEP_STOP)
+            fresh = extend(model, growing, config.width, limit, temperature, generator, stop)
     for candidate in finished:
         candidate.question.candidates.append(candidate)
     for question in questions:
         if not question.candidates:  # nothing came to an end within the limit
-            question.candidates = [Candidate(question, [END])]
+            question.candidates = [Candidate(question, [model.tokenizer.end])]
     count_votes(questions, weighted=True)
 
 
@@ -405,61 +411,71 @@ def keep_best(candidates, count):
 # Longer thinking
 
 
-@method
-def budget(model, questions, config, noise, scorer):
+@search_method
+def budget(model, questions, config, generator, scorer):
     """Greedy, with between min_thinking and max_thinking tokens of thinking.
 
-    Where the thinking ends too early, "Wait, " takes the place of its end, up to n times. Where it
-    is too long, it is cut and closed. Then the model answers.
+    Where the thinking ends too early, "Wait, " replaces its end, up to n times. Where it is too
+    long, it is cut and closed. Then the model answers, where that leaves it room.
     """
-    room = config.max_new_tokens - ANSWER_TOKENS
-    longest = max(1, min(config.max_thinking or config.max_new_tokens, room))
+    limit = config.max_new_tokens
+    longest = max(1, min(config.max_thinking or limit, limit - ANSWER_TOKENS))
+    stop = (model.tokenizer.end_think, model.tokenizer.end)
     thinking = [Candidate(question) for question in questions]
     closed = []
     for waits in range(config.n + 1):
-        thought = extend(model, thinking, 1, longest, 0.0, noise, stop=(END_THINK, END))
+        thought = extend(model, thinking, 1, longest, 0.0, generator, stop)
         thinking = []
         for candidate in thought:
             if waits < config.n and write_wait(candidate, config.min_thinking, longest):
                 thinking.append(candidate)
             else:
-                close_thinking(candidate)
+                close_thinking(candidate, limit)
                 closed.append(candidate)
         if not thinking:
             break
-    submit(extend(model, closed, 1, longest + ANSWER_TOKENS, 0.0, noise))
+    add_candidates([candidate for candidate in closed if len(candidate.ids) >= limit])
+    unanswered = [candidate for candidate in closed if len(candidate.ids) < limit]
+    if unanswered:
+        cap = min(longest + ANSWER_TOKENS, limit)
+        add_candidates(extend(model, unanswered, 1, cap, 0.0, generator))
 
 
 def write_wait(candidate, shortest, longest):
-    """Put "Wait, " in place of the end of the thinking, and return True; or return False and change
+    """Replace the end of the thinking by "Wait, ", and return True; or return False and change
     nothing, where the thinking goes on, is long enough, or leaves no room for more."""
-    if candidate.ids[-1] not in (END_THINK, END):
+    tokenizer = candidate.question.tokenizer
+    if candidate.ids[-1] not in (tokenizer.end_think, tokenizer.end):
         return False
     thought = candidate.ids[:-1]
-    wait = encode("\nWait, " if len(thought) > 1 else "Wait, ")  # the first token is THINK
+    # the first token opens the thinking
+    wait = tokenizer.encode("\nWait, " if len(thought) > 1 else "Wait, ")
     if len(thought) >= shortest or len(thought) + len(wait) >= longest:
         return False
     candidate.ids = thought + wait
     return True
 
 
-def close_thinking(candidate):
-    """End the thinking with END_THINK, whatever it ends with now."""
-    ended = candidate.ids[-1] in (END_THINK, END)
-    candidate.ids = (candidate.ids[:-1] if ended else candidate.ids) + [END_THINK]
+def close_thinking(candidate, limit):
+    """End the thinking with its closing token, whatever it ends with now, in `limit` tokens."""
+    tokenizer = candidate.question.tokenizer
+    if candidate.ids[-1] in (tokenizer.end_think, tokenizer.end):
+        candidate.ids = candidate.ids[:-1]
+    candidate.ids = (candidate.ids + [tokenizer.end_think])[:limit]
 
 
 # Self-verification
 
 
-@method
-def self_verify(model, questions, config, noise, scorer):
+@search_method
+def self_verify(model, questions, config, generator, scorer):
     """The model checks its own responses, and confirmed ones have more weight in the vote.
 
     The thinking of each response is opened again, "Check: " is written, and the model goes on
-    `passes` times. The weight is the share of passes that end in the same answer.
+    `passes` times, for CHECK_TOKENS more than the longest response where the context allows it. The
+    weight is the share of passes that end in the same answer.
     """
-    draw(model, questions, config.n, config, noise)
+    sample_responses(model, questions, config.n, config, generator)
     candidates = all_candidates(questions)
     for candidate in candidates:
         candidate.score = 0.0
@@ -468,7 +484,7 @@ def self_verify(model, questions, config, noise, scorer):
     if answered:
         opened = [reopen(candidate) for candidate in answered]
         cap = max(len(candidate.ids) for candidate in opened) + CHECK_TOKENS
-        checks = extend(model, opened, config.passes, cap, config.temperature, noise)
+        checks = extend(model, opened, config.passes, cap, config.temperature, generator)
     for i, candidate in enumerate(answered):
         passes = checks[i * config.passes : (i + 1) * config.passes]
         answer = canonical(candidate.answer)
@@ -484,27 +500,28 @@ def can_check(model, candidate):
 
 
 def reopen(candidate):
-    """The response up to the end of its thinking, with "Check: " in place of that end."""
-    thinking = candidate.ids[: candidate.ids.index(END_THINK)]
-    return Candidate(candidate.question, thinking + encode("\nCheck: "))
+    """The response up to the end of its thinking, with "Check: " instead of that end."""
+    tokenizer = candidate.question.tokenizer
+    thinking = candidate.ids[: candidate.ids.index(tokenizer.end_think)]
+    return Candidate(candidate.question, thinking + tokenizer.encode("\nCheck: "))
 
 
 # Compute by difficulty
 
 
-@method
-def auto(model, questions, config, noise, scorer):
+@search_method
+def auto(model, questions, config, generator, scorer):
     """A greedy response, then what the plan says for a question with such a score.
 
-    The score of the greedy response says how likely it is right. The plan says: keep it; or draw up
-    to n responses in all and choose; or search by steps beside it. Snell et al. estimate the
-    difficulty from many samples; here a greedy response is as good as several, so one must do.
+    The score of the greedy response says how likely it is right. The plan says: keep it; or sample
+    up to n responses in all and choose; or search by steps beside it. Snell et al. estimate the
+    difficulty from many samples; one greedy response costs less.
     Raises ValueError without a plan, and for a plan with any other method.
     """
     if not config.plan:
         raise ValueError("auto needs a plan")
-    draw(model, questions, 1, replace(config, temperature=0.0), noise)
-    rate(scorer, all_candidates(questions))
+    sample_responses(model, questions, 1, replace(config, temperature=0.0), generator)
+    score_candidates(all_candidates(questions), scorer)
     by_row = {}
     for question in questions:
         row = plan_row(config.plan, question.candidates[0].score)
@@ -512,11 +529,11 @@ def auto(model, questions, config, noise, scorer):
     for (_, name, n), some in by_row.items():
         if name in CHOICES:
             if n > 1:
-                draw(model, some, n - 1, config, noise)
+                sample_responses(model, some, n - 1, config, generator)
             CHOICES[name](some, scorer)
         elif name in SEARCHES:
             diverse = name == "dvts"
-            step_search(model, some, replace(config, n=n), noise, scorer, diverse)
+            step_search(model, some, replace(config, n=n), generator, scorer, diverse)
         elif name != "greedy":
             raise ValueError(f"a plan cannot call for {name}")
 

@@ -52,7 +52,7 @@ def run_stage(config, stage, position, threads, log):
     threads: of its matrix products, 0 for all. Its times and peak memory go to stages.json. Raises
     UserError where it fails.
     """
-    resume = stage.script != "sample.py" and resumes(stage.script, stage.flags["out"])
+    resume = stage.script != "sample.py" and resumes(stage.flags["out"])
     words = command(stage, resume)
     say(f"\n[{position}] {stage.name}: {stage.note}\n    python {shlex.join(words)}")
     start = time.time()

@@ -21,7 +21,6 @@ from nanoreason.corpus import parse_response_text
 from nanoreason.rewards import outcome_reward
 from nanoreason.tasks import FAMILIES, REASONING, Verdict, audit, strip_cue
 from nanoreason.tasks.core import NUMBER, parse_number
-from nanoreason.tokenizer import parse_response, render_response
 
 # why a sample is dropped; the rest is kept
 CAUSES = (
@@ -127,13 +126,13 @@ def feeds(problem, before, line, after):
 # One response
 
 
-def examine(problem, ids, score, config):
+def examine(problem, ids, score, config, tokenizer):
     """(Trace, "") of one response, or (None, cause) with the first cause that applies.
 
-    "unfinished": without an answer in its place, cut off, or written so that it could not be read
-    back from text, such as with a </think> of ordinary characters in its thinking.
+    "unfinished": without an answer where it belongs, cut off, or written so that it could not be
+    read back from text, such as with a </think> of ordinary characters in its thinking.
     """
-    response = parse_response(ids)
+    response = tokenizer.parse_response(ids)
     if response.answer is None:
         return None, "unfinished"
     if not outcome_reward(problem, response):
@@ -151,7 +150,8 @@ def examine(problem, ids, score, config):
     text = f"<think>{thinking}</think>{response.answer}"
     if parse_response_text(text)[:2] != (thinking, response.answer):
         return None, "unfinished"
-    return Trace(tuple(render_response(thinking, response.answer)), text, score), ""
+    shown = tokenizer.render_response(thinking, response.answer)
+    return Trace(tuple(shown), text, score), ""
 
 
 # The responses to one question
@@ -217,7 +217,7 @@ def choose(traces, select, keep):
     return chosen
 
 
-def select_traces(problem, responses, scores, config):
+def select_traces(problem, responses, scores, config, tokenizer):
     """Traces to keep of the responses (lists of ids) to one question, and a Counter of what became
     of each: one of CAUSES, or "kept". scores: one per response, or None."""
     examined = {}  # equal responses are examined once
@@ -226,7 +226,7 @@ def select_traces(problem, responses, scores, config):
     fate = Counter()
     for ids, score in zip(map(tuple, responses), scores, strict=True):
         if ids not in examined:
-            examined[ids] = examine(problem, ids, score, config)
+            examined[ids] = examine(problem, ids, score, config, tokenizer)
         trace, cause = examined[ids]
         if trace and trace.ids in seen and not config.duplicates:
             cause = "duplicate"
@@ -262,7 +262,7 @@ def filter_pool(pool, rule, config):
     )
     for p, problem in enumerate(pool.problems):
         scores = pool.scores[rule][p].tolist() if rule else [None] * pool.samples
-        chosen, fate = select_traces(problem, pool.ids[p], scores, config)
+        chosen, fate = select_traces(problem, pool.ids[p], scores, config, pool.tokenizer)
         sums.update({(problem.family, cause): n for cause, n in fate.items()})
         sums["solved"] += int(pool.right[p].any())
         for trace in chosen:

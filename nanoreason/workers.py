@@ -66,13 +66,9 @@ def spread(function, shared, jobs, processes):
                 future.cancel()
 
 
-# The file in --out that a script's --resume goes on from; ckpt.pt for all others.
-CONTINUES_FROM = {"train_prm.py": "config.json", "distill.py": "traces.jsonl"}
-
-
-def resumes(script, out):
-    """Whether a script that was stopped left something in `out` for --resume to go on from."""
-    return (Path(out) / CONTINUES_FROM.get(script, "ckpt.pt")).exists()
+def resumes(out):
+    """Whether --resume has a run to continue in `out`."""
+    return (Path(out) / "config.json").exists()
 
 
 def flag_words(flags):

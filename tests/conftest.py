@@ -1,5 +1,6 @@
 """Shared by all tests: one thread, the repository root on the path, models of milliseconds."""
 
+import base64
 import os
 import shutil
 import subprocess
@@ -19,9 +20,38 @@ sys.path.insert(0, str(ROOT))
 
 from nanoreason.machine import generator  # noqa: E402
 from nanoreason.model import GPT, GPTConfig  # noqa: E402
-from nanoreason.tokenizer import END, VOCAB_SIZE  # noqa: E402
+from nanoreason.tokenizer import (  # noqa: E402
+    PATTERN, SPECIALS, Tokenizer, learn_ranks, shipped_tokenizer,
+)
 
 torch.set_num_threads(1)
+
+# The shipped tokenizer, its ids and its methods under the short names that tests use.
+tokenizer = shipped_tokenizer()
+PAD = tokenizer.pad
+USER = tokenizer.user
+ASSISTANT = tokenizer.assistant
+THINK = tokenizer.think
+END_THINK = tokenizer.end_think
+END = tokenizer.end
+encode = tokenizer.encode
+decode = tokenizer.decode
+render_prompt = tokenizer.render_prompt
+render_response = tokenizer.render_response
+parse_response = tokenizer.parse_response
+step_ends = tokenizer.step_ends
+
+
+def toy_tokenizer():
+    """Another tokenizer: four merges learned from two sentences, other special tokens, and the
+    end and the padding first."""
+    ranks = learn_ranks(["so so so", "and and and"], 260)
+    texts = ("<eos>", "<pad>", "</thought>", "<thought>", "<bot>", "<user>")
+    roles = ("end", "pad", "end_think", "think", "assistant", "user")
+    specials = {role: [text, 260 + i] for i, (role, text) in enumerate(zip(roles, texts))}
+    ordered = {role: specials[role] for role in SPECIALS}
+    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()]
+    return Tokenizer("toy", PATTERN, ordered, "".join(lines))
 
 
 def pytest_collection_finish(session):
@@ -71,13 +101,14 @@ def rehearsal(request):
     return folder / "run", command
 
 
-def make_tiny(n_kv_head=2, seed=0, **changes):
+def make_tiny(n_kv_head=2, seed=0, tokenizer=tokenizer, **changes):
     """A GPT of two layers with logits that are far from flat.
 
     Its weights are larger than at initialisation.
     """
     shape = dict(n_layer=2, n_head=4, n_kv_head=n_kv_head, n_embd=32, head_dim=8, d_ff=64)
-    model = GPT(GPTConfig(**dict(shape, max_len=128) | changes))
+    shape |= dict(vocab_size=tokenizer.vocab_size, max_len=128)
+    model = GPT(GPTConfig(**shape | changes), tokenizer)
     noise = generator(seed, "tiny")
     for p in model.parameters():
         if p.dim() == 2:
@@ -88,12 +119,12 @@ def make_tiny(n_kv_head=2, seed=0, **changes):
 
 
 def make_stopping(bias=5.0, **kwargs):
-    """The tiny GPT, leaning towards the stop token: its responses end after uneven lengths."""
+    """The tiny GPT, leaning towards its stop token: its responses end after uneven lengths."""
     model = make_tiny(**kwargs)
-    head = nn.Linear(model.config.n_embd, VOCAB_SIZE)
+    head = nn.Linear(model.config.n_embd, model.config.vocab_size)
     head.weight = model.embed.weight
     nn.init.zeros_(head.bias)
-    head.bias.data[END] = bias
+    head.bias.data[model.tokenizer.end] = bias
     model.head = head
     return model.eval()
 

@@ -18,9 +18,8 @@ from nanoreason.attention import (
     matmul_attention,
     visible_slots,
 )
-from nanoreason.corpus import Example
-from nanoreason.data import pack
-from nanoreason.generate import sampler
+from nanoreason.data import Example, pack
+from nanoreason.generate import make_sampler
 from nanoreason.machine import generator, Machine
 from nanoreason.model import (
     GPT,
@@ -417,7 +416,7 @@ def test_the_memory_of_reinforcement_learning_is_that_of_its_cache_and_copies(
     tied, bf16, reference
 ):
     model = make_tiny(tie_embeddings=tied, max_len=96)
-    copies = [sampler(model, bf16)] + [copy.deepcopy(model)] * reference
+    copies = [make_sampler(model, bf16)] + [copy.deepcopy(model)] * reference
     dtype = torch.bfloat16 if bf16 else torch.float32
     # no response outgrows the context
     for rows, slots, kept in ((3, 50, 50), (7, 96, 96), (2, 300, 96)):

@@ -1,14 +1,21 @@
 """Checkpoints: what they bring back, foreign and damaged files, and a kill while saving."""
 
+import copy
+import hashlib
 import os
+import pickle
 
 import pytest
 import torch
-from conftest import make_tiny
+from conftest import make_stopping, make_tiny, tokenizer, toy_tokenizer
 from torch import nn
 
 from nanoreason import checkpoint
 from nanoreason.flags import UserError
+from nanoreason.generate import generate
+from nanoreason.machine import generator
+from nanoreason.model import GPT, GPTConfig
+from nanoreason.tokenizer import RANKS, Tokenizer
 
 
 def equal_tensors(one, other):
@@ -120,14 +127,18 @@ def foreign_contents(good):
         "tensor": torch.zeros(3),
         "whole module": make_tiny(),
         "another format": good | {"format": "nanoreason-0"},
-        "another tokenizer": good | {"vocabulary": "another"},
-        "no tokenizer": {k: v for k, v in good.items() if k != "vocabulary"},
+        "no tokenizer": {k: v for k, v in good.items() if k != "tokenizer"},
+        "a tokenizer that is none": good | {"tokenizer": None},
+        "a tokenizer that is text": good | {"tokenizer": "nanoreason-512"},
+        "an empty tokenizer": good | {"tokenizer": {}},
+        "half a tokenizer": good | {"tokenizer": dict(name="half", pattern=".")},
+        "a tokenizer by another key": good | {"tokenizer": dict(vocabulary="another")},
     }
 
 
 @pytest.mark.parametrize("name", foreign_contents(dict(weights={})))
 def test_torch_files_that_are_no_checkpoints_are_user_errors(tmp_path, name):
-    good = checkpoint.load(_saved(tmp_path / "good.pt"))
+    good = torch.load(_saved(tmp_path / "good.pt"), weights_only=True)
     torch.save(foreign_contents(good)[name], tmp_path / "ckpt.pt")
     with pytest.raises(UserError, match="ckpt.pt"):
         checkpoint.load(tmp_path)
@@ -163,3 +174,66 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     checkpoint.save(path, make_tiny(seed=1), step=2)
     assert checkpoint.load(path)["step"] == 2
     assert os.listdir(tmp_path) == ["ckpt.pt"]
+
+
+# The tokenizer of a checkpoint
+
+
+def test_the_tokenizer_travels_with_the_checkpoint(tmp_path):
+    toy = toy_tokenizer()
+    model = make_stopping(bias=2.0, tokenizer=toy)
+    model.head = model.head.__class__(32, toy.vocab_size, bias=False)
+    model.head.weight = model.embed.weight  # as a GPT is saved
+    checkpoint.save(tmp_path / "ckpt.pt", model)
+    loaded = checkpoint.load_model(tmp_path)
+    assert checkpoint.load(tmp_path)["tokenizer"] == loaded.tokenizer == toy != tokenizer
+    prompt = loaded.tokenizer.render_prompt("What is 12 + 7?")
+    both = [generate(m, [prompt], 6, 40, 1.0, generator(0, "toy")) for m in (model, loaded)]
+    assert torch.equal(both[0].ids, both[1].ids)
+    # and on into the next checkpoint
+    checkpoint.save(tmp_path / "next.pt", loaded)
+    assert checkpoint.load_model(tmp_path / "next.pt").tokenizer == toy
+    state = torch.load(tmp_path / "next.pt", weights_only=True)
+    assert "vocabulary" not in state and state["tokenizer"] == toy.describe()
+
+
+def test_a_model_takes_its_tokenizer_along_into_copies_and_other_processes():
+    toy = toy_tokenizer()
+    model = make_tiny(tokenizer=toy)
+    assert copy.deepcopy(model).tokenizer is toy
+    assert pickle.loads(pickle.dumps(model)).tokenizer == toy
+    assert GPT(model.config).tokenizer is None
+    assert GPT(model.config, toy).tokenizer is toy
+    with pytest.raises(ValueError, match="512 ids is too large for a vocabulary of 266"):
+        GPT(model.config, tokenizer)
+    assert GPT(GPTConfig(vocab_size=300), toy).tokenizer is toy  # ids without a token are allowed
+
+
+def earlier_version(path, fingerprint):
+    """Turn a checkpoint into one of the version that knew a single tokenizer, by fingerprint."""
+    state = torch.load(path, weights_only=True)
+    del state["tokenizer"]
+    torch.save(state | dict(vocabulary=fingerprint), path)
+
+
+def test_checkpoints_of_the_version_with_one_tokenizer_are_read(tmp_path):
+    path = _saved(tmp_path / "ckpt.pt")
+    fingerprint = hashlib.sha256(RANKS.read_bytes()).hexdigest()[:16]
+    assert fingerprint == tokenizer.fingerprint != toy_tokenizer().fingerprint
+    earlier_version(path, fingerprint)
+    assert checkpoint.load(path)["tokenizer"] == tokenizer
+    assert checkpoint.load_model(path).tokenizer == tokenizer
+    for other in (toy_tokenizer().fingerprint, "", None, 3):
+        path = _saved(tmp_path / "ckpt.pt")
+        earlier_version(path, other)
+        with pytest.raises(UserError, match="ckpt.pt was trained with another tokenizer"):
+            checkpoint.load(path)
+
+
+def test_models_that_read_the_same_ids_must_have_the_same_tokenizer():
+    toy = toy_tokenizer()
+    same = {"--init": tokenizer, "--reward-model": Tokenizer.from_description(tokenizer.describe())}
+    checkpoint.check_tokenizers(same)
+    checkpoint.check_tokenizers({"--init": toy})
+    with pytest.raises(UserError, match="--init and --student have different tokenizers"):
+        checkpoint.check_tokenizers(same | {"--student": toy})

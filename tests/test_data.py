@@ -9,23 +9,26 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import make_tiny
+from conftest import ASSISTANT, END, PAD, THINK, decode, make_tiny, parse_response, tokenizer
 
 import train_sft
 from nanoreason.flags import UserError
-from nanoreason.machine import Machine
 from nanoreason.corpus import (
-    BaseMix, Example, base_chunk, base_rows, conversation, demonstrations, general_data,
-    parse_response_text, read_examples, read_problems, read_rows, safety_data, write_corpus,
+    BaseMix, Conversation, base_chunk, base_rows, demonstrations, general_data, parse_response_text,
+    read_documents, read_problems, read_rows, safety_data, tokenize, write_corpus,
 )
 from nanoreason.data import (
-    IGNORE, batches, join, open_rows, pack, response_batches, write_rows,
+    IGNORE, Example, batches, join, open_rows, pack, response_batches, write_rows,
 )
 from nanoreason.experience import token_logprobs
 from nanoreason.tasks import SPLITS, draw_problem, user_problem, verify
 from nanoreason.tasks.general import HARMFUL, HARMLESS, WORDS, is_refusal
-from nanoreason.tokenizer import ASSISTANT, END, PAD, THINK, decode, parse_response
 from train_sft import sft_loss
+
+
+def tokenized(documents):
+    """Examples of documents, by the shipped tokenizer."""
+    return tokenize(documents, tokenizer)
 
 
 def random_examples(n=200, longest=40, seed=0):
@@ -39,7 +42,7 @@ def random_examples(n=200, longest=40, seed=0):
 
 
 def documents(rows):
-    """{example index: (row, first place, last place + 1)} read from `owner`.
+    """{example index: (row, first index, last index + 1)} read from `owner`.
 
     Fails unless every document is in one piece.
     """
@@ -54,7 +57,7 @@ def documents(rows):
 
 def test_the_worked_example_of_the_docstring():
     rows = pack([Example([7, 8, 9], 1), Example([5, 6], 0)], 6)
-    assert rows.tokens.tolist() == [[7, 8, 9, 5, 6, PAD]]
+    assert rows.tokens.tolist() == [[7, 8, 9, 5, 6, 0]]
     assert rows.targets.tolist() == [[8, 9, IGNORE, 6, IGNORE, IGNORE]]
     assert rows.doc_start.tolist() == [[0, 0, 0, 3, 3, 5]]
     assert rows.owner.tolist() == [[0, 0, 0, 1, 1, -1]]
@@ -80,7 +83,7 @@ def test_every_document_is_whole_and_its_targets_are_its_own_next_tokens(window)
                 expected[r, start + i - 1] = e.ids[i]
     assert (rows.targets == expected).all()
     padding = rows.owner == -1
-    assert (rows.tokens[padding] == PAD).all()
+    assert padding.any() and (rows.tokens[padding] == 0).all()
     assert (rows.doc_start[padding] == np.nonzero(padding)[1]).all()
 
 
@@ -91,14 +94,14 @@ def test_documents_that_do_not_fit_are_left_out_and_counted():
 
 
 def test_the_stop_token_is_a_target_and_gets_gradient():
-    examples = demonstrations(60, 0)
+    examples = tokenized(demonstrations(60, 0))
     rows = pack(examples, 1024)
     assert rows.skipped == 0 and (rows.targets == END).sum() == len(examples)
     tokens, targets, doc_start = rows.batch(slice(None), "cpu")
     logits = torch.zeros(*tokens.shape, 512, requires_grad=True)
 
     def flat(tokens, doc_start, select):
-        """A model whose logits are all zero, at the places asked for."""
+        """A model whose logits are all zero, where they are asked for."""
         return logits.flatten(0, 1)[select]
 
     sft_loss(flat, tokens, targets, doc_start).backward()
@@ -109,15 +112,15 @@ def test_the_stop_token_is_a_target_and_gets_gradient():
 
 
 def test_a_response_is_learned_whole_and_its_prompt_not_at_all():
-    examples = demonstrations(30, 0) + base_chunk(BaseMix(), 0, 0)[:100]
+    examples = tokenized(demonstrations(30, 0) + base_chunk(BaseMix(), 0, 0)[:100])
     # the first id of a text without a prompt has nothing to predict it
     learned = sum(len(e.ids) - max(e.prompt_len, 1) for e in examples)
     assert (pack(examples, 1024).targets != IGNORE).sum() == learned
 
 
 def test_typical_corpora_waste_little_on_padding():
-    assert pack(demonstrations(800, 0), 256).real_share > 0.95
-    assert pack(base_chunk(BaseMix(), 0, 0), 256).real_share > 0.95
+    assert pack(tokenized(demonstrations(800, 0)), 256).real_share > 0.95
+    assert pack(tokenized(base_chunk(BaseMix(), 0, 0)), 256).real_share > 0.95
 
 
 def test_two_ranks_together_see_what_one_would_and_every_row_once_per_epoch():
@@ -273,18 +276,18 @@ def test_the_base_corpus_depends_on_nothing_but_its_arguments():
     mix = BaseMix()
     assert base_chunk(mix, 0, 1)[:200] == base_chunk(mix, 0, 1)[:200]
     chunks = ((0, 0), (0, 1), (1, 0), (0, 0, "val"))
-    texts = [{tuple(e.ids) for e in base_chunk(mix, *which)} for which in chunks]
+    texts = [set(base_chunk(mix, *which)) for which in chunks]
     for i in range(4):  # chunks, seeds and splits share little
         for j in range(i):
             assert len(texts[i] & texts[j]) < 0.2 * len(texts[i])
 
 
 def test_base_rows_are_the_packed_chunks_until_they_hold_the_tokens_asked_for():
-    whole = [pack(base_chunk(CHEAP, 7, i), 64) for i in range(3)]
+    whole = [pack(tokenized(base_chunk(CHEAP, 7, i)), 64) for i in range(3)]
     first = whole[0].real
     second = whole[1].real
     for tokens, chunks in ((1, 1), (first, 1), (first + 1, 2), (first + second + 1, 3)):
-        made = list(base_rows(tokens, 7, CHEAP, 64))
+        made = list(base_rows(tokens, 7, CHEAP, 64, tokenizer))
         assert len(made) == chunks and all(same_rows(a, b) for a, b in zip(made, whole))
     joined = join(whole)
     assert len(joined) == sum(map(len, whole))
@@ -294,9 +297,9 @@ def test_base_rows_are_the_packed_chunks_until_they_hold_the_tokens_asked_for():
 
 
 def test_the_number_of_processes_does_not_change_the_corpus():
-    by_workers = (join(list(base_rows(100_000, 0, CHEAP, 64, workers))) for workers in (1, 2, 3))
-    one, two, three = by_workers
-    assert len(list(base_rows(100_000, 0, CHEAP, 64))) > 2
+    asked = (100_000, 0, CHEAP, 64, tokenizer)
+    one, two, three = (join(list(base_rows(*asked, workers))) for workers in (1, 2, 3))
+    assert len(list(base_rows(*asked))) > 2
     assert same_rows(one, two) and same_rows(one, three)
 
 
@@ -315,7 +318,7 @@ def question_of(example):
 
 
 def test_a_mix_of_one_family_asks_for_nothing_else():
-    documents = base_chunk(BaseMix(families=("chain",)), 0, 0)
+    documents = tokenized(base_chunk(BaseMix(families=("chain",)), 0, 0))
     chains = 0
     for e in documents:
         if question := question_of(e):
@@ -329,9 +332,9 @@ def test_a_mix_of_one_family_asks_for_nothing_else():
             assert PROSE.fullmatch(text) or is_table, text
     # textbook 0.30 and the 0.26 that are questions
     assert 0.5 < chains / len(documents) < 0.62
-    others = [q for q in map(question_of, base_chunk(BaseMix(), 0, 0)) if q]
+    others = [q for q in map(question_of, tokenized(base_chunk(BaseMix(), 0, 0))) if q]
     assert any(not CHAIN.fullmatch(q) and not CONTROL.search(q) for q in others)
-    demos = demonstrations(200, 0, families=("chain",))
+    demos = tokenized(demonstrations(200, 0, families=("chain",)))
     assert all(CHAIN.fullmatch(q) or CONTROL.search(q) for q in map(question_of, demos))
 
 
@@ -355,8 +358,8 @@ def test_phrasings_of_the_other_splits_never_occur_in_general_and_safety_trainin
 
     Facts and simple questions are held out one by one.
     """
-    general = [q for q in map(question_of, general_data(6000, 0)) if q]
-    safety = {phrasing(q) for q in map(question_of, safety_data(2000, 0))}
+    general = [q for q in map(question_of, tokenized(general_data(6000, 0))) if q]
+    safety = {phrasing(q) for q in map(question_of, tokenized(safety_data(2000, 0)))}
     instruct = {phrasing(q) for q in general if not CONTROL.search(q)}
     seen = {"instruct": instruct, "harmful": safety, "harmless": safety}
     assert len(instruct) == 5 * 5 and len(safety) == 10
@@ -368,7 +371,7 @@ def test_phrasings_of_the_other_splits_never_occur_in_general_and_safety_trainin
         assert held["val"].isdisjoint(held["test"])
         assert len(held["val"]) >= 2 and len(held["test"]) >= 4
     for split in SPLITS[1:]:
-        held_safety = {phrasing(q) for q in map(question_of, safety_data(300, 0, split))}
+        held_safety = {phrasing(q) for q in map(question_of, tokenized(safety_data(300, 0, split)))}
         drawn = [draw_problem("harmful", 1, rng, split).question for _ in range(200)]
         assert held_safety <= {phrasing(q) for q in drawn}
         asked = set()
@@ -381,7 +384,8 @@ def test_phrasings_of_the_other_splits_never_occur_in_general_and_safety_trainin
 def test_general_data_is_answered_at_once_and_mixed_as_it_says():
     data = general_data(2000, 1)
     assert data[:50] == general_data(50, 1) != general_data(50, 2)
-    asked = [e for e in data if e.prompt_len]
+    examples = tokenized(data)
+    asked = [e for e in examples if e.prompt_len]
     questions = [question_of(e) for e in asked]
     responses = [parse_response(e.ids[e.prompt_len :]) for e in asked]
     assert all(r.answer and not r.steps for r in responses)
@@ -392,7 +396,7 @@ def test_general_data_is_answered_at_once_and_mixed_as_it_says():
     shares = [kinds.count(kind) / 2000 for kind in ("instruct", "fact", "qa")]
     assert shares == pytest.approx([0.5, 0.2, 0.2], abs=0.035)
     assert len(asked) / 2000 == pytest.approx(0.9, abs=0.02)
-    assert all(PROSE.fullmatch(decode(e.ids[:-1])) for e in data if not e.prompt_len)
+    assert all(PROSE.fullmatch(decode(e.ids[:-1])) for e in examples if not e.prompt_len)
     answered = zip(questions, responses)
     thrice = [(q, r.answer.split()) for q, r in answered if "three times" in q]
     assert len(thrice) > 50
@@ -403,7 +407,7 @@ def test_half_of_the_safety_data_is_refused_and_that_is_what_is_harmful():
     refusal = "I can't help with that."
     refused = []
     answered = []
-    for e in safety_data(2000, 0):
+    for e in tokenized(safety_data(2000, 0)):
         answer = parse_response(e.ids[e.prompt_len :]).answer
         (refused if answer == refusal else answered).append(question_of(e))
     assert len(refused) / 2000 == pytest.approx(0.5, abs=0.04)
@@ -483,14 +487,16 @@ def test_a_harmless_request_wants_an_answer_with_the_words_it_needs():
 
 def test_demonstrations_reason_and_more_of_them_begin_with_the_same():
     assert demonstrations(300, 1)[:100] == demonstrations(100, 1) != demonstrations(100, 2)
-    responses = [parse_response(e.ids[e.prompt_len :]) for e in demonstrations(400, 0)]
+    examples = tokenized(demonstrations(400, 0))
+    responses = [parse_response(e.ids[e.prompt_len :]) for e in examples]
     assert all(r.answer and r.ended for r in responses)
     # controls stay direct
     assert 0.88 < sum(bool(r.steps) for r in responses) / 400 < 0.99
 
 
 def test_most_of_the_base_corpus_answers_at_once():
-    asked = [e for e in base_chunk(BaseMix(), 0, 0) if THINK in e.ids]
+    examples = tokenized(base_chunk(BaseMix(), 0, 0))
+    asked = [e for e in examples if THINK in e.ids]
     reasoned = sum(bool(parse_response(e.ids[e.prompt_len :]).steps) for e in asked)
     # BaseMix.reasoned of the questions, controls aside
     assert len(asked) > 200 and 0.04 < reasoned / len(asked) < 0.2
@@ -500,7 +506,7 @@ def test_most_of_the_base_corpus_answers_at_once():
 
 
 def small_rows(T=64):
-    return list(base_rows(40_000, 3, CHEAP, T))
+    return list(base_rows(40_000, 3, CHEAP, T, tokenizer))
 
 
 def test_a_written_corpus_is_the_corpus_mapped_from_disk(tmp_path):
@@ -556,7 +562,7 @@ def test_a_corpus_that_is_not_whole_is_not_opened(tmp_path):
 def corpus_folder(tmp_path_factory):
     """A corpus of one chunk, in rows of 64 tokens, written as the command line writes it."""
     folder = tmp_path_factory.mktemp("corpus") / "c"
-    write_corpus(folder, 1000, 0, BaseMix(), 64, 1)
+    write_corpus(folder, 1000, 0, BaseMix(), 64, tokenizer, 1)
     return folder
 
 
@@ -570,8 +576,8 @@ def corpus_folder(tmp_path_factory):
 ])
 def test_what_cannot_be_written_is_a_user_error(tmp_path, corpus_folder, changes, complaint):
     (tmp_path / "file").write_text("precious")
-    asked = dict(folder=corpus_folder, tokens=1000, seed=0, mix=BaseMix(), T=64, workers=1)
-    asked |= changes
+    asked = dict(folder=corpus_folder, tokens=1000, seed=0, mix=BaseMix(), T=64)
+    asked |= dict(tokenizer=tokenizer, workers=1) | changes
     asked["folder"] = tmp_path / asked["folder"]
     with pytest.raises(UserError, match=complaint):
         write_corpus(**asked)
@@ -579,7 +585,7 @@ def test_what_cannot_be_written_is_a_user_error(tmp_path, corpus_folder, changes
 
 def load(folder, **changes):
     flags = dict(corpus=str(folder), tokens=1000, row_tokens=64) | changes
-    return train_sft.load_rows(train_sft.Config(**flags), Machine(torch.device("cpu")), 512)
+    return train_sft.load_rows(train_sft.Config(**flags), make_tiny(max_len=512))
 
 
 def test_supervised_training_reads_the_corpus_it_would_have_made(corpus_folder):
@@ -628,7 +634,7 @@ def test_a_corpus_made_with_other_families_or_shares_or_from_another_seed_is_a_u
 
 
 def test_a_corpus_without_a_family_is_read_by_a_run_without_it(tmp_path):
-    write_corpus(tmp_path, 1000, 0, BaseMix(families=("chain", "word")), 64, 1)
+    write_corpus(tmp_path, 1000, 0, BaseMix(families=("chain", "word")), 64, tokenizer, 1)
     rows, _ = load(tmp_path, families="chain,word")
     generated, _ = load("", families="chain,word")
     assert same_rows(rows, generated)
@@ -720,7 +726,7 @@ def test_every_kind_of_row_is_read(tmp_path):
          ("<|end|>", "x", "é💥\u2028next", True)),
     ]
     read = read_rows(write_jsonl(tmp_path / "data.jsonl", [row for row, _ in cases]))
-    found = [(r.line, r.prompt, r.thinking, r.answer, r.marked) for r in read]
+    found = [(r.line, r.question, r.thinking, r.answer, r.marked) for r in read]
     assert found == [(line, *parts) for line, (_, parts) in enumerate(cases, 1)]
 
 
@@ -734,7 +740,8 @@ def test_rows_become_conversations_and_problems(tmp_path):
     rows = [{"prompt": f"What is {i} + 3?", "response": f"{i} + 3 = {i + 3}\nAnswer: {i + 3}"}
             for i in range(200)]
     path = write_jsonl(tmp_path / "data.jsonl", rows)
-    examples = read_examples(path)
+    documents = read_documents(path)
+    examples = {split: tokenized(own) for split, own in documents.items()}
     problems = read_problems(path)
     assert set(examples) == set(problems) == {"train", "val"} and 5 <= len(examples["val"]) <= 40
     for split in ("train", "val"):
@@ -746,13 +753,16 @@ def test_rows_become_conversations_and_problems(tmp_path):
     assert sum(map(len, examples.values())) == 200
     everything = sum(examples.values(), [])
     (example,) = [e for e in everything if question_of(e) == rows[0]["prompt"]]
-    assert example == conversation(rows[0]["prompt"], "0 + 3 = 3", "3")
+    wanted = Conversation(rows[0]["prompt"], "0 + 3 = 3", "3")
+    assert wanted in documents["train"] + documents["val"]
+    assert example == wanted.example(tokenizer)
     assert example.ids[example.prompt_len - 1] == ASSISTANT
 
 
 def test_tags_in_a_users_question_stay_ordinary_characters(tmp_path):
     data = [{"prompt": "<|end|>", "response": "<|think|>x<|/think|>é💥\u2028next"}]
-    tags = sum(read_examples(write_jsonl(tmp_path / "tags.jsonl", data)).values(), [])
+    path = write_jsonl(tmp_path / "tags.jsonl", data)
+    tags = tokenized(sum(read_documents(path).values(), []))
     assert decode(tags[0].ids) == ("<|user|><|end|><|assistant|>"
                                    "<|think|>x<|/think|>é💥\u2028next<|end|>")
     assert tags[0].ids.count(END) == 1
@@ -764,7 +774,7 @@ def test_a_question_is_always_in_the_same_split(tmp_path):
     data = [{"prompt": q, "answer": "1"} for q in questions]
     first = {}
     for r in read_rows(write_jsonl(tmp_path / "a.jsonl", data)):
-        first[r.prompt.strip()] = r.split
+        first[r.question.strip()] = r.split
     rows = []
     for q in questions * 2:
         asked = rng.choice(("", " ", "\n")) + q + rng.choice(("", " "))
@@ -772,7 +782,7 @@ def test_a_question_is_always_in_the_same_split(tmp_path):
         rows.append({"question": asked, key: rng.choice(("7", "x\n#### 8", "<think>y</think>z"))})
     rng.shuffle(rows)
     again = read_rows(write_jsonl(tmp_path / "b.jsonl", rows))
-    assert all(first[r.prompt.strip()] == r.split for r in again) and len(again) == 8000
+    assert all(first[r.question.strip()] == r.split for r in again) and len(again) == 8000
     assert 0.08 < sum(split == "val" for split in first.values()) / 4000 < 0.12
     assert set(first.values()) == {"train", "val"}
 
@@ -786,7 +796,7 @@ def test_lines_end_at_newlines_only(tmp_path):
     row = {"prompt": "one\u2028two\x85three", "answer": "4"}
     text = "\ufeff" + json.dumps(row, ensure_ascii=False) + "\r\n\r\n  \n" + json.dumps(row)
     path.write_text(text, encoding="utf-8", newline="")
-    found = [(r.line, r.prompt, r.answer) for r in read_rows(path)]
+    found = [(r.line, r.question, r.answer) for r in read_rows(path)]
     assert found == [(1, row["prompt"], "4"), (4, row["prompt"], "4")]
 
 
@@ -820,7 +830,7 @@ def test_a_bad_row_is_a_user_error_that_names_its_line(tmp_path, bad, complaint)
     path = tmp_path / "data.jsonl"
     path.write_bytes(GOOD + b"\n" + GOOD + bad + b"\n" + GOOD)
     message = rf"data\.jsonl, line 4: .*{re.escape(complaint)}"
-    for read in (read_examples, read_problems):
+    for read in (read_documents, read_problems):
         with pytest.raises(UserError, match=message):
             read(path)
 
@@ -829,7 +839,7 @@ def test_half_a_character_in_a_question_is_read_or_a_user_error(tmp_path):
     path = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "a\ud800", "answer": "1"}])
     try:
         read_problems(path)
-        read_examples(path)
+        read_documents(path)
     except UserError:
         pass
 
@@ -847,8 +857,8 @@ def test_a_long_answer_can_be_given_or_is_a_user_error(tmp_path):
 def test_problems_need_an_answer_to_check_against(tmp_path):
     data = [{"prompt": "a", "response": "x\nAnswer: 1"}, {"prompt": "b", "response": "It is 5"}]
     path = write_jsonl(tmp_path / "data.jsonl", data)
-    assert sum(map(len, read_examples(path).values())) == 2
-    with pytest.raises(UserError, match=r"data\.jsonl, line 2: no answer to judge by"):
+    assert sum(map(len, read_documents(path).values())) == 2
+    with pytest.raises(UserError, match=r"data\.jsonl, line 2: no answer to check by"):
         read_problems(path)
 
 
@@ -856,7 +866,7 @@ def test_a_missing_or_empty_data_file_is_a_user_error(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n\n")
     for name in ("none.jsonl", "empty.jsonl", "."):
         with pytest.raises(UserError):
-            read_examples(tmp_path / name)
+            read_documents(tmp_path / name)
 
 
 @pytest.mark.parametrize("answer, right, wrong", [
@@ -867,7 +877,7 @@ def test_a_missing_or_empty_data_file_is_a_user_error(tmp_path):
     ("1,234",
      ("1234", "1,234", "1234.0"),
      ("1.234", "234", "1 234", "1,2,3,4")),
-    ("0.5", ("1/2", "0.50"), ("5", "2/4", "1/2/1", ".5.")),
+    ("0.5", ("1/2", "0.50", "2/4", ".5."), ("5", "1/2/1", "..5", "4/8/1")),
     ("-3", ("-3", "-3.0"), ("3", "- -3", "--3")),
     ("12", ("12",), ("12 or 13", "12 and 13", "12, 13", "12 12", "1e1")),
     ("Blue Whale",

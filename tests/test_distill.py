@@ -10,7 +10,10 @@ from itertools import combinations
 
 import pytest
 import torch
-from conftest import make_tiny
+from conftest import (
+    END, END_THINK, THINK, decode, encode, make_tiny, render_prompt, render_response, tokenizer,
+    toy_tokenizer,
+)
 from test_distributed import torchrun
 from test_reward_model import make_reward_model
 from test_scripts import call
@@ -21,20 +24,17 @@ import train_sft
 from distill import Config
 from nanoreason import checkpoint
 from nanoreason.corpus import (
-    conversation, final_mix, general_data, read_examples, read_rows, safety_data,
+    Conversation, final_mix, general_data, read_documents, read_rows, safety_data, tokenize,
 )
 from nanoreason.evaluate import greedy_figures, held_out_problems
 from nanoreason.machine import generator
 from nanoreason.model import GPT, GPTConfig
 from nanoreason.pool import draw_pool
-from nanoreason.reward_model import save_reward_model
+from nanoreason.reward_model import RewardModel, save_reward_model
 from nanoreason.run import read_metrics
 from nanoreason.tasks import REASONING, draw_problem, make_problem, solve, split_of, user_problem
 from nanoreason.tasks.general import (
     HARMFUL, HARMLESS, INSTRUCTIONS, PHRASINGS, WORDS, held_out,
-)
-from nanoreason.tokenizer import (
-    END, END_THINK, THINK, decode, encode, render_prompt, render_response,
 )
 from nanoreason.traces import (
     CAUSES, Trace, choose, compress, derived, drop_near, examine, feeds, filter_pool, in_order,
@@ -163,26 +163,27 @@ def test_every_sample_gets_the_first_cause_that_applies_and_all_are_counted():
     of_answers = ["near-duplicate" if fate == "unsound step" else fate for fate in of_steps]
     for clean, fates in (("steps", of_steps), ("answer", of_answers)):
         config = Config(clean=clean, min_score=0.5, select="shortest", keep=1)
-        chosen, fate = select_traces(SUM, ids, scores, config)
+        chosen, fate = select_traces(SUM, ids, scores, config, tokenizer)
         found = [(list(t.ids), t.text, t.score) for t in chosen]
         assert found == [(ids[0], f"<think>{TRUE}</think>39", 0.9)]
         assert +fate == Counter(fates) and fate.total() == len(RESPONSES)
         assert clean == "answer" or set(fates) == {*CAUSES, "kept"}
     tags = RESPONSES["tags in text"][0]
-    causes = [examine(SUM, tags, None, Config(clean=clean))[1] for clean in ("answer", "steps")]
+    configs = [Config(clean=clean) for clean in ("answer", "steps")]
+    causes = [examine(SUM, tags, None, config, tokenizer)[1] for config in configs]
     assert causes == ["unfinished", "unsound step"]
 
 
 def test_compressed_traces_are_freed_of_duplicates_once_they_are_short():
     responses = [UNSURE, render_response(TRUE, "39"), LUCKY]
     compressed = Config(traces="compressed")
-    chosen, fate = select_traces(SUM, responses, [None] * 3, compressed)
+    chosen, fate = select_traces(SUM, responses, [None] * 3, compressed, tokenizer)
     assert [t.text for t in chosen] == [f"<think>{TRUE}</think>39"]
     assert +fate == Counter({"kept": 1, "duplicate": 1, "unsound step": 1})
     direct = render_response("", "39")
     trace = Trace((THINK, END_THINK, *encode("39"), END), "<think></think>39", None)
-    assert examine(SUM, direct, None, Config()) == (trace, "")
-    assert examine(SUM, direct, None, compressed) == (None, "unsound step")
+    assert examine(SUM, direct, None, Config(), tokenizer) == (trace, "")
+    assert examine(SUM, direct, None, compressed, tokenizer) == (None, "unsound step")
 
 
 def make_trace(*ids, score=None):
@@ -263,7 +264,7 @@ def test_the_rows_read_back_as_the_very_ids_and_carry_the_scores(tmp_path):
     ]
     kept = ((0, direct), (0, worked), (1, paris))
     where = [(p, pool.ids[p].index(ids)) for p, ids in kept]
-    scores = [round(float(pool.scores["prm-min"][place]), 4) for place in where]
+    scores = [round(float(pool.scores["prm-min"][index]), 4) for index in where]
     assert [row["score"] for row in rows] == scores and len(set(scores)) == 3
     n_wrong = pool.ids[0].count(wrong)
     assert n_wrong > 0 and sums["chain", "wrong"] == n_wrong
@@ -273,9 +274,10 @@ def test_the_rows_read_back_as_the_very_ids_and_carry_the_scores(tmp_path):
     assert sums["right_tokens"] == tokens - n_wrong * len(wrong)
     path = tmp_path / "traces.jsonl"
     write_jsonl(path, rows)
-    examples = read_examples(path)
+    documents = read_documents(path)
+    examples = tokenize(documents["train"] + documents["val"], tokenizer)
     expected = [render_prompt((SUM, FACT)[p].question) + ids for p, ids in kept]
-    assert sorted(e.ids for e in examples["train"] + examples["val"]) == sorted(expected)
+    assert sorted(e.ids for e in examples) == sorted(expected)
     assert [row.thinking for row in read_rows(path)] == ["", TRUE, ""]
     assert all(row.marked for row in read_rows(path))
 
@@ -309,7 +311,8 @@ def test_duplicates_stay_where_they_are_asked_for():
         (dict(select="all", near=1.0), [right, other]),
     ):
         responses = [right, right, other, wrong, right]
-        chosen, fate = select_traces(SUM, responses, [None] * 5, Config(**flags))
+        config = Config(**flags)
+        chosen, fate = select_traces(SUM, responses, [None] * 5, config, tokenizer)
         assert [list(t.ids) for t in chosen] == kept and fate["kept"] == len(kept)
         assert fate["duplicate"] == 4 - len(kept) and sum(fate.values()) == 5
 
@@ -332,7 +335,8 @@ def teacher(tmp_path_factory):
     shape = GPTConfig(
         n_layer=1, n_head=2, n_kv_head=1, head_dim=16, n_embd=48, d_ff=96, max_len=64
     )
-    checkpoint.save(folder / "ckpt.pt", GPT(shape).init_weights(generator(0, "start")))
+    model = GPT(shape, tokenizer).init_weights(generator(0, "start"))
+    checkpoint.save(folder / "ckpt.pt", model)
     flags = (
         "--stage cold-start --epochs 10 --batch-tokens 512 --row-tokens 64 --muon-lr 0.02 "
         "--adamw-lr 0.02 --precision fp32 --device cpu"
@@ -516,7 +520,7 @@ def test_a_users_own_questions_are_asked_once_each_and_a_tenth_is_kept_for_the_e
     assert len(kept) >= 3
     assert read(out / "provenance.json")["questions"] == len(problems) - len(kept)
     assert report["student_figures"]["greedy"]["n"] == len(kept)
-    assert rows and not {p.question for p in kept} & {row.prompt for row in rows}
+    assert rows and not {p.question for p in kept} & {row.question for row in rows}
     assert report["training"]["val_loss"] is None
 
 
@@ -550,6 +554,12 @@ FEW = "--families fact --level 4 --questions 20 --samples 2 --max-reasoning-toke
     ([*NANO, "--select", "prm"], "--select prm keeps the highest scores: whose?"),
     ([*NANO, "--min-score", "0.5"], "--min-score 0.5 needs a --reward-model"),
     ([*NANO, "--reward-model", "{teacher}"], "is a language model; a reward model is wanted"),
+    ([*NANO, "--reward-model", "{toy_orm}"],
+     "--teacher and --reward-model have different tokenizers"),
+    (["--teacher", "{toy}", "--student", "nano"],
+     "--teacher and --student have different tokenizers"),
+    (["--teacher", "{teacher}", "--student", "{toy}"],
+     "--teacher and --student have different tokenizers"),
     ([*NANO, "--level", "auto"], "--level auto follows a model that learns"),
     ([*NANO, "--near", "1.5"], "at most 1"),
     (NANO, NO_ROOM),
@@ -563,12 +573,16 @@ FEW = "--families fact --level 4 --questions 20 --samples 2 --max-reasoning-toke
 def test_every_mistake_ends_in_one_line_and_status_2(args, complaint, teacher, tmp_path, capsys):
     save_reward_model(tmp_path / "orm.pt", make_reward_model("orm", max_len=64))
     checkpoint.save(tmp_path / "short.pt", make_tiny(max_len=16))
+    toy = make_tiny(tokenizer=toy_tokenizer(), max_len=64)
+    checkpoint.save(tmp_path / "toy.pt", toy)
+    toy_orm = RewardModel(toy.config, "orm", toy.tokenizer)
+    save_reward_model(tmp_path / "toy_orm.pt", toy_orm)
     used = tmp_path / "used"
     used.mkdir()
     (used / "traces.jsonl").write_text("precious")
-    places = dict(
-        teacher=teacher, orm=tmp_path / "orm.pt", short=tmp_path / "short.pt", used=used
-    )
+    places = dict(teacher=teacher, used=used)
+    for name in ("orm", "short", "toy", "toy_orm"):
+        places[name] = tmp_path / f"{name}.pt"
     if "--out" not in args:
         args = [*args, "--out", str(tmp_path / "new")]
     with pytest.raises(SystemExit) as stop:
@@ -599,14 +613,14 @@ def questions_of(examples):
     return [decode(e.ids[1 : e.prompt_len - 1]) for e in examples]
 
 
-def ids_of(examples):
-    return sorted(e.ids for e in examples)
+def ids_of(documents):
+    return sorted(e.ids for e in tokenize(documents, tokenizer))
 
 
 def test_the_final_mix_has_the_shares_asked_for_and_nothing_of_other_splits():
     rows = []
     for i in range(700):
-        rows.append(conversation(f"What is {i} + 1?", f"{i} + 1 = {i + 1}", str(i + 1)))
+        rows.append(Conversation(f"What is {i} + 1?", f"{i} + 1 = {i + 1}", str(i + 1)))
     mixed = final_mix(rows, 0.2, 0.1, seed=3)
     own = [e in rows for e in mixed]
     assert len(mixed) == 1000 and own.count(True) == 700
@@ -616,7 +630,7 @@ def test_the_final_mix_has_the_shares_asked_for_and_nothing_of_other_splits():
     assert [len(final_mix(some, 0.2, 0.1, 0)) for some in (rows[:7], [])] == [10, 0]
     assert ids_of(final_mix(rows, 0, 0, 0)) == ids_of(rows)
     for split in ("train", "val"):
-        found = set(questions_of(final_mix(rows, 0.45, 0.45, 0, split)))
+        found = set(questions_of(tokenize(final_mix(rows, 0.45, 0.45, 0, split), tokenizer)))
         for i, phrasing in enumerate(PHRASINGS):
             asked = {phrasing.format(subject) for subject in (*HARMFUL, *HARMLESS)}
             assert bool(found & asked) == (held_out(i, len(PHRASINGS)) == split)
@@ -654,7 +668,8 @@ def test_the_final_stage_trains_on_the_mix_and_validates_on_its_own_split(
         asked = questions_of(some)
         mine = [q for q in asked if q.startswith("What is ") and q[8:-1].isdecimal()]
         assert len(mine) == n
-        safe = [s.ids for s in safety_data(round(2 * n * 0.2), 5, split)]
+        wanted = tokenize(safety_data(round(2 * n * 0.2), 5, split), tokenizer)
+        safe = [e.ids for e in wanted]
         assert any(e.ids in safe for e in some)
     report = read(out / "report.json")
     assert report["val_loss"] > 3 and report["stage"] == "final"

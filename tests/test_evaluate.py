@@ -3,23 +3,26 @@
 import random
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
-from conftest import make_stopping
+from conftest import (
+    END, END_THINK, PAD, THINK, encode, make_stopping, parse_response, render_prompt,
+    render_response, tokenizer, toy_tokenizer,
+)
 from matplotlib.figure import Figure
+from test_search import Scripted
 
 from nanoreason import evaluate, plots
 from nanoreason.evaluate import (
-    Sample, accuracy, auc, behaviours, brier, by_family, collect, greedy_accuracy,
-    interval_of_mean, pass_at_k, reliability, wilson,
+    Sample, accuracy, auc, behaviours, brier, by_family, collect, greedy_accuracy, interval_of_mean,
+    oracle_scorer, pass_at_k, reliability, sampled_accuracy, wilson,
 )
 from nanoreason.generate import Rollout
 from nanoreason.search import canonical, vote_scores
 from nanoreason.speedrun_report import ends
 from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, split_of
-from nanoreason.tokenizer import (
-    END, END_THINK, PAD, THINK, Response, encode, parse_response, render_prompt, render_response,
-)
+from nanoreason.tokenizer import Response
 
 
 @pytest.mark.parametrize("right, n, low, high", [
@@ -99,13 +102,42 @@ def rollout_of(script):
     return Rollout(ids, mask, torch.zeros(ids.shape), (ids == END).any(1))
 
 
-def test_the_bootstrap_interval_has_the_width_of_the_normal_one():
+def test_the_interval_of_a_mean_has_the_width_of_the_normal_one():
     values = [0.0] * 300 + [1.0] * 100
     low, high = interval_of_mean(values)
     half = 1.96 * (0.25 * 0.75 / 400) ** 0.5
     assert low == pytest.approx(0.25 - half, abs=0.008)
     assert high == pytest.approx(0.25 + half, abs=0.008)
-    assert interval_of_mean([1.0] * 5) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("values", "low", "high"), [
+    ([0.5], 0.0546, 0.9454),  # one problem: Wilson's interval of half a success in one
+    ([0.5] * 10, 0.4296, 0.5704),
+    ([1.0] * 5, 0.5655, 1.0),  # Wilson's of 5 in 5
+    ([0.0] * 5, 0.0, 0.4345),
+])
+def test_no_interval_of_a_mean_is_a_point(values, low, high):
+    assert interval_of_mean(values) == [low, high]
+    below, above = interval_of_mean([2 * value - 1 for value in values], -1.0, 1.0)
+    assert (below, above) == pytest.approx((2 * low - 1, 2 * high - 1), abs=2e-4)
+
+
+@pytest.mark.parametrize("draw", [
+    lambda rng, shape: (rng.random(shape) < 0.5).astype(float),
+    lambda rng, shape: (rng.random(shape) < 0.9).astype(float),
+    lambda rng, shape: rng.beta(0.5, 0.5, shape),  # coverage: most problems near 0 or 1
+    lambda rng, shape: rng.beta(8, 0.5, shape),
+    lambda rng, shape: 2 * rng.beta(2, 2, shape) - 1,  # a difference
+], ids=["half", "nine tenths", "coverage", "solved", "difference"])
+@pytest.mark.parametrize("n", [50, 200])
+def test_95_percent_intervals_hold_the_mean_in_93_to_97_percent_of_draws(draw, n):
+    """2,000 draws of n problems; the true mean from a million."""
+    rng = np.random.default_rng(0)
+    truth = draw(rng, 1_000_000).mean()
+    low = -1.0 if draw(rng, 1000).min() < 0 else 0.0
+    intervals = np.array([interval_of_mean(values, low) for values in draw(rng, (2000, n))])
+    held = ((intervals[:, 0] <= truth) & (truth <= intervals[:, 1])).mean()
+    assert 0.93 <= held <= 0.97
 
 
 def test_auc_is_the_share_of_pairs_in_the_right_order_and_brier_the_mean_squared_error():
@@ -196,6 +228,27 @@ def test_greedy_accuracy_is_the_share_of_right_first_answers_with_its_interval(m
     assert asked == [([render_prompt(p.question) for p in problems], 1, 33, 0.0)]
 
 
+@pytest.mark.parametrize("t", [tokenizer, toy_tokenizer()])
+def test_accuracy_is_measured_in_the_ids_of_the_models_own_tokenizer(t):
+    problems = evaluate.held_out_problems(["chain", "word"], [1, 2], 2)
+    script = {}
+    for i, problem in enumerate(problems):  # the first is answered wrong
+        said = t.render_response("so\nso", problem.answer if i else "no idea")
+        script[problem.question] = [(said, 1)]
+    model = Scripted(script, tokenizer=t)
+    assert greedy_accuracy(model, problems, 60)["acc"] == 0.75
+    assert sampled_accuracy(model, problems, 60, 0)["acc"] == 0.75
+    checked = collect(model, problems, 2, 1.0, 60, 0)
+    for i, (own, problem) in enumerate(zip(checked, problems, strict=True)):
+        ((said, _),) = script[problem.question]
+        for sample in own:
+            assert sample == Sample(t.parse_response(said), len(said), i > 0)
+            assert sample.response.steps == ["so", "so"]
+    oracle = oracle_scorer(problems, t)
+    responses = [said for ((said, _),) in script.values()]
+    assert oracle.scores(range(4), responses) == [0, 1, 1, 1]
+
+
 # Problems to measure on
 
 
@@ -275,24 +328,29 @@ def rl_rows(n, first, kl=0.0):
     return rows
 
 
-def last_five(values):
+def five_around(values):
     means = []
     for i in range(len(values)):
-        some = values[max(0, i - 4) : i + 1]
+        some = values[max(0, i - 2) : i + 3]
         means.append(sum(some) / len(some))
     return means
 
 
 def with_means(rows, key):
-    """The two curves of a metric: every step, and the mean of the last five. Steps without a value
-    are left out."""
+    """The two curves of a metric: every step, and the mean of the five around it. Steps without
+    a value are left out."""
     steps = [row["step"] for row in rows if row[key] is not None]
     values = [row[key] for row in rows if row[key] is not None]
-    return [(steps, values), (steps, pytest.approx(last_five(values)))]
+    return [(steps, values), (steps, pytest.approx(five_around(values)))]
+
+
+def test_the_worked_example_of_smooth():
+    assert plots.smooth([0, 3, 6], 3) == [1.5, 3, 4.5]
+    assert plots.smooth([]) == [] and plots.smooth([2.0]) == [2.0]
 
 
 @pytest.mark.parametrize("kl", [0.0, 0.25])
-def test_rl_figures_draw_every_step_and_the_mean_of_the_last_five(tmp_path, monkeypatch, kl):
+def test_rl_figures_draw_every_step_and_the_mean_of_the_five_around_it(tmp_path, monkeypatch, kl):
     """A step that trained on nothing has no entropy, and leaves a gap of its own there."""
     drawn = Drawn(monkeypatch)
     runs = {"zero": rl_rows(9, 0), "cold": rl_rows(4, 1, kl)}

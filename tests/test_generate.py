@@ -2,17 +2,16 @@
 
 import pytest
 import torch
-from conftest import make_stopping, make_tiny
+from conftest import END, PAD, make_stopping, make_tiny, tokenizer, toy_tokenizer
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanoreason.machine import generator
 from nanoreason.generate import (
-    Decoding, GraphDecoding, Rollout, finished_rollout, generate, join_rollouts, noise,
-    pad_prompts, sample_token, sampler,
+    Decoding, GraphDecoding, Rollout, finished_rollout, generate, join_rollouts, make_sampler,
+    pad_prompts, refresh_sampler, sample_token, uniform_numbers,
 )
 from nanoreason.model import BUSY, GPT, GPTConfig, KVCache
-from nanoreason.tokenizer import END, PAD
 
 
 def ragged_prompts(P=5, seed=0):
@@ -46,19 +45,26 @@ def test_logprobs_equal_a_full_forward_at_the_sampling_temperature_while_rows_le
         assert torch.allclose(rollout.logprobs[row, : len(response)], expected, atol=2e-5), row
 
 
-def test_the_mask_ends_with_the_stop_token_and_nothing_follows_it():
-    model = make_stopping(bias=5.0)
-    rollout = generate(model, ragged_prompts(), 12, 14, 1.0, generator(3, "sample"))
+@pytest.mark.parametrize("decoding", [Decoding, GraphDecoding])
+@pytest.mark.parametrize("tokenizer", [tokenizer, toy_tokenizer()])
+def test_the_mask_ends_with_the_tokenizers_stop_token_and_its_padding_follows(
+    tokenizer, decoding, monkeypatch
+):
+    monkeypatch.setattr("nanoreason.generate.Decoding", decoding)
+    monkeypatch.setattr("nanoreason.generate.RecordedStep", lambda step: step)
+    model = make_stopping(bias=5.0, tokenizer=tokenizer)
+    prompts = [[i % tokenizer.vocab_size for i in prompt] for prompt in ragged_prompts()]
+    rollout = generate(model, prompts, 12, 14, 1.0, generator(3, "sample"))
     assert rollout.ended.any() and not rollout.ended.all()
     width = rollout.ids.size(1)
     for row in range(len(rollout.ids)):
         response = rollout.response(row)
         n = int(rollout.lengths[row])
         assert rollout.mask[row].tolist() == [True] * n + [False] * (width - n)
-        assert response.count(END) == rollout.ended[row]
-        assert (response[-1] == END) == rollout.ended[row]
+        assert response.count(tokenizer.end) == rollout.ended[row]
+        assert (response[-1] == tokenizer.end) == rollout.ended[row]
         assert n == width == 14 or rollout.ended[row]
-        assert (rollout.ids[row, n:] == PAD).all()
+        assert (rollout.ids[row, n:] == tokenizer.pad).all()
         assert (rollout.logprobs[row, n:] == 0).all()
         assert (rollout.logprobs[row, :n] < 0).all()
 
@@ -154,7 +160,7 @@ def test_sampled_tokens_are_distributed_like_the_softmax():
     logits = torch.randn(V, generator=generator(0, "logits")) * 2
     logits[3] = float("-inf")
     for temperature in (0.6, 1.0, 2.0):
-        uniform = noise((N,), generator(1, "noise"))
+        uniform = uniform_numbers((N,), generator(1, "noise"))
         ids, logprobs = sample_token(logits.expand(N, V), temperature, uniform)
         p = (logits.double() / temperature).softmax(0)
         seen = torch.bincount(ids, minlength=V).double()
@@ -168,7 +174,7 @@ def test_sampled_tokens_are_distributed_like_the_softmax():
 def test_rows_draw_independent_noise_and_their_own_distribution():
     logits = torch.zeros(50_000, 4)
     logits[::2, 0] = 3.0  # even rows prefer token 0, odd rows do not
-    ids, _ = sample_token(logits, 1.0, noise((50_000,), generator(0, "noise")))
+    ids, _ = sample_token(logits, 1.0, uniform_numbers((50_000,), generator(0, "noise")))
     weight = torch.tensor(3.0).exp()
     share = weight / (weight + 3)
     assert (ids[::2] == 0).float().mean().item() == pytest.approx(share.item(), abs=0.01)
@@ -184,6 +190,20 @@ def test_temperature_zero_is_argmax_with_the_logprob_of_temperature_one():
     assert torch.allclose(logprobs, logits.log_softmax(1).max(1).values)
 
 
+def test_other_stop_tokens_end_a_response_where_they_are_asked_for():
+    toy = toy_tokenizer()
+    model = make_stopping(bias=0.0, tokenizer=toy)
+    model.head.bias.data[toy.newline] = 5.0
+    prompt = toy.render_prompt("so")
+    rollout = generate(
+        model, [prompt], 20, 14, 1.0, generator(3, "sample"), stop=(toy.newline, toy.end)
+    )
+    responses = [rollout.response(row) for row in range(20)]
+    assert rollout.ended.any() and any(response[-1] == toy.newline for response in responses)
+    assert not any(toy.newline in response[:-1] for response in responses)
+    assert (rollout.ids[~rollout.mask] == toy.pad).all()
+
+
 # Limits, progress, and what a response depends on
 
 
@@ -195,8 +215,8 @@ def test_responses_stop_at_the_context_and_prompts_that_leave_no_room_are_errors
     for prompts in ([full], [[1], full], [[]], [[1], []]):
         with pytest.raises(ValueError):
             generate(tiny, prompts, 1, 10, 1.0, generator(0, "s"))
-    with pytest.raises(ValueError):
-        generate(tiny, [[1]], 1, 10, 1.0, None)
+    with pytest.raises(ValueError, match="generator"):
+        generate(tiny, [[1]], 1, 10, 1.0)
 
 
 def test_progress_counts_every_row_once(stopping):
@@ -212,14 +232,14 @@ def test_a_response_depends_on_its_own_random_numbers_and_not_on_who_shares_its_
     model = make_stopping(bias=4.5)
     prompts = ragged_prompts()
     G = 4
-    uniform = noise((len(prompts) * G, 30), generator(0, "sample"))
-    whole = generate(model, prompts, G, 30, 1.0, uniform)
+    uniform = uniform_numbers((len(prompts) * G, 30), generator(0, "sample"))
+    whole = generate(model, prompts, G, 30, 1.0, uniform=uniform)
     for p in (0, 1, 4):  # alone, as on a rank of its own
         rows = slice(p * G, (p + 1) * G)
-        alone = generate(model, prompts[p : p + 1], G, 30, 1.0, uniform[rows])
+        alone = generate(model, prompts[p : p + 1], G, 30, 1.0, uniform=uniform[rows])
         expected = [whole.response(p * G + g) for g in range(G)]
         assert [alone.response(g) for g in range(G)] == expected
-    turns = generate(model, prompts, G, 30, 1.0, uniform, max_rows=8)
+    turns = generate(model, prompts, G, 30, 1.0, uniform=uniform, max_rows=8)
     assert torch.equal(turns.ids, whole.ids)
     assert len(set(whole.lengths.tolist())) > 4
     # a generator makes the same numbers
@@ -231,7 +251,7 @@ def test_a_response_depends_on_its_own_random_numbers_and_not_on_who_shares_its_
 
 
 def test_the_worked_examples_of_padding_and_of_the_mask():
-    padded, lengths = pad_prompts([[5, 6, 7], [8]])
+    padded, lengths = pad_prompts([[5, 6, 7], [8]], PAD)
     assert padded.tolist() == [[5, 6, 7], [8, PAD, PAD]]
     assert lengths.tolist() == [3, 1]
     ids = torch.tensor([[5, 9, PAD, PAD], [5, 6, 9, PAD]])
@@ -274,7 +294,7 @@ def test_rows_that_agree_share_a_branch_and_get_what_they_would_have_got_apart(m
     model = make_stopping(bias=4.0)
     prompts = ragged_prompts()
     G = 40
-    uniform = noise((len(prompts) * G, 30), generator(0, "sample"))
+    uniform = uniform_numbers((len(prompts) * G, 30), generator(0, "sample"))
     sizes = []
     decode = GPT.decode
 
@@ -283,7 +303,7 @@ def test_rows_that_agree_share_a_branch_and_get_what_they_would_have_got_apart(m
         return decode(self, idx, cache)
 
     monkeypatch.setattr(GPT, "decode", watched)
-    shared = generate(model, prompts, G, 30, 0.5, uniform, max_rows=1000)
+    shared = generate(model, prompts, G, 30, 0.5, uniform=uniform, max_rows=1000)
     branches = [n for n, _ in sizes]
     responses = [shared.response(row) for row in range(len(shared.ids))]
     prefixes = set()
@@ -297,7 +317,7 @@ def test_rows_that_agree_share_a_branch_and_get_what_they_would_have_got_apart(m
     # GraphDecoding has a cache row for each
     monkeypatch.setattr("nanoreason.generate.Decoding", GraphDecoding)
     monkeypatch.setattr("nanoreason.generate.RecordedStep", lambda step: step)
-    apart = generate(model, prompts, G, 30, 0.5, uniform, max_rows=1000)
+    apart = generate(model, prompts, G, 30, 0.5, uniform=uniform, max_rows=1000)
     assert torch.equal(apart.ids, shared.ids) and torch.equal(apart.mask, shared.mask)
     assert torch.allclose(apart.logprobs, shared.logprobs, atol=1e-4)
 
@@ -343,30 +363,30 @@ def test_continuations_take_idle_rows_and_hold_what_their_parents_hold(parents, 
 
 
 def test_looking_rarely_at_who_has_stopped_and_leaving_by_halves_changes_nothing(monkeypatch):
-    """The GPU's way, with the step run as it is instead of recorded: 4 steps between looks,
+    """The GPU's way, with the step run as it is instead of recorded: 4 steps between checks,
     batches of 20, 10, 5, 3, 2, 1."""
     model = make_stopping(bias=4.5)
     prompts = ragged_prompts()
     wanted = generate(model, prompts, 4, 50, 1.0, generator(5, "sample"))
     sizes = []
-    looks = []
-    leave = GraphDecoding.leave
+    counts = []
+    shrink = GraphDecoding.shrink
 
     def watched(self, count):
-        looks.append(count)
+        counts.append(count)
         sizes.append(len(self.rows))
-        return leave(self, count)
+        return shrink(self, count)
 
     monkeypatch.setattr("nanoreason.generate.Decoding", GraphDecoding)
-    monkeypatch.setattr(GraphDecoding, "leave", watched)
+    monkeypatch.setattr(GraphDecoding, "shrink", watched)
     monkeypatch.setattr("nanoreason.generate.RecordedStep", lambda step: step)
     monkeypatch.setattr("nanoreason.generate.GRAPH_STEPS", 4)
     got = generate(model, prompts, 4, 50, 1.0, generator(5, "sample"))
     assert torch.equal(got.ids, wanted.ids) and torch.equal(got.mask, wanted.mask)
     assert torch.allclose(got.logprobs, wanted.logprobs, atol=1e-5)
     assert set(sizes) <= {20, 10, 5, 3, 2, 1} and len(set(sizes)) >= 3
-    assert len(looks) <= 12
-    assert all(size >= count for size, count in zip(sizes, looks))
+    assert len(counts) <= 12
+    assert all(size >= count for size, count in zip(sizes, counts))
 
 
 def test_a_compiled_step_gives_the_same_rollout(monkeypatch):
@@ -390,7 +410,7 @@ def test_a_compiled_step_gives_the_same_rollout(monkeypatch):
 def held_by(decoding):
     """Address and shape of every tensor that a step of GraphDecoding reads or writes."""
     d = decoding
-    state = (d.token, d.live, d.at, d.rows, d.ids, d.logprobs)
+    state = (d.token, d.is_live, d.at, d.rows, d.ids, d.logprobs)
     cache = (d.cache.lengths, *d.cache.keys, *d.cache.values)
     return [(x.data_ptr(), x.shape, x.stride()) for x in (*state, *cache)]
 
@@ -409,8 +429,8 @@ def test_a_step_changes_no_address_no_shape_and_asks_the_tensors_nothing():
     with torch.inference_mode():
         ids = torch.full((10, 20), PAD)
         logprobs = torch.zeros(10, 20)
-        uniform = noise((10, 20), generator(0, "s"))
-        d = GraphDecoding(model, ragged_prompts(), 2, ids, logprobs, uniform, 1.0, False)
+        uniform = uniform_numbers((10, 20), generator(0, "s"))
+        d = GraphDecoding(model, ragged_prompts(), 2, ids, logprobs, uniform, 1.0, False, (END,))
         before = held_by(d)
         with Watch():
             for _ in range(3):
@@ -423,20 +443,21 @@ def test_a_step_changes_no_address_no_shape_and_asks_the_tensors_nothing():
 
 
 def test_the_sampler_is_a_copy_that_follows_the_model(tiny):
-    policy = sampler(tiny, bf16=True)
-    assert policy.embed.weight.dtype == torch.bfloat16
-    assert not any(p.requires_grad for p in policy.parameters())
-    assert policy.head.weight is policy.embed.weight
+    sampler = make_sampler(tiny, bf16=True)
+    assert sampler.embed.weight.dtype == torch.bfloat16
+    assert not any(p.requires_grad for p in sampler.parameters())
+    assert sampler.head.weight is sampler.embed.weight
+    assert sampler.tokenizer is tiny.tokenizer
     assert tiny.embed.weight.dtype == torch.float32
     with torch.no_grad():
         for p in tiny.parameters():
             p.add_(0.5)
-    assert sampler(tiny, True, policy) is policy
-    for new, old in zip(tiny.parameters(), policy.parameters()):
+    refresh_sampler(sampler, tiny)
+    for new, old in zip(tiny.parameters(), sampler.parameters()):
         assert torch.equal(new.bfloat16(), old)
     idx = torch.tensor([[1, 2, 3]])
-    exact = sampler(tiny, bf16=False)(idx)
-    fast = policy(idx)
+    exact = make_sampler(tiny, bf16=False)(idx)
+    fast = sampler(idx)
     assert torch.equal(exact, tiny(idx))
     assert (fast.float() - exact).norm() < 0.05 * exact.norm()
 
@@ -450,16 +471,16 @@ def test_the_sampler_is_a_copy_that_follows_the_model(tiny):
 def test_no_prompts_give_an_empty_rollout_that_joins_and_selects_like_another(
     tiny, temperature, uniform
 ):
-    none = generate(tiny, [], 4, 20, temperature, uniform).cpu()
+    none = generate(tiny, [], 4, 20, temperature, uniform=uniform).cpu()
     some = generate(tiny, [[1, 2]], 3, 6, 1.0, generator(0, "s"))
     for name in ("ids", "mask", "logprobs", "ended"):
         empty = getattr(none, name)
         filled = getattr(some, name)
         assert (empty.dtype, empty.dim(), len(empty)) == (filled.dtype, filled.dim(), 0)
-        assert torch.equal(getattr(join_rollouts([none, some, none]), name), filled)
+        assert torch.equal(getattr(join_rollouts([none, some, none], PAD), name), filled)
     assert none.lengths.tolist() == []
     assert len(none.select([]).ids) == 0
-    assert len(join_rollouts([none, none]).ids) == 0
+    assert len(join_rollouts([none, none], PAD).ids) == 0
 
 
 def of_lengths(lengths, width, first):
@@ -474,7 +495,7 @@ def of_lengths(lengths, width, first):
 
 def test_rollouts_of_different_lengths_join_in_order_and_are_padded_behind():
     parts = [of_lengths([2, 1], 2, 10), of_lengths([4, 3, 1], 4, 30), of_lengths([1], 1, 50)]
-    whole = join_rollouts(parts)
+    whole = join_rollouts(parts, PAD)
     assert whole.ids.tolist() == [
         [10, 11, PAD, PAD],
         [12, PAD, PAD, PAD],

@@ -13,7 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import make_stopping
+from conftest import (
+    END, PAD, decode, encode, make_stopping, render_prompt, render_response, tokenizer,
+)
 
 from nanoreason import experience as experience_module
 from nanoreason.experience import (
@@ -23,12 +25,11 @@ from nanoreason.experience import (
     sequence_kl,
     token_logprobs,
 )
-from nanoreason.generate import Rollout, generate, noise
+from nanoreason.generate import Rollout, generate, uniform_numbers
 from nanoreason.machine import Machine, generator
 from nanoreason.questions import Questions, own_share
 from nanoreason.rewards import RewardConfig
 from nanoreason.tasks import split_of, user_problem
-from nanoreason.tokenizer import END, PAD, decode, encode, render_prompt, render_response
 from train_grpo import PAPERS, Config, group_advantages, token_advantages, update
 
 CPU = torch.device("cpu")
@@ -153,7 +154,8 @@ def rolled(model, temperature=1.0, seed=0, problems=PROBLEMS):
     """An Experience of four responses of uneven length to each problem."""
     prompts = [render_prompt(p.question) for p in problems]
     rollout = generate(model, prompts, 4, 24, temperature, generator(seed, "rollout"))
-    return reward_responses(problems, rollout, 4, RewardConfig(), list(range(len(problems))))
+    index = list(range(len(problems)))
+    return reward_responses(problems, rollout, 4, RewardConfig(), index, tokenizer)
 
 
 def some_rewards(P=5, seed=0):
@@ -515,19 +517,19 @@ def test_gradient_accumulation_splits_a_minibatch_into_at_least_that_many_passes
     assert all(n <= passes(n) <= rows for n in range(2, rows + 1))
 
 
-def test_minibatches_split_by_place_and_each_weighs_its_own_responses(model):
-    """Places decide, not the order in this rank's share.
+def test_minibatches_split_by_index_and_each_weighs_its_own_responses(model):
+    """The index over all ranks decides, not the order in this rank's share.
 
-    A rank of several may hold the places 0, 1, 4, 5, 8.
+    A rank of several may hold the groups 0, 1, 4, 5, 8.
     """
     experience = rolled(model)
     advantages = spread(some_rewards(), experience)
-    for places, parts in (
+    for global_index, parts in (
         ([0, 1, 2, 3, 4], ((0, 2, 4), (1, 3))),
         ([6, 2, 1, 3, 4], ((0, 1, 4), (2, 3))),
         ([1, 1, 2, 3, 5], ((2,), (0, 1, 3, 4))),
     ):
-        experience.places = places
+        experience.global_index = global_index
         for loss in ("grpo", "dr-grpo", "dapo"):
             _, steps = run_update(model, experience, advantages, minibatches=2, loss=loss)
             for step, groups in zip(steps, parts, strict=True):
@@ -546,7 +548,7 @@ def test_two_ranks_sum_to_the_gradient_of_one(model, loss):
     Their gradients are added by hand here.
     """
     experience = rolled(model)
-    places = ([0, 1, 4], [2, 3])
+    groups = ([0, 1, 4], [2, 3])
     settings = dict(minibatches=2, inner_epochs=2, loss=loss, then=nudged(model, 0.02))
     even = by_token(experience)
     zero = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
@@ -561,7 +563,7 @@ def test_two_ranks_sum_to_the_gradient_of_one(model, loss):
         row, one = run_update(model, experience, advantages, **settings)
 
         def share(machine):
-            mine = places[machine.rank]
+            mine = groups[machine.rank]
             object.__setattr__(machine, "sum_gradients", lambda net: None)  # each keeps its own
             part = experience.select(mine)
             own = advantages[rows_of(mine)]
@@ -636,6 +638,23 @@ def test_entropy_and_sampler_gap_are_means_over_tokens_within_and_then_over_resp
     assert row["sampler_gap"] == pytest.approx(0.25, abs=1e-4)
 
 
+def test_the_sampler_gap_is_measured_before_any_step_and_not_diluted_by_later_ones(model):
+    """The second minibatch takes the sampler's log-probabilities, whose gap to themselves is 0; in
+    the second epoch the weights are no longer the sampler's."""
+    experience = rolled(model)
+    rollout = experience.rollout
+    rollout.logprobs = rollout.logprobs + 0.25 * rollout.mask
+    advantages = by_token(experience)
+    for minibatches, inner_epochs in ((1, 1), (2, 1), (1, 2), (5, 1), (2, 3)):
+        settings = dict(minibatches=minibatches, inner_epochs=inner_epochs)
+        row, _ = run_update(model, experience, advantages, then=nudged(model, 0.05), **settings)
+        assert row["sampler_gap"] == pytest.approx(0.25, abs=1e-4), settings
+    first = rows_of([0, 2, 4])  # of the first minibatch: nothing to train on, nothing to measure
+    advantages[first] = 0
+    row, _ = run_update(model, experience, advantages, minibatches=2)
+    assert row["sampler_gap"] is None and row["entropy"] > 0
+
+
 @pytest.mark.parametrize("share", [True, False])
 def test_every_packed_token_carries_its_own_responses_values(model, share):
     """Rows in another order, two equal prompts, rows left out.
@@ -648,14 +667,14 @@ def test_every_packed_token_carries_its_own_responses_values(model, share):
     advantages = by_token(experience)
     full = {tuple(PROMPTS[row // 4] + rollout.response(row)): row for row in rows}
     assert len(full) == len(rows)
-    values = dict(advantage=advantages, sampled=rollout.logprobs)
+    values = dict(advantage=advantages, sampler_logp=rollout.logprobs)
     config = exact_config(micro_tokens=96)
     micro_batches = experience.micro_batches(rows, values, config, CPU, share)
     seen = Counter()
     for micro in micro_batches:
         with torch.no_grad():
             logp, entropy = token_logprobs(model, micro, 0.8)
-        assert entropy is None and torch.allclose(logp, micro["sampled"], atol=2e-5)
+        assert entropy is None and torch.allclose(logp, micro["sampler_logp"], atol=2e-5)
         owners = micro["response"].unique().tolist()
         assert owners == list(range(len(owners)))  # counted from 0, one number per response
         for owner in owners:
@@ -663,7 +682,7 @@ def test_every_packed_token_carries_its_own_responses_values(model, share):
             row = full[document(micro, inside, share)]
             n = len(rollout.response(row))
             assert torch.equal(micro["advantage"][inside], advantages[row, :n])
-            assert torch.equal(micro["sampled"][inside], rollout.logprobs[row, :n])
+            assert torch.equal(micro["sampler_logp"][inside], rollout.logprobs[row, :n])
             seen[row] += 1
     assert seen == Counter(rows) and len(micro_batches) > 2
 
@@ -720,7 +739,7 @@ def test_equal_prompts_stay_two_groups(model):
 
 
 def test_questions_are_training_questions_and_ranks_share_them_out():
-    questions = Questions("multiplication,chain,percent", "1,2")
+    questions = Questions("multiplication,chain,percent", "1,2", tokenizer)
 
     def draw(step, attempt=0):
         return questions.draw(step, attempt, 64)
@@ -733,7 +752,7 @@ def test_questions_are_training_questions_and_ranks_share_them_out():
     assert draw(3, 1) == draw(3, 1)
     assert {p.family for p in draw(0)} == set(questions.families)
     assert {p.level for p in draw(0)} == {1, 2}
-    other = Questions("multiplication,chain,percent", "1,2", seed=1)
+    other = Questions("multiplication,chain,percent", "1,2", tokenizer, seed=1)
     assert [p.key for p in other.draw(0, 0, 64)] != [p.key for p in draw(0)]
 
     for world, minibatches in ((4, 1), (2, 2), (2, 4)):
@@ -756,7 +775,8 @@ def user_questions(path, numbers):
 
 
 def test_questions_of_the_users_own_come_from_their_training_split(tmp_path):
-    questions = Questions("chain", "1", user_questions(tmp_path / "own.jsonl", range(60)))
+    path = user_questions(tmp_path / "own.jsonl", range(60))
+    questions = Questions("chain", "1", tokenizer, path)
     train = {p.question for p in questions.own["train"]}
     val = {p.question for p in questions.own["val"]}
     assert len(train) + len(val) == 60 and val
@@ -769,7 +789,7 @@ def test_questions_of_the_users_own_come_from_their_training_split(tmp_path):
 
 
 def curriculum(level, families="chain"):
-    questions = Questions(families, "auto")
+    questions = Questions(families, "auto", tokenizer)
     questions.difficulty = dict.fromkeys(questions.families, level)
     return questions
 
@@ -832,7 +852,7 @@ def test_each_family_has_its_own_difficulty_and_ranks_agree_on_it():
         return questions.difficulty
 
     assert all(found == pytest.approx(whole.difficulty) for found in Ranks(2).run(share))
-    fixed = Questions("chain", "2")
+    fixed = Questions("chain", "2", tokenizer)
     fixed.adapt(problems, verdicts, MACHINE)
     assert fixed.difficulty == {"chain": 1.0}
     assert {p.level for p in fixed.draw(0, 0, 40)} == {2}
@@ -878,7 +898,7 @@ def lucky(monkeypatch, chance):
     The first random number of each response decides.
     """
 
-    def generate(model, prompts, count, length, temperature, uniform, **options):
+    def generate(model, prompts, count, length, temperature, *, uniform, **options):
         script = []
         for row, u in enumerate(uniform[:, 0].tolist()):
             n = int(decode(prompts[row // count][1:-1])[8:-1])
@@ -905,7 +925,8 @@ def sometimes(n):
 @pytest.fixture
 def numbers(tmp_path):
     """Questions 'What is n?' of the user's own."""
-    return Questions("chain", "1", user_questions(tmp_path / "numbers.jsonl", range(1, 60)))
+    path = user_questions(tmp_path / "numbers.jsonl", range(1, 60))
+    return Questions("chain", "1", tokenizer, path)
 
 
 def value(problem):
@@ -935,7 +956,7 @@ def test_every_response_is_rewarded_for_its_own_question_and_compared_with_its_o
     )
     experience, row = sample_groups(model, config, numbers, 0, MACHINE)
     problems = numbers.draw(0, 0, 6)
-    assert experience.problems == problems and experience.places == list(range(6))
+    assert experience.problems == problems and experience.global_index == list(range(6))
     assert len({p.question for p in problems}) > 2
     values = [value(p) for p in problems]
     longer = [len(encode(so(2 * n))) - len(encode(so(n))) for n in values]
@@ -944,7 +965,7 @@ def test_every_response_is_rewarded_for_its_own_question_and_compared_with_its_o
     rewards = experience.rewards
     assert rewards["outcome"].tolist() == [[1, 1, 0]] * 6
     assert rewards["format"].tolist() == [[1, 1, 1]] * 6
-    assert "process" not in rewards and experience.steps == [[]] * 18
+    assert "process" not in rewards and experience.step_rewards == [[]] * 18
     assert rewards["length"].tolist() == [pytest.approx([0, -0.001 * n, 0]) for n in longer]
     assert rewards["task_reward"].tolist() == [[1.5, 1.5, 0.5]] * 6
     total = [pytest.approx([1.5, 1.5 - 0.001 * n, 0.5]) for n in longer]
@@ -971,7 +992,9 @@ def test_rollout_metrics_count_groups_without_signal_and_lengths_by_outcome():
         render_response(so(2), "1"),
         render_response(so(2), "2"),
     ]
-    experience = reward_responses([problem] * 3, as_rollout(script), 2, RewardConfig(), [0, 1, 2])
+    experience = reward_responses(
+        [problem] * 3, as_rollout(script), 2, RewardConfig(), [0, 1, 2], tokenizer
+    )
     row = rollout_metrics(experience, MACHINE)
     n = [len(ids) for ids in script]
     tokens_right = sum(n[i] for i in (0, 1, 4))
@@ -996,7 +1019,7 @@ def test_rollout_metrics_count_groups_without_signal_and_lengths_by_outcome():
 
     for metrics in Ranks(2).run(share):
         assert metrics == pytest.approx(row)
-    wrong = reward_responses([problem], as_rollout(script[2:4]), 2, RewardConfig(), [0])
+    wrong = reward_responses([problem], as_rollout(script[2:4]), 2, RewardConfig(), [0], tokenizer)
     assert rollout_metrics(wrong, MACHINE)["length_right"] == 0  # a mean over nothing
 
 
@@ -1012,13 +1035,14 @@ def test_signal_counts_outcomes_and_step_rewards_but_no_penalties():
         ["1 + 1 = 2", "1 + 1 = 2"],
     ]
     rollout = as_rollout([render_response(text, "2") for group in groups for text in group])
-    arguments = ([problem] * 3, rollout, 2, RewardConfig(length_penalty=-0.01), [0, 1, 2])
+    penalty = RewardConfig(length_penalty=-0.01)
+    arguments = ([problem] * 3, rollout, 2, penalty, [0, 1, 2], tokenizer)
     outcome_only = reward_responses(*arguments)
     assert outcome_only.signal.tolist() == [False] * 3
     assert outcome_only.rewards["total"][0, 0] != outcome_only.rewards["total"][0, 1]
     with_steps = reward_responses(*arguments, exact_steps=True)
     assert with_steps.signal.tolist() == [True, True, False]
-    assert [v for _, v in with_steps.steps[3]] == [-1.0]
+    assert [v for _, v in with_steps.step_rewards[3]] == [-1.0]
 
 
 # Dynamic sampling
@@ -1044,7 +1068,7 @@ def expected_groups(questions, config, step, chance, attempts):
     for attempt in range(attempts):
         count = config.prompts_per_step - len(kept)
         shape = (count, config.num_samples_per_prompt, config.max_reasoning_tokens)
-        uniform = noise(shape, generator(config.seed, "rollout", step, attempt))
+        uniform = uniform_numbers(shape, generator(config.seed, "rollout", step, attempt))
         first = uniform[..., 0].tolist()  # (P, G)
         for problem, numbers in zip(questions.draw(step, attempt, count), first):
             right = [u < chance(value(problem)) for u in numbers]
@@ -1072,7 +1096,7 @@ def test_groups_without_signal_are_left_out_and_others_asked_in_their_place(
         experience, row = sample_groups(model, config, numbers, step, MACHINE)
         kept, asked, refills = expected_groups(numbers, config, step, sometimes, 4)
         assert experience.problems == [problem for problem, *_ in kept]
-        assert experience.places == list(range(len(kept)))
+        assert experience.global_index == list(range(len(kept)))
         outcomes = [[float(r) for r in right] for _, right, _ in kept]
         assert experience.rewards["outcome"].tolist() == outcomes and experience.signal.all()
         for p, (problem, right, _) in enumerate(kept):  # responses stay with their question
@@ -1114,7 +1138,7 @@ def test_dynamic_sampling_stops_when_full_or_after_its_refills(model, numbers, m
         lucky(monkeypatch, chance)
         config = Config(**DYNAMIC | dict(refills=refills))
         experience, row = sample_groups(model, config, numbers, 0, MACHINE)
-        assert calls == asked and experience.problems == [] and experience.places == []
+        assert calls == asked and experience.problems == [] and experience.global_index == []
         assert row["groups"] == 0 and row["refills"] == refills and row["no_signal"] == 1
         assert experience_advantages(experience).shape[0] == 0
 
@@ -1138,7 +1162,7 @@ def test_dynamic_sampling_stops_when_full_or_after_its_refills(model, numbers, m
 def experience_advantages(experience):
     """(N, L) advantages of an Experience's own rewards."""
     rollout = experience.rollout
-    return token_advantages(experience.rewards["total"], experience.steps, rollout.lengths)
+    return token_advantages(experience.rewards["total"], experience.step_rewards, rollout.lengths)
 
 
 def test_the_gradient_is_clipped_to_its_limit_and_not_at_all_without_one(model):
@@ -1171,17 +1195,17 @@ def four_responses(share, p):
     return [share.rollout.response(4 * p + g) for g in range(4)]
 
 
-def by_place(share):
-    """{place: (problem, responses, total rewards)} of the groups that a rank holds."""
+def by_index(share):
+    """{index: (problem, responses, total rewards)} of the groups that a rank holds."""
     found = {}
-    for p, place in enumerate(share.places):
+    for p, index in enumerate(share.global_index):
         rewards = share.rewards["total"][p].tolist()
-        found[place] = (share.problems[p], four_responses(share, p), rewards)
+        found[index] = (share.problems[p], four_responses(share, p), rewards)
     return found
 
 
 @pytest.mark.parametrize("world, minibatches", [(2, 2), (3, 1), (2, 3)])
-def test_ranks_together_keep_the_groups_that_one_keeps_at_the_same_places(
+def test_ranks_together_keep_the_groups_that_one_keeps_under_the_same_index(
     world, minibatches, model, numbers, monkeypatch
 ):
     lucky(monkeypatch, sometimes)
@@ -1195,9 +1219,9 @@ def test_ranks_together_keep_the_groups_that_one_keeps_at_the_same_places(
         found = {}
         for share, metrics in Ranks(world).run(sample):
             assert metrics == pytest.approx(row)
-            assert not set(share.places) & set(found)
-            found |= by_place(share)
-        assert found == by_place(one)
+            assert not set(share.global_index) & set(found)
+            found |= by_index(share)
+        assert found == by_index(one)
         assert len(found) > 6 and (not dynamic or row["refills"] > 0)
 
 
@@ -1210,8 +1234,8 @@ def test_sampled_responses_do_not_depend_on_how_ranks_share_them(model, numbers)
 
     one, _ = sample(MACHINE)
     for share, _ in Ranks(2).run(sample):
-        assert 0 < len(share.places) < 8
-        for p, place in enumerate(share.places):
-            assert four_responses(share, p) == four_responses(one, place)
+        assert 0 < len(share.global_index) < 8
+        for p, index in enumerate(share.global_index):
+            assert four_responses(share, p) == four_responses(one, index)
     again, _ = sample_groups(model, config, numbers, 1, MACHINE)
     assert again.rollout.ids.tolist() != one.rollout.ids.tolist()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import render_prompt, render_response, tokenizer
 
 import train_grpo
 import train_sft
@@ -26,7 +27,6 @@ from nanoreason.model import GPT, GPTConfig
 from nanoreason.questions import Questions, advise
 from nanoreason.run import read_metrics
 from nanoreason.tasks import draw_problem
-from nanoreason.tokenizer import render_prompt, render_response
 from test_grpo import MACHINE, plain_logprobs, scripted
 from test_scripts import call
 from train_grpo import Config, group_advantages, train
@@ -50,7 +50,8 @@ def start(tmp_path_factory):
     shape = GPTConfig(
         n_layer=1, n_head=2, n_kv_head=1, head_dim=16, n_embd=48, d_ff=96, max_len=64
     )
-    checkpoint.save(folder / "ckpt.pt", GPT(shape).init_weights(generator(0, "start")))
+    model = GPT(shape, tokenizer).init_weights(generator(0, "start"))
+    checkpoint.save(folder / "ckpt.pt", model)
     flags = {
         "--stage": "cold-start",
         "--init": folder,
@@ -255,7 +256,7 @@ def test_best_pt_holds_the_weights_of_the_best_check_and_of_equals_the_later(
     train(small(start, tmp_path, steps=7, eval_every=2, save_every=1, max_steps=3), MACHINE)
     # The short run's own last check, after step 3, is one that the longer run does not make.
     del seen[2:]
-    state = checkpoint.load(tmp_path / "ckpt.pt")
+    state = torch.load(tmp_path / "ckpt.pt", weights_only=True)
     del state["run"]["checks"][3]
     torch.save(state, tmp_path / "ckpt.pt")
 
@@ -299,7 +300,7 @@ def test_the_checks_are_greedy_accuracies_on_held_out_problems_and_none_are_made
     out = tmp_path / "run"
     report = train(small(start, out, steps=4, eval_every=2), MACHINE)
     checks = report["val_greedy"]
-    problems = Questions("fact", "1").held_out(6)
+    problems = Questions("fact", "1", tokenizer).held_out(6)
     for step, path in ((0, start), (report["selected_step"], out), (4, out / "ckpt.pt")):
         assert checks[step] == greedy_accuracy(checkpoint.load_model(path), problems, 12)
     logged = [row.get("val_greedy") for row in read_metrics(out / "metrics.jsonl")]
@@ -406,19 +407,20 @@ def test_k1_takes_the_log_ratio_of_whole_responses_from_the_reward_and_the_std_d
 
 
 @pytest.mark.parametrize(
-    "all_wrong, all_right, words",
+    "all_wrong, all_right, best, words",
     [
-        (1.0, 0.0, "every response of every group is wrong. Try easier questions"),
-        (0.0, 1.0, "every response of every group is right. Try harder questions"),
-        (0.75, 0.25, "each group is all right or all wrong. Try larger groups"),
+        (1.0, 0.0, 0.1, "every response of every group is wrong. Try easier questions"),
+        (1.0, 0.0, 0.6, "every response is wrong, where 60% of a step's had been right"),
+        (0.0, 1.0, 1.0, "every response of every group is right. Try harder questions"),
+        (0.75, 0.25, 0.3, "each group is all right or all wrong. Try larger groups"),
     ],
 )
 def test_ten_silent_steps_in_a_row_are_said_once_with_what_to_change(
-    all_wrong, all_right, words, capsys
+    all_wrong, all_right, best, words, capsys
 ):
     said = {}
     for steps in range(31):
-        advise(dict(all_wrong=all_wrong, all_right=all_right), steps, MACHINE)
+        advise(dict(all_wrong=all_wrong, all_right=all_right), steps, best, MACHINE)
         said[steps] = capsys.readouterr().out
     assert [steps for steps in said if said[steps]] == [10, 20, 30]
     for steps in (10, 20, 30):
@@ -508,6 +510,26 @@ def test_a_run_ends_when_the_lower_bound_of_sampled_accuracy_reaches_its_goal(
     assert [row["val_sampled"]["ci"][0] for row in rows if "val_sampled" in row] == [0.25, 0.31]
     report = train(small(start, tmp_path / "never", steps=3, goal=1.0), MACHINE)
     assert not report["reached"] and report["steps"] == 3
+
+
+def test_the_goal_is_measured_on_as_many_problems_of_the_users_own(start, tmp_path, monkeypatch):
+    """However many --families there would be without --data."""
+    asked = []
+
+    def sampled(policy, problems, longest, seed):
+        asked.append([problem.question for problem in problems])
+        return dict(acc=1.0, n=len(problems), ci=[0.9, 1.0])
+
+    monkeypatch.setattr(grpo_run, "sampled_accuracy", sampled)
+    monkeypatch.setattr(grpo_run, "GOAL_PROBLEMS", 12)
+    scripted(monkeypatch, lambda question: [render_response("", question[8:-1])] * 4)
+    rows = [{"question": f"What is {n}?", "answer": str(n)} for n in range(300)]
+    data = tmp_path / "own.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = dict(data=str(data), families="chain,percent,word", goal=0.5, steps=2)
+    assert train(small(start, tmp_path / "run", **settings), MACHINE)["reached"]
+    own = Questions("chain", "1", tokenizer, str(data)).held_out(12)
+    assert asked == [[problem.question for problem in own]] and len(own) == 12
 
 
 # Its size

@@ -59,6 +59,62 @@ def test_cells_of_the_notebooks_are_short():
                 assert len(lines) <= 15 and all(len(line) <= 100 for line in lines), path.name
 
 
+# Whose ids
+
+ROLES = {"PAD", "USER", "ASSISTANT", "THINK", "END_THINK", "END", "NEWLINE"}
+OF_ONE_TOKENIZER = ROLES | {"VOCAB_SIZE", "FIRST_SPECIAL", "encode", "decode", "encoding"} | {
+    "render_prompt", "render_response", "parse_response", "step_ends",
+}
+DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
+
+
+def assigned_names(tree):
+    """Names that the top of a module gives a value."""
+    targets = []
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            targets += node.targets
+        if isinstance(node, ast.AnnAssign):
+            targets.append(node.target)
+    return {name.id for t in targets for name in ast.walk(t) if isinstance(name, ast.Name)}
+
+
+@pytest.mark.parametrize("name", names(FILES))
+def test_no_module_takes_one_tokenizer_for_granted(name):
+    """Ids belong to a Tokenizer, which comes with a model or as an argument. Tests take the shipped
+    one's from conftest.py."""
+    tree = parse(ROOT / name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "nanoreason.tokenizer":
+            found = {alias.name for alias in node.names} & OF_ONE_TOKENIZER
+            assert not found, f"imports {found} from nanoreason.tokenizer"
+        if isinstance(node, ast.ImportFrom) and node.module == "nanoreason":
+            assert "tokenizer" not in {alias.name for alias in node.names}, "imports the module"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            of_tokenizer = node.value.id == "tokenizer"
+            assert not (of_tokenizer and node.attr in ROLES), f"tokenizer.{node.attr}"
+    if (ROOT / name) in SOURCES:
+        assert not assigned_names(tree) & OF_ONE_TOKENIZER
+        at_import = [node for node in tree.body if not isinstance(node, DEFINITIONS)]
+        called = [n for node in at_import for n in ast.walk(node) if isinstance(n, ast.Call)]
+        made = [n for n in called if getattr(n.func, "id", "") == "shipped_tokenizer"]
+        assert not made, f"line {made[0].lineno}: a tokenizer that is made at import"
+
+
+# of the core: what makes new models, and what reads checkpoints that name no tokenizer
+BEGINNINGS = {"checkpoint", "corpus", "train_sft"}
+
+
+def test_the_shipped_tokenizer_is_named_where_models_begin_and_nowhere_else():
+    named = set()
+    for path in SOURCES:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Name) and node.id == "shipped_tokenizer":
+                named.add(path)
+    core = {path.stem for path in named if path.parent.name not in ("bench", "studies")}
+    assert core == BEGINNINGS
+
+
 # The import graph
 
 

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from conftest import make_stopping
+from conftest import make_stopping, render_prompt, render_response, tokenizer
 from test_search import MIXED, OTHER, Q, RIGHT, WRONG, Scripted
 from test_reward_model import make_reward_model
 
@@ -15,7 +15,6 @@ from nanoreason.pool import (
     Pool, best_at, check_samples, draw_pool, estimates, log_fit, scaling, split_responses, votes_at,
 )
 from nanoreason.tasks import user_problem
-from nanoreason.tokenizer import render_prompt, render_response
 from nanoreason.reward_model import aggregate, scores
 
 PROBLEMS = held_out_problems(["chain", "word", "percent"], [1, 2], 4)
@@ -42,9 +41,9 @@ def test_samples_and_scores_follow_their_problems_into_any_order():
 
     p = 4  # one of them, alone
     n = 3
-    ((rated),) = scores(prm, [render_prompt(PROBLEMS[p].question)], [straight.ids[p][n]])
+    ((readings),) = scores(prm, [render_prompt(PROBLEMS[p].question)], [straight.ids[p][n]])
     for how in ("last", "min", "prod"):
-        expected = pytest.approx(aggregate(rated, how), abs=1e-5)
+        expected = pytest.approx(aggregate(readings, how), abs=1e-5)
         assert straight.scores[f"prm-{how}"][p, n] == expected
 
 
@@ -98,7 +97,7 @@ def test_responses_are_cut_apart_as_in_the_worked_example():
 def test_samples_are_checked_by_their_answers():
     problem = user_problem(Q, "39")
     responses = [RIGHT, WRONG, RIGHT[:-1], render_response("", "39.0"), OTHER, RIGHT]
-    right, answer = check_samples(problem, responses)
+    right, answer = check_samples(problem, responses, tokenizer)
     assert list(right) == [True, False, False, True, False, True]
     assert list(answer) == [0, 1, -1, 0, 2, 0]
     pool = draw_pool(Scripted({Q: MIXED}), [problem], 200, 1.0, 60, 0)
@@ -166,6 +165,7 @@ def scripted_pool(answers, right, score):
         tokens=np.full(answer.shape, 10.0),
         right=answer == np.array(right)[:, None],
         answer=answer,
+        tokenizer=tokenizer,
         key="",
         cache=None,
         scores={"orm": np.array(score)},

@@ -1,5 +1,5 @@
-"""Training reward models: labels by the exact checker and by rollouts, the loss, calibration, and a
-run that is killed and goes on."""
+"""Training reward models: labels by the exact checker and by continuations, the loss, calibration,
+and a run that is killed and goes on."""
 
 import json
 import math
@@ -8,29 +8,28 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny
+from conftest import make_tiny, render_prompt, render_response, tokenizer, toy_tokenizer
 from test_reward_model import PROMPTS, RESPONSES, make_reward_model
 from test_search import Scripted
 
 import train_prm
 from nanoreason import checkpoint, labels
-from nanoreason.corpus import Example
+from nanoreason.data import Example
 from nanoreason.flags import UserError
 from nanoreason.generate import Rollout
 from nanoreason.labels import (
     balance, collect, from_arrays, gather, label_quality, quality, question_batches, to_arrays,
 )
 from nanoreason.machine import Machine, generator
-from nanoreason.pool import read_arrays, write_arrays
+from nanoreason.pool import fingerprint, read_arrays, write_arrays
 from nanoreason.replicas import Replicas
 from nanoreason.reward_model import (
     _packed_batches, calibrate, load_reward_model, mean_loss, platt, read_logits, reading_batches,
-    reading_places, scores,
+    scores, where_to_read,
 )
 from nanoreason.run import read_metrics
 from nanoreason.tasks import make_problem
-from nanoreason.tokenizer import END, END_THINK, THINK, encode, render_prompt, render_response
-from train_prm import Config, add_gradients, rate_at, reward_model_loss, targets, train_step
+from train_prm import Config, add_gradients, rate_factor, reward_model_loss, targets, train_step
 
 MACHINE = Machine(torch.device("cpu"))
 SUM = make_problem("chain", 1, (8, ("+", 5), ("*", 3)), None, "What is (8 + 5) * 3?")
@@ -43,7 +42,7 @@ SCRIPT = {
     SUM.question: [(GOOD, 0.5), (SLIP, 0.3), (LUCK, 0.2)],
     OTHER.question: [(THEIRS, 1.0)],
 }
-ENDS = reading_places("prm", GOOD)  # the same in all of them
+ENDS = where_to_read("prm", GOOD, tokenizer)  # the same in all of them
 DEFAULTS = dict(samples=40, max_reasoning_tokens=60, kind="prm")
 
 
@@ -53,14 +52,14 @@ def made(split="train", problems=(SUM, OTHER), **flags):
     return collect(Scripted(SCRIPT), list(problems), config, split, MACHINE), config
 
 
-def again(data, problems, rollouts):
-    """A LabelledSplit as it comes back from a file, with the first rollouts only."""
-    return from_arrays(to_arrays(data), problems, rollouts)
+def again(data, problems, continuations):
+    """A LabelledSplit as it comes back from a file, with the first continuations only."""
+    return from_arrays(to_arrays(data), problems, continuations, tokenizer)
 
 
 def successes(data):
-    """{response: how many rollouts from each of its places found the answer}."""
-    return {tuple(r.ids): r.rollouts.sum(1).tolist() for r in data.responses}
+    """{response: how many continuations from each of its steps found the answer}."""
+    return {tuple(r.ids): r.continuations.sum(1).tolist() for r in data.responses}
 
 
 def test_responses_are_kept_once_for_training_and_as_they_come_elsewhere():
@@ -68,7 +67,7 @@ def test_responses_are_kept_once_for_training_and_as_they_come_elsewhere():
     expected = [render_prompt(SUM.question) + r for r in (GOOD, SLIP, LUCK)]
     expected.append(render_prompt(OTHER.question) + THEIRS)
     assert sorted(e.ids for e in data.examples) == sorted(expected)
-    assert all(r.rollouts is None for r in data.responses)
+    assert all(r.continuations is None for r in data.responses)
     assert data.cost == dict(sampled=80 * len(GOOD), rolled=0)
     found = [r.ids for r in made("val")[0].responses]
     counts = [found.count(ids) for ids in (GOOD, SLIP, LUCK, THEIRS)]
@@ -86,21 +85,23 @@ def test_exact_labels_stand_at_their_steps_and_belong_to_their_question(problems
     }
     assert len(data.responses) == 4
     for r in data.responses:
-        assert r.places == reading_places("prm", r.ids) and r.exact == expected[tuple(r.ids)]
+        assert r.read_at == where_to_read("prm", r.ids, tokenizer)
+        assert r.exact == expected[tuple(r.ids)]
         assert r.right == (r.exact[-1] == 1)
-        assert r.example.ids == render_prompt(problems[r.question].question) + r.ids
-    places = [r.places for r in data.responses]
-    assert targets(data, config) == (places, [r.exact for r in data.responses])
-    places, wanted = targets(data, Config(kind="orm"))
-    assert places == [list(range(len(GOOD)))] * 4
+        assert r.example.ids == render_prompt(problems[r.problem_index].question) + r.ids
+    read_at = [r.read_at for r in data.responses]
+    assert targets(data, config) == (read_at, [r.exact for r in data.responses])
+    read_at, wanted = targets(data, Config(kind="orm"))
+    assert read_at == [list(range(len(GOOD)))] * 4
     assert wanted == [[float(r.right)] * len(GOOD) for r in data.responses]
 
 
-def test_rollouts_go_on_from_each_step_and_their_share_is_the_label():
+def test_continuations_go_on_from_each_step_and_their_share_is_the_label():
     """After 8 + 5 = 13 five responses in eight are right; after 8 + 5 = 12 all are, by luck; a
     finished one is what it is."""
     data, config = made(labels="mc", rollouts=60, samples=20)
-    assert all(r.rollouts.shape == (3, 60) and r.rollouts.dtype == bool for r in data.responses)
+    assert all(r.continuations.shape == (3, 60) for r in data.responses)
+    assert all(r.continuations.dtype == bool for r in data.responses)
     found = successes(data)
     first = found[tuple(GOOD)][0]
     assert first == found[tuple(SLIP)][0] and first / 60 == pytest.approx(5 / 8, abs=0.2)
@@ -119,50 +120,51 @@ def test_rollouts_go_on_from_each_step_and_their_share_is_the_label():
     assert data.cost["rolled"] == 60 * (3 * rest[0] + 4 * rest[1])
 
 
-def test_fewer_rollouts_are_the_first_of_more():
+def test_fewer_continuations_are_the_first_of_more():
     data, _ = made(problems=[SUM], labels="mc", rollouts=16, samples=20)
     four = again(data, [SUM], 4)
     for some, all_of_them in zip(four.responses, data.responses, strict=True):
-        assert np.array_equal(some.rollouts, all_of_them.rollouts[:, :4])
-    assert four.cost["rolled"] == data.rollout_tokens[:4].sum() > 0
+        assert np.array_equal(some.continuations, all_of_them.continuations[:, :4])
+    assert four.cost["rolled"] == data.continuation_tokens[:4].sum() > 0
     assert four.cost["sampled"] == data.cost["sampled"]
     other, _ = made(problems=[SUM], labels="mc", rollouts=4, samples=20)
     assert len(successes(other)) == 3 and successes(other) != successes(data)
 
 
-def test_test_responses_need_no_rollouts():
+def test_test_responses_need_no_continuations():
     data, _ = made("test", labels="mc")
-    assert all(r.rollouts is None for r in data.responses)
+    assert all(r.continuations is None for r in data.responses)
     data, _ = made("val", labels="mc", rollouts=2, samples=4)
-    assert all(r.rollouts is not None for r in data.responses)
+    assert all(r.continuations is not None for r in data.responses)
 
 
 @pytest.mark.parametrize("kind", ["exact", "mc"])
 def test_labels_come_back_from_a_file_as_they_were(kind, tmp_path):
     data, _ = made(labels=kind, rollouts=3, samples=10)
     write_arrays(tmp_path / "train.npz", to_arrays(data))
-    back = from_arrays(read_arrays(tmp_path / "train.npz"), [SUM, OTHER], 3)
+    back = from_arrays(read_arrays(tmp_path / "train.npz"), [SUM, OTHER], 3, tokenizer)
     assert back.cost == data.cost
     for one, two in zip(back.responses, data.responses, strict=True):
-        fields = [(r.question, r.example, r.right, r.places, r.exact) for r in (one, two)]
+        fields = [(r.problem_index, r.example, r.right, r.read_at, r.exact) for r in (one, two)]
         assert fields[0] == fields[1]
-        assert (one.rollouts is None) == (kind == "exact")
-        assert kind == "exact" or np.array_equal(one.rollouts, two.rollouts)
+        assert (one.continuations is None) == (kind == "exact")
+        assert kind == "exact" or np.array_equal(one.continuations, two.continuations)
 
 
-def test_files_of_an_earlier_version_with_rollouts_in_bits_are_read(tmp_path):
+def test_files_of_an_earlier_version_with_outcomes_in_bits_are_read(tmp_path):
     data, _ = made(labels="mc", rollouts=60, samples=10)
     arrays = to_arrays(data)
     outcomes = arrays.pop("rollouts").tolist()
-    # the first rollout was the lowest bit
+    # the first continuation was the lowest bit
     packed = [sum(1 << k for k, right in enumerate(row) if right) for row in outcomes]
     arrays["mc"] = np.array(packed, np.int64)
     write_arrays(tmp_path / "train.npz", arrays)
     for K in (60, 7):
-        back = from_arrays(read_arrays(tmp_path / "train.npz"), [SUM, OTHER], K)
+        back = from_arrays(read_arrays(tmp_path / "train.npz"), [SUM, OTHER], K, tokenizer)
         assert back.cost == again(data, [SUM, OTHER], K).cost
         for one, two in zip(back.responses, data.responses, strict=True):
-            assert np.array_equal(one.rollouts, two.rollouts[:, :K]) and one.rollouts.dtype == bool
+            assert np.array_equal(one.continuations, two.continuations[:, :K])
+            assert one.continuations.dtype == bool
 
 
 def test_the_shares_of_ranks_are_joined_and_one_may_be_empty(monkeypatch):
@@ -174,7 +176,7 @@ def test_the_shares_of_ranks_are_joined_and_one_may_be_empty(monkeypatch):
 
     monkeypatch.setattr("torch.distributed.all_gather_object", everyone)
     whole = gather(to_arrays(data), Machine(torch.device("cpu"), 1, 2))
-    back = from_arrays(whole, [SUM, OTHER], 3)
+    back = from_arrays(whole, [SUM, OTHER], 3, tokenizer)
     assert back.cost == data.cost and successes(back) == successes(data)
 
 
@@ -195,7 +197,7 @@ def test_the_loss_is_the_cross_entropy_also_of_shares():
     assert reward_model_loss(logits, wanted, weight).item() == pytest.approx(by_hand, rel=1e-5)
     mean = mean_loss([[0.3], [-2.0, 5.0]], [[1.0], [0.25, 0.0]])
     assert mean == pytest.approx(each[0] / 2 + (each[1] + each[2]) / 4, rel=1e-5)
-    assert [rate_at(s, 10, 2) for s in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 0.125]
+    assert [rate_factor(s, 10, 2) for s in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 0.125]
 
 
 def test_right_and_flawed_responses_are_balanced():
@@ -207,30 +209,30 @@ def test_right_and_flawed_responses_are_balanced():
     assert len(balance([[1.0]] * 5, 0)) == 0 and list(balance(wanted, 1)) != list(kept)
 
 
-def test_logits_are_read_at_the_places_of_each_response_however_they_are_packed(monkeypatch):
+def test_logits_are_read_where_they_are_asked_for_however_they_are_packed(monkeypatch):
     model = make_reward_model("prm")
     examples = [Example(p + r, len(p)) for p, r in zip(PROMPTS, RESPONSES)]
-    places = [reading_places("prm", r) for r in RESPONSES]
-    expected = [c for rated in scores(model, PROMPTS, RESPONSES) for _, c in rated]
+    read_at = [where_to_read("prm", r, tokenizer) for r in RESPONSES]
+    expected = [c for readings in scores(model, PROMPTS, RESPONSES) for _, c in readings]
 
     def check(logits):
         flat = torch.tensor([z for zs in logits for z in zs])
         assert flat.sigmoid().tolist() == pytest.approx(expected, abs=1e-5)
 
-    check(read_logits(model, examples, places))
+    check(read_logits(model, examples, read_at))
     monkeypatch.setattr("nanoreason.reward_model.SHORT", 30)  # two groups of rows
     monkeypatch.setattr("nanoreason.reward_model.PASS_TOKENS", 200)  # several passes
-    packed = list(_packed_batches(examples, places, "cpu"))  # as a GPU reads them
+    packed = list(_packed_batches(examples, read_at, "cpu"))  # as a GPU reads them
     order = [i for _, owner in packed for i in owner]
     found = {}
     for inputs, owner in packed:
         for i, logit in zip(owner, model(**inputs).tolist()):
             found.setdefault(i, []).append(logit)
     check([found[i] for i in range(len(examples))])
-    assert len(list(reading_batches(examples, places, "cpu"))) > 1
-    assert sorted(order) == sorted(i for i, p in enumerate(places) for _ in p)
+    assert len(list(reading_batches(examples, read_at, "cpu"))) > 1
+    assert sorted(order) == sorted(i for i, p in enumerate(read_at) for _ in p)
     assert order != sorted(order)
-    check(read_logits(model, examples, places))
+    check(read_logits(model, examples, read_at))
 
 
 def test_batches_keep_the_responses_to_a_question_together_and_ranks_share_them():
@@ -272,20 +274,20 @@ def test_a_step_gives_every_response_the_same_weight_and_ranks_together_give_the
 ):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: None)
     examples = [Example(p + r, len(p)) for p, r in zip(PROMPTS, RESPONSES)]
-    places = [reading_places("prm", r) for r in RESPONSES]
+    read_at = [where_to_read("prm", r, tokenizer) for r in RESPONSES]
     noise = generator(0, "labels")
-    wanted = [torch.rand(len(p), generator=noise).tolist() for p in places]
+    wanted = [torch.rand(len(p), generator=noise).tolist() for p in read_at]
     model = make_reward_model("prm").train()
     look = Look(model)
 
     def work(net, share):
-        return add_gradients(net, examples, places, wanted, *share, MACHINE.device, False)
+        return add_gradients(net, examples, read_at, wanted, *share, MACHINE.device, False)
 
     replicas = Replicas(model, [look], work)
     index = np.arange(10)
     whole = train_step(replicas, index, MACHINE)
     together = look.grads
-    expected = mean_loss(read_logits(model, examples, places), wanted)
+    expected = mean_loss(read_logits(model, examples, read_at), wanted)
     assert whole == pytest.approx(expected, abs=1e-5)
     parts = []
     for rank in (0, 1):
@@ -352,9 +354,9 @@ def seven(monkeypatch):
     """Policies say '7' or '8' at once, each half of the time; 7 is always right: a reward model can
     learn it."""
 
-    def scripted(model, prompts, samples, limit, temperature, uniform, **options):
+    def scripted(model, prompts, samples, limit, temperature, *, uniform, **options):
         said = ["7" if u < 0.5 else "8" for u in uniform[:, 0]]
-        ids = torch.tensor([[THINK, END_THINK, *encode(word), END] for word in said])
+        ids = torch.tensor([model.tokenizer.render_response("", word) for word in said])
         ended = torch.ones(len(ids), dtype=torch.bool)
         return Rollout(ids, ids >= 0, torch.zeros(ids.shape), ended)
 
@@ -397,7 +399,7 @@ def test_a_reward_model_learns_what_is_right_and_a_killed_run_gives_the_same_num
     last = report["test"]["positions"]["last"]
     assert last["auc"] > 0.9 and last["brier"] < 0.15 and report["best"][0] < 0.4
     assert load_reward_model(whole).kind == "orm"
-    assert (whole / "verifier.png").read_bytes()[:4] == b"\x89PNG"
+    assert (whole / "reward_model.png").read_bytes()[:4] == b"\x89PNG"
     call("parts", "--max-steps", 23)
     (tmp_path / "parts" / "report.json").unlink()
     call("parts", "--resume")
@@ -408,10 +410,46 @@ def test_a_reward_model_learns_what_is_right_and_a_killed_run_gives_the_same_num
     complaint = "--reuse: the samples in .* were made with --questions 120"
     with pytest.raises(UserError, match=complaint):
         call("new", "--reuse", whole, "--questions", 119)
-    with pytest.raises(UserError, match="has 0 rollouts per step; 8 were asked for"):
+    with pytest.raises(UserError, match="has 0 --rollouts per step; 8 were asked for"):
         call("new2", "--reuse", whole, "--kind", "prm", "--labels", "mc")
     monkeypatch.setattr(labels, "generate", lambda *a, **k: pytest.fail("sampled again"))
     monkeypatch.setattr(labels, "sample_some", lambda *a, **k: pytest.fail("sampled again"))
     call("prm", "--reuse", whole, "--kind", "prm", "--seed", 5, "--max-steps", 3)
     reusing = json.loads((tmp_path / "prm" / "report.json").read_text())
     assert reusing["responses"] == report["responses"]
+
+
+def test_samples_of_other_weights_are_neither_resumed_nor_reused(
+    call, seven, policy, tmp_path, capsys
+):
+    """Another policy under another name, or under the same."""
+    call("run", "--max-steps", 3)
+    weights = json.loads((tmp_path / "run" / "provenance.json").read_text())["weights"]
+    assert weights == fingerprint(checkpoint.load_model(policy))
+    checkpoint.save(tmp_path / "other.pt", make_tiny(seed=1, max_len=256))
+    toy = make_tiny(tokenizer=toy_tokenizer(), max_len=256)
+    checkpoint.save(tmp_path / "toy.pt", toy)
+    left = (tmp_path / "run" / "ckpt.pt").read_bytes()
+    resumed = "--resume: the samples in .* are not those of the weights in --init"
+    with pytest.raises(UserError, match=resumed):
+        call("run", "--resume", "--init", tmp_path / "other.pt")
+    with pytest.raises(UserError, match="--init and --resume have different tokenizers"):
+        call("run", "--resume", "--init", tmp_path / "toy.pt")
+    with pytest.raises(UserError, match="--reuse: the samples in .* were made with --init"):
+        call("new", "--reuse", tmp_path / "run", "--init", tmp_path / "other.pt")
+    assert (tmp_path / "run" / "ckpt.pt").read_bytes() == left
+    call("run", "--resume", "--max-steps", 4)
+    (tmp_path / "run" / "provenance.json").unlink()  # as an earlier version left it
+    call("run", "--resume", "--max-steps", 5)
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 5
+
+
+def test_a_reward_model_has_the_tokenizer_of_its_policy(call, seven, tmp_path):
+    toy = toy_tokenizer()
+    checkpoint.save(tmp_path / "toy.pt", make_tiny(tokenizer=toy, max_len=256))
+    for kind in ("orm", "prm"):
+        call(kind, "--init", tmp_path / "toy.pt", "--kind", kind, "--max-steps", 3)
+        assert load_reward_model(tmp_path / kind).tokenizer == toy
+        assert checkpoint.load(tmp_path / kind / "ckpt.pt")["tokenizer"] == toy
+    call("orm", "--init", tmp_path / "toy.pt", "--kind", "orm", "--max-steps", 4, "--resume")
+    assert load_reward_model(tmp_path / "orm").tokenizer == toy

@@ -9,17 +9,17 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_tiny
+from conftest import ROOT, make_tiny, tokenizer
 
 import train_sft
 from nanoreason.machine import Machine
-from nanoreason.corpus import demonstrations
+from nanoreason.corpus import demonstrations, tokenize
 from nanoreason.data import pack
 from nanoreason.optim import AdamW
 from nanoreason.replicas import LARGEST, Replicas, replica_count
 
 MACHINE = Machine(torch.device("cpu"))
-ROWS = pack(demonstrations(60, 0), 256)
+ROWS = pack(tokenize(demonstrations(60, 0), tokenizer), 256)
 CONFIG = train_sft.Config(micro_tokens=512)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 

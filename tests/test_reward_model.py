@@ -9,7 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_tiny
+from conftest import (
+    END, END_THINK, PAD, THINK, decode, encode, make_tiny, render_prompt, render_response,
+    tokenizer,
+)
 from torch import nn
 
 import train_grpo
@@ -22,9 +25,6 @@ from nanoreason.model import GPTConfig
 from nanoreason.reward_model import RewardModel, load_reward_model, save_reward_model, scores
 from nanoreason.rewards import RewardConfig
 from nanoreason.tasks import demo_problems, make_problem, user_problem
-from nanoreason.tokenizer import (
-    END, END_THINK, PAD, THINK, decode, encode, render_prompt, render_response,
-)
 
 MACHINE = Machine(torch.device("cpu"))
 
@@ -32,7 +32,7 @@ MACHINE = Machine(torch.device("cpu"))
 def make_reward_model(kind, seed=0, **shape):
     """A reward model on the tiny GPT, whose scores are far from one half."""
     gpt = make_tiny(seed=seed, **shape)
-    made = RewardModel(gpt.config, kind)
+    made = RewardModel(gpt.config, kind, gpt.tokenizer)
     made.gpt.load_state_dict(gpt.state_dict())
     nn.init.normal_(made.score.weight, 0.0, 0.2, generator=generator(seed, "score"))
     nn.init.constant_(made.score.bias, 0.3)
@@ -69,9 +69,9 @@ def alone(model, prompt, response, end):
     return 1 / (1 + math.exp(-logit.item()))
 
 
-def alone_at(model, prompt, response, rated):
-    """`alone` at every place of [(place, chance)]."""
-    return [alone(model, prompt, response, end) for end, _ in rated]
+def alone_at(model, prompt, response, readings):
+    """`alone` at every index of [(index, chance)]."""
+    return [alone(model, prompt, response, end) for end, _ in readings]
 
 
 @pytest.mark.parametrize("at_once", [16_384, 300, 1])
@@ -187,9 +187,11 @@ def rollout_of(responses):
 def rewarded(problems, responses, reward_config=RewardConfig(), **options):
     """Experience of these responses, as many to each problem."""
     samples = len(responses) // len(problems)
-    places = list(range(len(problems)))
+    index = list(range(len(problems)))
     rollout = rollout_of(responses)
-    return reward_responses(problems, rollout, samples, reward_config, places, **options)
+    return reward_responses(
+        problems, rollout, samples, reward_config, index, tokenizer, **options
+    )
 
 
 def test_responses_are_rewarded_with_their_own_question_and_stand_in_its_row():
@@ -214,17 +216,19 @@ def test_responses_are_rewarded_with_their_own_question_and_stand_in_its_row():
     task_reward = rewards["outcome"] + rewards["process"] / 2 + rewards["format"] / 4
     assert torch.allclose(rewards["task_reward"], task_reward)
     assert torch.allclose(rewards["total"], task_reward + rewards["length"] + rewards["overlong"])
-    assert found.steps == [[]] * 6 and found.places == [0, 1]
+    assert found.step_rewards == [[]] * 6 and found.global_index == [0, 1]
 
 
 def test_exact_steps_are_rewarded_where_they_end_and_the_outcome_at_the_last_token():
     found = rewarded([CHAIN], [RIGHT, WRONG, CUT, SHORT], exact_steps=True)
-    assert found.steps == [
+    assert found.step_rewards == [
         [(G_END, 1.0), (LAST, 1.0)], [(G_END, 1.0), (LAST, -1.0)], [(G_END - 1, 1.0)], [],
     ]
-    theirs = rewarded([CHAIN, PRODUCT], [SHORT, RIGHT, RIGHT, GUESS], exact_steps=True).steps
+    theirs = rewarded([CHAIN, PRODUCT], [SHORT, RIGHT, RIGHT, GUESS], exact_steps=True)
     # the same steps in answer to another question
-    assert theirs == [[], [(G_END, 1.0), (LAST, 1.0)], [(G_END, -1.0), (LAST, -1.0)], []]
+    assert theirs.step_rewards == [
+        [], [(G_END, 1.0), (LAST, 1.0)], [(G_END, -1.0), (LAST, -1.0)], [],
+    ]
     assert RIGHT[G_END : G_END + 1] == encode("\n") and RIGHT[LAST] == WRONG[LAST] == END_THINK
     task_rewards = found.rewards["task_reward"].tolist()
     assert task_rewards == found.rewards["total"].tolist() == [[1, 0, 0, 1]]
@@ -241,10 +245,10 @@ def test_a_reward_models_last_score_is_the_reward_and_a_prms_others_reward_steps
     for row, (prompt, response) in enumerate(zip(prompts, responses)):
         last = alone(model, prompt, response, len(response) - 1)
         assert task_rewards[row] == pytest.approx(last, abs=1e-5)
-        rated = found.steps[row]
-        assert [end for end, _ in rated] == (ends[row] if kind == "prm" else [])
-        chances = [chance for _, chance in rated]
-        assert chances == pytest.approx(alone_at(model, prompt, response, rated), abs=1e-5)
+        readings = found.step_rewards[row]
+        assert [end for end, _ in readings] == (ends[row] if kind == "prm" else [])
+        chances = [chance for _, chance in readings]
+        assert chances == pytest.approx(alone_at(model, prompt, response, readings), abs=1e-5)
     given = found.rewards["score"]
     assert torch.equal(given, found.rewards["task_reward"])
     assert found.rewards["outcome"].tolist() == [[1, 0, 0], [1, 0, 0]]
@@ -257,9 +261,9 @@ def test_a_rank_without_questions_rewards_nothing_into_the_same_shape():
         torch.zeros(0).bool(),
     )
     for options in ({}, dict(exact_steps=True), dict(reward_model=make_reward_model("prm"))):
-        found = reward_responses([], none, 4, RewardConfig(), [], **options)
+        found = reward_responses([], none, 4, RewardConfig(), [], tokenizer, **options)
         assert all(values.shape == (0, 4) for values in found.rewards.values())
-        assert found.signal.tolist() == [] and found.steps == []
+        assert found.signal.tolist() == [] and found.step_rewards == []
         assert set(found.rewards) == set(rewarded([CHAIN], [RIGHT] * 4, **options).rewards)
 
 
@@ -306,25 +310,25 @@ def five_groups():
             else:
                 responses.append(render_response("a\n" * (g + 1) + "b", str(i)))
     found = rewarded(problems, responses, exact_steps=True)
-    found.places = [7, 3, 8, 1, 5]
+    found.global_index = [7, 3, 8, 1, 5]
     return problems, responses, found
 
 
-def test_selected_groups_keep_their_questions_rows_rewards_steps_and_places():
+def test_selected_groups_keep_their_questions_rows_rewards_steps_and_indices():
     problems, responses, found = five_groups()
     some = found.select([3, 0, 4])
     rows = (6, 7, 0, 1, 8, 9)
     assert some.problems == [problems[i] for i in (3, 0, 4)]
-    assert some.places == [1, 7, 5] and some.samples == 2
+    assert some.global_index == [1, 7, 5] and some.samples == 2
     assert [some.rollout.response(row) for row in range(6)] == [responses[row] for row in rows]
     assert some.rollout.logprobs[:, 0].tolist() == [-7, -8, -1, -2, -9, -10]
     assert some.rewards["outcome"].tolist() == [[0, 1], [1, 1], [1, 1]]
     assert set(some.rewards) == set(found.rewards)
-    assert some.steps == [found.steps[row] for row in rows]
-    assert [len(steps) for steps in some.steps] == [0, 0, 2, 3, 2, 3]
+    assert some.step_rewards == [found.step_rewards[row] for row in rows]
+    assert [len(own) for own in some.step_rewards] == [0, 0, 2, 3, 2, 3]
     assert torch.equal(some.signal, found.signal[[3, 0, 4]])
     none = found.select([])
-    assert none.problems == none.steps == none.places == []
+    assert none.problems == none.step_rewards == none.global_index == []
     assert none.rewards["total"].shape == (0, 2) and len(none.rollout.ids) == 0
 
 
@@ -334,14 +338,15 @@ def test_joined_parts_stand_in_their_order_and_are_what_was_cut_apart():
     parts[2].rollout = rollout_of(responses[4:6])  # of another length than the others
     whole = join(parts)
     assert whole.problems == found.problems
-    assert whole.places == found.places and whole.steps == found.steps
+    assert whole.global_index == found.global_index
+    assert whole.step_rewards == found.step_rewards
     for name, values in found.rewards.items():
         assert torch.equal(whole.rewards[name], values)
     assert [whole.rollout.response(row) for row in range(10)] == responses
     assert torch.equal(whole.rollout.ended, found.rollout.ended)
     assert whole.rollout.logprobs[:, 0].tolist() == [-1, -2, -3, -4, -1, -2, -7, -8, -9, -10]
     back = join([found.select([4]), found.select([0])])
-    assert back.places == [5, 7]
+    assert back.global_index == [5, 7]
     rows = (8, 9, 0, 1)
     assert [back.rollout.response(row) for row in range(4)] == [responses[row] for row in rows]
 

@@ -8,20 +8,21 @@ from fractions import Fraction
 from itertools import islice, product
 
 import pytest
+from conftest import (
+    ASSISTANT, END, END_THINK, PAD, THINK, USER, decode, encode, parse_response, render_response,
+    tokenizer,
+)
 
 from nanoreason.rewards import (
-    RewardConfig, format_reward, group_rewards, leaky_outcome_for_hacking_study, length_penalties,
-    outcome_reward, overlong_penalty, process_reward, reward, step_rewards,
+    RewardConfig, exact_step_rewards, format_reward, group_rewards, leaky_outcome_for_hacking_study,
+    length_penalties, outcome_reward, overlong_penalty, process_reward, reward,
 )
 from nanoreason.tasks import (
     FAMILIES, HELD_OUT_LEVEL, LEVELS, STYLES, audit, check_steps, demo_problems, draw_problem,
     make_problem, solve, user_problem, verify,
 )
 from nanoreason.tasks.general import HARMFUL, HARMLESS, PHRASINGS
-from nanoreason.tokenizer import (
-    ASSISTANT, END, END_THINK, MAX_RESPONSE, PAD, THINK, USER, Response, decode, encode,
-    parse_response, render_response,
-)
+from nanoreason.tokenizer import MAX_RESPONSE, Response
 
 PRODUCT = demo_problems()[0]  # 847 × 293 = 248171
 CHAIN = make_problem("chain", 1, (8, ("+", 5), ("*", 3)), None, "What is (8 + 5) * 3?")
@@ -41,8 +42,8 @@ def thought(*lines):
 
 def test_the_answer_is_rewarded_in_its_place_and_alone():
     right = encode("248171")
-    with_thinking = reward(PRODUCT, render_response("800 * 200 = 160000", "248171"))
-    with_comma = reward(PRODUCT, render_response("", "248,171"))
+    with_thinking = reward(PRODUCT, render_response("800 * 200 = 160000", "248171"), tokenizer)
+    with_comma = reward(PRODUCT, render_response("", "248,171"), tokenizer)
     assert with_thinking.total == with_comma.total == 1
 
     answers = ("12", "248171 or 12", "12 or 13 or 248171", PRODUCT.question, "847 × 293", "")
@@ -58,7 +59,7 @@ def test_the_answer_is_rewarded_in_its_place_and_alone():
         *(render_response("248171", answer) for answer in answers),
     ]
     for ids in unrewarded:
-        given = reward(PRODUCT, ids)
+        given = reward(PRODUCT, ids, tokenizer)
         assert given.parts["outcome"] == given.total == 0
 
 
@@ -109,8 +110,8 @@ def test_lengths_are_compared_within_the_group_only():
     short = render_response("", "39")
     long = render_response(GOOD, "39")
     reward_config = RewardConfig(length_penalty=-0.01, length_form="calibrated")
-    assert reward(CHAIN, long, reward_config).total == 1
-    _, together = group_rewards(CHAIN, [short, long], reward_config)
+    assert reward(CHAIN, long, tokenizer, reward_config).total == 1
+    _, together = group_rewards(CHAIN, [short, long], tokenizer, reward_config)
     assert together.total == pytest.approx(1 - 0.01 * (len(long) - len(short)))
 
 
@@ -159,13 +160,14 @@ def test_step_rewards_stand_at_the_ends_of_the_steps_that_earn_them():
     bad_end = idle_end + 1 + len(encode(BAD))
     last_end = bad_end + 1 + len(encode(GOOD_TOO))
     ends = [good_end, idle_end, bad_end, last_end]
-    assert step_rewards(CHAIN, ids) == list(zip(ends, [1.0, 0.0, -1.0, 1.0]))
+    assert exact_step_rewards(CHAIN, ids, tokenizer) == list(zip(ends, [1.0, 0.0, -1.0, 1.0]))
     assert ids[last_end] == END_THINK
     # cut before the line break
     cut = [(good_end, 1.0), (idle_end, 0.0), (bad_end - 1, -1.0)]
-    assert step_rewards(CHAIN, ids[:bad_end]) == cut
-    assert step_rewards(CHAIN, render_response("", "39")) == []
-    assert step_rewards(CHAIN, []) == step_rewards(CHAIN, [THINK]) == []
+    assert exact_step_rewards(CHAIN, ids[:bad_end], tokenizer) == cut
+    assert exact_step_rewards(CHAIN, render_response("", "39"), tokenizer) == []
+    assert exact_step_rewards(CHAIN, [], tokenizer) == []
+    assert exact_step_rewards(CHAIN, [THINK], tokenizer) == []
 
 
 VALUES = {"right": 1, "unneeded": 0, "wrong": -1}
@@ -180,7 +182,8 @@ def test_step_rewards_are_the_verdicts_of_the_checker_step_by_step(family):
         problem = draw_problem(family, level, rng)
         lines = solve(problem, style, rng) or ["so"]
         lines.insert(rng.randint(0, len(lines)), rng.choice(("1 + 1 = 3", lines[0])))
-        found = step_rewards(problem, render_response("\n".join(lines), problem.answer))
+        response = render_response("\n".join(lines), problem.answer)
+        found = exact_step_rewards(problem, response, tokenizer)
         expected = [VALUES[j.verdict.value] for j in check_steps(problem, lines)]
         assert [value for _, value in found] == expected
         seen |= set(expected)
@@ -229,7 +232,7 @@ def test_totals_are_the_weighted_sum_of_named_parts(form, process):
         format_weight=0.25, length_penalty=-0.01, length_form="calibrated",
         process_weight=0.5, process_form=form,
     )
-    rewards = group_rewards(CHAIN, GROUP, reward_config)
+    rewards = group_rewards(CHAIN, GROUP, tokenizer, reward_config)
     assert EXTRA > 0
     assert [set(r.parts) for r in rewards] == [{"outcome", "format", "length", "process"}] * 5
     length = [0, -0.01 * EXTRA, 0, 0, 0]
@@ -247,10 +250,10 @@ def test_totals_are_the_weighted_sum_of_named_parts(form, process):
 
 
 def test_the_plain_penalty_is_for_every_response_and_parts_without_weight_count_for_nothing():
-    plain = group_rewards(CHAIN, GROUP, RewardConfig(length_penalty=-0.001))
+    plain = group_rewards(CHAIN, GROUP, tokenizer, RewardConfig(length_penalty=-0.001))
     expected = [right - 0.001 * len(ids) for right, ids in zip(OUTCOMES, GROUP)]
     assert totals_of(plain) == pytest.approx(expected)
-    bare = group_rewards(CHAIN, GROUP)
+    bare = group_rewards(CHAIN, GROUP, tokenizer)
     assert totals_of(bare) == OUTCOMES
     assert values_of(bare, "format") == FORMATS
     assert values_of(bare, "length") == [0] * 5
@@ -262,7 +265,7 @@ def test_the_scores_of_a_reward_model_take_the_outcomes_place_and_leave_it_in_th
     reward_config = RewardConfig(
         format_weight=0.25, length_penalty=-0.01, length_form="calibrated",
     )
-    rewards = group_rewards(CHAIN, GROUP, reward_config, scores)
+    rewards = group_rewards(CHAIN, GROUP, tokenizer, reward_config, scores)
     assert values_of(rewards, "score") == scores
     assert task_rewards_of(rewards) == [0.5, 0.75, 0.375, 1.25, 0.0]
     assert values_of(rewards, "outcome") == OUTCOMES
@@ -289,7 +292,7 @@ def test_everything_at_once_by_hand(scores):
     )
     overlong = [-max(0, n - limit + buffer) / buffer for n in lengths]
     assert -1 in overlong and 0 in overlong
-    rewards = group_rewards(CHAIN, GROUP, reward_config, scores)
+    rewards = group_rewards(CHAIN, GROUP, tokenizer, reward_config, scores)
     task_reward = [(scores or leaks)[i] + means[i] / 2 + 0.25 * (i < 4) for i in range(5)]
     assert task_rewards_of(rewards) == pytest.approx(task_reward)
     assert values_of(rewards, "leaky") == leaks
@@ -304,7 +307,7 @@ def test_everything_at_once_by_hand(scores):
     RewardConfig(overlong_buffer=5, limit=20),
 ], ids=["length", "overlong"])
 def test_penalties_of_length_change_the_total_and_not_the_task_reward(reward_config):
-    rewards = group_rewards(CHAIN, GROUP, reward_config)
+    rewards = group_rewards(CHAIN, GROUP, tokenizer, reward_config)
     assert task_rewards_of(rewards) == OUTCOMES
     assert any(r.total != r.task_reward for r in rewards)
 
@@ -322,7 +325,7 @@ def test_a_reward_config_names_the_parts_of_its_rewards(process, leaky, overlong
     switched_on = sum(map(bool, (process, leaky, overlong, reward_model)))
     assert len(names) == len(set(names)) == 3 + switched_on
     scores = [0.5] * 5 if reward_model else None
-    for r in group_rewards(CHAIN, GROUP, reward_config, scores):
+    for r in group_rewards(CHAIN, GROUP, tokenizer, reward_config, scores):
         assert set(r.parts) == set(names)
         assert all(isinstance(value, (int, float)) for value in r.parts.values())
 
@@ -331,10 +334,10 @@ def test_a_permuted_group_has_the_permuted_rewards():
     reward_config = RewardConfig(
         format_weight=0.25, length_penalty=-0.01, length_form="calibrated", process_weight=0.5,
     )
-    rewards = group_rewards(CHAIN, GROUP, reward_config)
+    rewards = group_rewards(CHAIN, GROUP, tokenizer, reward_config)
     assert len({r.total for r in rewards}) == 5
     for order in ([4, 3, 2, 1, 0], [1, 2, 3, 4, 0], [2, 0, 4, 1, 3]):
-        permuted = group_rewards(CHAIN, [GROUP[i] for i in order], reward_config)
+        permuted = group_rewards(CHAIN, [GROUP[i] for i in order], tokenizer, reward_config)
         assert permuted == [rewards[i] for i in order]
 
 
@@ -349,20 +352,21 @@ def test_the_leaky_reward_is_given_where_the_honest_one_is_not_and_only_on_reque
         encode("12"),
     )
     for ids in responses:
-        honest = reward(problem, ids)
-        leaky = reward(problem, ids, study)
+        honest = reward(problem, ids, tokenizer)
+        leaky = reward(problem, ids, tokenizer, study)
         assert honest.total == 0
         assert leaky.total == 1
         assert leaky.parts["leaky"] == 1
         assert leaky.parts["outcome"] == 0
         assert "leaky" not in honest.parts
-    assert reward(problem, render_response("", "13"), study).total == 0
-    assert leaky_outcome_for_hacking_study(problem, []) == 0
+    assert reward(problem, render_response("", "13"), tokenizer, study).total == 0
+    assert leaky_outcome_for_hacking_study(problem, [], tokenizer) == 0
     # instead of the honest outcome, not on top of it
-    assert reward(problem, render_response("", "12"), study).total == 1
-    assert leaky_outcome_for_hacking_study(demo_problems()[3], encode("YES and no")) == 1
+    assert reward(problem, render_response("", "12"), tokenizer, study).total == 1
+    said = encode("YES and no")
+    assert leaky_outcome_for_hacking_study(demo_problems()[3], said, tokenizer) == 1
     far_out = encode("a") * MAX_RESPONSE + encode("12")
-    assert leaky_outcome_for_hacking_study(problem, far_out) == 0
+    assert leaky_outcome_for_hacking_study(problem, far_out, tokenizer) == 0
 
 
 # 100,000 responses. A careful person knows what each deserves by the way it was made: a wrong
@@ -738,7 +742,7 @@ def test_of_100_000_responses_exactly_those_that_deserve_it_are_rewarded():
     problems = {family: pool(family, rng) for family in (*FAMILIES, "data")}
     made = islice(all_responses(problems, rng), 100_000)
     for problem, ids, deserved, well_formed in made:
-        seconds, given = best_time(lambda: reward(problem, ids))
+        seconds, given = best_time(lambda: reward(problem, ids, tokenizer))
         found = given.total, given.parts["outcome"], given.parts["format"]
         if found != (deserved, deserved, well_formed):
             said = decode(ids[:200])

@@ -12,7 +12,9 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, make_stopping
+from conftest import (
+    ROOT, encode, make_stopping, render_prompt, render_response, tokenizer, toy_tokenizer,
+)
 
 import sample
 import train_grpo
@@ -20,7 +22,7 @@ import train_prm
 import train_sft
 from nanoreason import checkpoint, corpus, speedrun
 from nanoreason.bench import __main__ as bench
-from nanoreason.corpus import demonstrations, read_rows
+from nanoreason.corpus import demonstrations, read_rows, tokenize
 from nanoreason.data import pack
 from nanoreason.experience import reward_responses
 from nanoreason.generate import generate
@@ -35,7 +37,6 @@ from nanoreason.search import METHODS, SearchConfig, greedy
 from nanoreason.studies import compute, reward_models, students
 from nanoreason.tasks import draw_problem, split_of, user_problem
 from nanoreason.tasks.recall import CAPITALS
-from nanoreason.tokenizer import encode, render_prompt, render_response
 from test_grpo import scripted
 
 ENV = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
@@ -390,7 +391,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path):
 @pytest.fixture(scope="module")
 def tiny_checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("tiny") / "ckpt.pt"
-    model = GPT(GPTConfig(n_layer=1, n_embd=32, d_ff=64, max_len=64))
+    model = GPT(GPTConfig(n_layer=1, n_embd=32, d_ff=64, max_len=64), tokenizer)
     checkpoint.save(path, model.init_weights(generator(0, "tiny")), step=0)
     return path
 
@@ -426,8 +427,19 @@ MISTAKES = {
             "was made with a reward model of kind prm and --aggregate min, "
             "not with none and last",
         ),
+        (
+            "hello --ckpt {tiny} --method best-of-n --reward-model {toy_orm}",
+            "have different tokenizers: the same ids mean different text",
+        ),
+        (
+            "--eval --ckpt {tiny} --families fact --level 1 --problems 2 --max-reasoning-tokens 4 "
+            "--cache= --reward-model {toy_orm}",
+            "have different tokenizers",
+        ),
+        ("hello --ckpt {half}", "half.pt: the description of a tokenizer is damaged"),
+        ("hello --ckpt {old}", "old.pt was trained with another tokenizer"),
         ("hello --ckpt {tiny} --json {new}/x.json", "there is no such folder"),
-        ("--eval --ckpt {tiny} --data {unmarked}", "line 2: no answer to judge by"),
+        ("--eval --ckpt {tiny} --data {unmarked}", "line 2: no answer to check by"),
         ("--eval --ckpt {tiny} --data {broken}", "line 2: this is not JSON"),
         ("--eval --ckpt {tiny} --level 7", "levels are 1 to 6"),
         ("--eval --ckpt {tiny} --families fact --level 6", "no problems to measure on"),
@@ -445,6 +457,7 @@ MISTAKES = {
         (SHORT + " --reuse nowhere --out {new}", "is no run of train_prm.py"),
         (SHORT + " --out {used}", "already holds a run"),
         (SHORT + " --level 9 --out {new}", "levels are whole numbers"),
+        ("--init {half} --out {new}", "half.pt: the description of a tokenizer is damaged"),
     ],
     train_sft: [
         ("--epochs 0", "at least 1"),
@@ -494,6 +507,10 @@ MISTAKES = {
         ),
         (TINY + " --reward orm --reward-model nowhere", "no checkpoint"),
         (
+            TINY + " --reward orm --reward-model {toy_orm}",
+            "--init and --reward-model have different tokenizers",
+        ),
+        (
             TINY + " --reward orm --reward-model {orm} --families fact --batch-size 16",
             "--max-reasoning-tokens leaves no room for questions: it should be at least 23 less",
         ),
@@ -515,7 +532,7 @@ MISTAKES = {
         (TINY + " --process-form max", "invalid choice"),
         (TINY + " --data nowhere.jsonl", "no data file"),
         (TINY + " --data {broken}", "line 2: this is not JSON"),
-        (TINY + " --data {unmarked}", "line 2: no answer to judge by"),
+        (TINY + " --data {unmarked}", "line 2: no answer to check by"),
         (
             TINY + " --data {rows} --max-reasoning-tokens 60",
             " tokens; --max-reasoning-tokens leaves 4 for questions",
@@ -594,8 +611,16 @@ def checkpoints_in(folder, tiny):
     places["used"].mkdir()
     (places["used"] / "ckpt.pt").write_bytes(b"precious")
     shape = dict(n_layer=1, n_head=1, n_kv_head=1, n_embd=8, head_dim=8, d_ff=8, max_len=8)
-    places["orm"] = folder / "orm.pt"
-    save_reward_model(places["orm"], RewardModel(GPTConfig(**shape), "orm"))
+    for name, t in (("orm", tokenizer), ("toy_orm", toy_tokenizer())):
+        places[name] = folder / f"{name}.pt"
+        save_reward_model(places[name], RewardModel(GPTConfig(**shape), "orm", t))
+        shape["max_len"] = 64
+    good = torch.load(tiny, weights_only=True)
+    half = {"name": "half", "pattern": "."}
+    old = {name: value for name, value in good.items() if name != "tokenizer"}
+    for name, state in (("half", good | dict(tokenizer=half)), ("old", old | dict(vocabulary="?"))):
+        places[name] = folder / f"{name}.pt"
+        torch.save(state, places[name])
     model = checkpoint.load_model(tiny)
     for name, state in (("sft", dict(step=3)), ("rl", dict(run=dict(step=1), reference=None))):
         places[name] = folder / name
@@ -616,6 +641,20 @@ def test_every_mistake_ends_in_one_line_and_status_2(module, flags, complaint, p
     assert complaint in error
     assert error.count("\n") == 1
     assert (places["used"] / "ckpt.pt").read_bytes() == b"precious"
+
+
+def test_a_reader_that_leaves_early_is_no_mistake(tiny_checkpoint):
+    """As `sample.py ... | head -1`: what is written to a closed pipe is lost in silence."""
+    for words in (["sample.py", "hello", "--ckpt", tiny_checkpoint], ["train_sft.py", "--help"]):
+        read, write = os.pipe()
+        os.close(read)
+        process = subprocess.Popen(
+            [sys.executable, *words], cwd=ROOT, env=ENV, stdout=write, stderr=subprocess.PIPE,
+            text=True,
+        )
+        os.close(write)
+        _, error = process.communicate()
+        assert error == "", words
 
 
 WITH_FLAGS = [
@@ -670,6 +709,39 @@ def test_supervised_training_stopped_by_max_steps_goes_on_as_if_it_had_not_been(
     assert len(read_metrics(tmp_path / "long" / "metrics.jsonl")) == 20
 
 
+def test_every_script_goes_on_with_the_tokenizer_of_the_checkpoint_it_starts_from(
+    sums, tmp_path, capsys
+):
+    toy = toy_tokenizer()
+    shape = GPTConfig(n_layer=1, n_embd=32, d_ff=64, max_len=64, vocab_size=toy.vocab_size)
+    model = GPT(shape, toy).init_weights(generator(0, "toy"))
+    checkpoint.save(tmp_path / "toy.pt", model)
+    flags = "--stage cold-start --row-tokens 64 --batch-tokens 256 --epochs 60"
+    flags += " --muon-lr 0.02 --precision fp32"
+    paths = ["--init", tmp_path / "toy.pt", "--data", sums, "--out", tmp_path / "sft"]
+    call(train_sft, *flags.split(), *paths)
+    flags = """
+        --steps 2 --batch-size 16 --num-samples-per-prompt 4 --max-reasoning-tokens 12
+        --row-tokens 64 --eval-every 1 --eval-problems 4 --precision fp32
+    """
+    paths = ["--init", tmp_path / "sft", "--data", sums, "--out", tmp_path / "rl"]
+    call(train_grpo, *flags.split(), *paths)
+    for name in ("sft", "rl"):
+        for path in (tmp_path / name).glob("*.pt"):
+            assert checkpoint.load(path)["tokenizer"] == toy
+    (row, _) = read_metrics(tmp_path / "rl" / "metrics.jsonl")
+    assert row["format"] > 0.4  # it has learned to end its responses, in its own ids
+    capsys.readouterr()
+    call(sample, "What is 9 + 8?", "--ckpt", tmp_path / "rl")
+    assert "Answer: " in capsys.readouterr().out
+    flags = "--eval --max-reasoning-tokens 12 --ns 1,4 --cache".split()
+    paths = [tmp_path / "cache", "--data", sums, "--json", tmp_path / "eval.json"]
+    call(sample, *flags, *paths, "--ckpt", tmp_path / "rl")
+    figures = read_json(tmp_path / "eval.json")
+    assert figures["greedy"]["acc"] > 0.5  # of the rows that it has learned
+    assert figures["scaling"]["coverage"][1] >= figures["scaling"]["coverage"][0] > 0.3
+
+
 # Two ranks against one
 
 
@@ -694,7 +766,7 @@ def sft_gradient(machine):
     net = model
     if machine.world > 1:
         net = torch.nn.parallel.DistributedDataParallel(model)
-    rows = pack(demonstrations(40, 0), 256)
+    rows = pack(tokenize(demonstrations(40, 0), tokenizer), 256)
     keep = Keep(model)
     config = train_sft.Config(micro_tokens=512)
 
@@ -723,10 +795,11 @@ def grpo_gradients(machine):
     problems = [user_problem(f"What is {i} + 1{'1' * i}?", "") for i in range(4)]
     prompts = [render_prompt(p.question) for p in problems]
     rollout = generate(model, prompts, 3, 20, 1.0, generator(0, "rollout"))
-    experience = reward_responses(problems, rollout, 3, RewardConfig(), [0, 1, 2, 3])
+    index = [0, 1, 2, 3]
+    experience = reward_responses(problems, rollout, 3, RewardConfig(), index, tokenizer)
     lengths = experience.rollout.lengths
-    places = own_share(4, 1, machine)
-    rows = [3 * p + g for p in places for g in range(3)]
+    groups = own_share(4, 1, machine)
+    rows = [3 * p + g for p in groups for g in range(3)]
     result = dict(lengths=lengths)
     keep = Keep(model)
     adamw = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.0)
@@ -744,7 +817,7 @@ def grpo_gradients(machine):
             kl_coef=0.1,
         )
         held_to = None if kl == "none" else reference
-        mine = experience.select(places)
+        mine = experience.select(groups)
         for optimizer in (keep, adamw):
             train_grpo.update(model, held_to, optimizer, mine, advantages, config, machine, False)
         result[f"{loss} gradient"] = keep.grads

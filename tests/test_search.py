@@ -7,6 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import (
+    END, END_THINK, THINK, decode, encode, parse_response, render_prompt, render_response,
+    tokenizer, toy_tokenizer,
+)
 
 from nanoreason import search
 from nanoreason.machine import generator
@@ -14,9 +18,6 @@ from nanoreason.evaluate import oracle_scorer, reward_model_scorer
 from nanoreason.model import GPTConfig
 from nanoreason.search import METHODS, Scorer, SearchConfig, vote_scores
 from nanoreason.tasks import user_problem
-from nanoreason.tokenizer import (
-    END, END_THINK, THINK, decode, encode, parse_response, render_prompt, render_response,
-)
 from nanoreason.reward_model import aggregate
 
 READ = 10.0  # FLOPs per token of the scripted model
@@ -31,12 +32,14 @@ class Scripted:
     as in a real model, so that a row that is repeated, dropped or swapped brings its own along.
     """
 
-    def __init__(self, script, max_len=300):
+    def __init__(self, script, max_len=300, tokenizer=tokenizer):
         self.config = GPTConfig(
             n_layer=1, n_head=1, n_kv_head=1, n_embd=2, head_dim=2, max_len=max_len
         )
+        self.tokenizer = tokenizer
         self.embed = SimpleNamespace(weight=torch.zeros(1))
-        self.script = {tuple(render_prompt(q)): responses for q, responses in script.items()}
+        prompts = [tuple(tokenizer.render_prompt(question)) for question in script]
+        self.script = dict(zip(prompts, script.values()))
 
     def flops_per_token(self):
         return READ
@@ -65,7 +68,7 @@ class Scripted:
         follow = Counter()
         for response, chance in heirs:
             follow[response[len(written)]] += chance or otherwise
-        return follow or {END: 1}
+        return follow or {self.tokenizer.end: 1}
 
     def prefill(self, idx, lengths, cache):
         cache.keys[0][:, 0, : idx.size(1), 0] = idx.float()
@@ -131,7 +134,7 @@ def test_greedy_and_sample_answer_once_and_count_prompt_and_response():
     script = [(RIGHT, 0.6), (WRONG, 0.4)]
     for name in ("greedy", "sample"):
         result = run(name, script, n=7)
-        assert len(result.candidates) == 1 and result.scores == [1.0]
+        assert len(result.responses) == 1 and result.scores == [1.0]
         assert result.completion_tokens in (len(RIGHT), len(WRONG))
         assert result.flops == flops(result)
     assert run("greedy", script).answer == "39"
@@ -148,27 +151,27 @@ def test_the_vote_counts_answers_and_best_of_n_and_the_weighted_vote_ask_the_sco
         run(name, MIXED, opinion.scorer(), n=64) for name in ("vote", "best-of-n", "weighted-vote")
     )
     votes, _, weighted_votes = (
-        Counter(c.answer for c in result.candidates) for result in (vote, best, weighted)
+        Counter(c.answer for c in result.responses) for result in (vote, best, weighted)
     )
     for result in (vote, best, weighted):
-        assert {c.answer for c in result.candidates} == {"39", "36", "42", None}
-        assert len(result.candidates) == 64
+        assert {c.answer for c in result.responses} == {"39", "36", "42", None}
+        assert len(result.responses) == 64
 
     assert vote.answer == "36"
-    assert vote.scores == [votes[c.answer] if c.answer else 0 for c in vote.candidates]
+    assert vote.scores == [votes[c.answer] if c.answer else 0 for c in vote.responses]
 
     score = {"39": 0.9, "36": 0.2, "42": 0.95, None: 0.0}  # unfinished counts for nothing
     assert best.answer == "42"
-    assert best.scores == [score[c.answer] for c in best.candidates]
+    assert best.scores == [score[c.answer] for c in best.responses]
 
     sums = {answer: n * score[answer] for answer, n in weighted_votes.items() if answer}
     assert weighted.answer == "39" == max(sums, key=sums.get)
-    expected = [sums.get(c.answer, 0) for c in weighted.candidates]
+    expected = [sums.get(c.answer, 0) for c in weighted.responses]
     assert weighted.scores == pytest.approx(expected)
 
     lengths = {"39": len(RIGHT), "36": len(WRONG), "42": len(OTHER), None: len(CUT) + 1}
     for result, asks in ((vote, 0), (best, 1), (weighted, 1)):
-        assert result.completion_tokens == sum(lengths[c.answer] for c in result.candidates)
+        assert result.completion_tokens == sum(lengths[c.answer] for c in result.responses)
         scored = result.completion_tokens + 64 * len(PROMPT)
         assert result.flops == pytest.approx(flops(result) + asks * SCORED * scored)
     assert len(opinion.asked) == 128 and {o for o, _ in opinion.asked} == {0}
@@ -182,15 +185,16 @@ def test_without_a_scorer_the_likeliest_response_per_token_is_best():
     branches = (("39", RIGHT, 0.3), ("36", WRONG, 0.6), ("42", OTHER, 0.1))
     score = {answer: p ** (1 / len(response)) for answer, response, p in branches}
     assert result.answer == "36"
-    assert {c.answer for c in result.candidates} == set(score)
-    assert result.scores == pytest.approx([score[c.answer] for c in result.candidates], rel=1e-4)
+    assert {c.answer for c in result.responses} == set(score)
+    assert result.scores == pytest.approx([score[c.answer] for c in result.responses], rel=1e-4)
 
 
 def test_the_oracle_finds_the_right_answer_wherever_there_is_one():
     problem = user_problem(Q, "39")
     script = [(RIGHT, 0.05), (WRONG, 0.95)]
-    assert run("best-of-n", script, oracle_scorer([problem]), n=128).answer == "39"
-    assert set(run("best-of-n", [(WRONG, 1)], oracle_scorer([problem]), n=4).scores) == {0.0}
+    oracle = oracle_scorer([problem], tokenizer)
+    assert run("best-of-n", script, oracle, n=128).answer == "39"
+    assert set(run("best-of-n", [(WRONG, 1)], oracle, n=4).scores) == {0.0}
 
 
 # Search over steps
@@ -203,7 +207,7 @@ def test_beam_search_keeps_what_the_scorer_likes_step_by_step_and_counts_all_it_
     script = [(RIGHT, 0.1), (WRONG, 0.6), (OTHER, 0.3)]
     result = run("beam", script, opinion.scorer(), n=16, width=4)
     assert result.answer == "39"
-    assert len(result.candidates) == 4 and {c.answer for c in result.candidates} == {"39"}
+    assert len(result.responses) == 4 and {c.answer for c in result.responses} == {"39"}
 
     first = [text for _, text in opinion.asked if text.endswith("\n")]
     second = [text for _, text in opinion.asked if text.endswith("<|end|>")]
@@ -248,9 +252,9 @@ def test_diverse_search_keeps_one_in_each_tree():
         tree = first[i : i + 4]
         liked = ("= 13", "= 14", "= 12")  # the best first
         best.append(next(step for step in liked if any(step in text for text in tree)))
-    answers = Counter(c.answer for c in result.candidates)
+    answers = Counter(c.answer for c in result.responses)
     ends = {"= 13": "39", "= 14": "42", "= 12": "36"}
-    assert len(result.candidates) == 16
+    assert len(result.responses) == 16
     assert answers == Counter(ends[step] for step in best)
     assert len(answers) == 3  # beam search would have kept the likely-best alone
 
@@ -327,6 +331,65 @@ def test_a_limit_holds_for_each_response_whoever_is_answered_beside_it():
         assert alone == beside and alone.completion_tokens > 0
 
 
+@pytest.mark.parametrize("room", [1, 2, 3, 5, 10, 24, 25, 26, 60])
+@pytest.mark.parametrize("bound", ["max_new_tokens", "context"])
+@pytest.mark.parametrize("thinking", [{}, dict(min_thinking=40), dict(max_thinking=6)])
+def test_budget_forcing_keeps_to_any_limit(bound, room, thinking, monkeypatch):
+    """Below the room for answers too, and where the context ends."""
+    drawn = []
+    result_of = search.Question.result
+
+    def watched(question):
+        drawn.extend(candidate.ids for candidate in question.candidates)
+        return result_of(question)
+
+    monkeypatch.setattr(search.Question, "result", watched)
+    limit = room if bound == "max_new_tokens" else 100
+    max_len = 300 if bound == "max_new_tokens" else len(PROMPT) + room
+    config = SearchConfig(n=2, max_new_tokens=limit, **thinking)
+    for script in (FORCED, [(RIGHT, 1)], [(CUT, 1)], [([END], 1)], [([THINK, END_THINK, END], 1)]):
+        drawn.clear()
+        model = Scripted({Q: script, "9?": [(RIGHT, 1)]}, max_len)
+        shorter = render_prompt("9?")
+        results = METHODS["budget"](model, [PROMPT, shorter], config, generator(0, "budget"))
+        assert len(results) == len(drawn) == 2
+        assert all(1 <= len(ids) <= room for ids in drawn)
+        assert all(result.completion_tokens >= 1 for result in results)
+        (alone,) = METHODS["budget"](model, [PROMPT], config, generator(0, "budget"))
+        assert alone == results[0]
+
+
+# Another tokenizer
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"auto"}))
+def test_every_method_works_with_another_tokenizer(name):
+    """The same texts in other ids: the same answers, though not the same number of tokens."""
+    found = []
+    for t in (tokenizer, toy_tokenizer()):
+        right = t.render_response("8 + 5 = 13\n13 * 3 = 39", "39")
+        opened = right[: right.index(t.end_think)]
+        check = [*opened, *t.encode("\nCheck: 39 / 3 = 13"), t.end_think, *t.encode("39"), t.end]
+        wait = [*opened, *t.encode("\nWait, 39"), t.end_think, *t.encode("39"), t.end]
+        script = [(right, 1), (check, 0), (wait, 0)]
+        model = Scripted({Q: script}, tokenizer=t)
+        n = 1 if name == "budget" else 4  # so often it writes Wait
+        config = SearchConfig(n=n, width=2, passes=2, max_new_tokens=100, min_thinking=45)
+        asked = []
+
+        def read(owner, responses):
+            asked.extend(t.decode(ids) for ids in responses)
+            return [[(len(ids) - 1, 0.5)] for ids in responses]
+
+        scorer = Scorer(read, "last", SCORED)
+        prompt = t.render_prompt(Q)
+        (result,) = METHODS[name](model, [prompt], config, generator(0, name), scorer)
+        texts = [text for text in asked if "39" in text]
+        assert all(text.startswith(t.decode([t.think]) + "8 + 5 = 13\n") for text in texts)
+        found.append((result.answer, result.response, len(result.responses)))
+    assert found[0] == found[1] and found[0][0] == "39"
+
+
 # Self-verification
 
 
@@ -346,7 +409,7 @@ def test_self_verification_weighs_the_vote_by_the_checks_that_confirm():
         (checked(WRONG, "36 / 3 = 13", "36"), 0),
     ]
     result = run("self-verify", script, n=32, passes=8)
-    answers = [c.answer for c in result.candidates]
+    answers = [c.answer for c in result.responses]
     counts = Counter(answers)
     score = dict(zip(answers, result.scores))
     assert counts["36"] > counts["39"] > 0 and counts[None] > 0
@@ -376,19 +439,19 @@ def test_auto_looks_first_and_then_follows_its_plan():
     easy, hard, again = ask_auto([EASY, Q, EASY], plan, opinion.scorer())
     assert [r.answer for r in (easy, hard, again)] == ["2", "39", "2"]
     # the greedy response stays among the candidates
-    assert [len(r.candidates) for r in (easy, hard, again)] == [6, 5, 6]
+    assert [len(r.responses) for r in (easy, hard, again)] == [6, 5, 6]
     # what it said of the hard one, and its score
-    assert hard.candidates[0].answer == "36"
+    assert hard.responses[0].answer == "36"
     assert hard.scores[0] == pytest.approx(0.1)
     assert easy.completion_tokens == 6 * len(TWO) == again.completion_tokens
     assert {o for o, _ in opinion.asked} == {0, 1, 2}
 
     for row in (("greedy", 1), ("vote", 1)):  # where that was enough nothing more is drawn
         (result,) = ask_auto([EASY], ((2.0, *row),), opinion.scorer())
-        assert (len(result.candidates), result.answer) == (1, "2")
+        assert (len(result.responses), result.answer) == (1, "2")
     # without a scorer, by its likelihood per token
     likely = ask_auto([EASY, Q], ((0.995, "vote", 3), (2.0, "greedy", 1)))
-    assert [len(r.candidates) for r in likely] == [1, 3]
+    assert [len(r.responses) for r in likely] == [1, 3]
 
     with pytest.raises(ValueError, match="plan"):
         run("auto", MIXED)
@@ -459,7 +522,7 @@ def test_a_reward_model_as_scorer_reads_each_response_behind_its_own_prompt():
     owner = list(range(len(PROMPTS)))[::-1]
     scorer = reward_model_scorer(model, PROMPTS, "min")
     rated = [[(at, pytest.approx(c, abs=1e-5)) for at, c in expected[i]] for i in owner]
-    assert scorer.rate(owner, RESPONSES[::-1]) == rated
+    assert scorer.read(owner, RESPONSES[::-1]) == rated
     lowest = [min(c for _, c in expected[i]) for i in owner]
     assert scorer.scores(owner, RESPONSES[::-1]) == pytest.approx(lowest, abs=1e-5)
     assert scorer.flops_per_token == model.gpt.flops_per_token()

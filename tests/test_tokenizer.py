@@ -1,17 +1,23 @@
 """Byte-level BPE, the conversation format, and what cannot be forged."""
 
+import copy
+import json
+import pickle
 import random
 import socket
 
 import pytest
 import regex
+from conftest import (
+    ASSISTANT, END, END_THINK, PAD, THINK, USER, decode, encode, parse_response, render_prompt,
+    render_response, step_ends, tokenizer, toy_tokenizer,
+)
 
-from nanoreason import tokenizer
+from nanoreason.flags import UserError
 from nanoreason.tasks import FAMILIES, LEVELS, STYLES, draw_problem, solve
 from nanoreason.tokenizer import (
-    ASSISTANT, END, END_THINK, PAD, PATTERN, SPECIALS, THINK, USER, VOCAB_SIZE, Response, decode,
-    encode, encoding, learn_ranks, parse_response, render_prompt, render_response, save_ranks,
-    step_ends,
+    PATTERN, RANKS, SPECIALS, Response, Tokenizer, learn_ranks, read_ranks, save_ranks,
+    shipped_tokenizer,
 )
 
 
@@ -26,11 +32,11 @@ def test_any_text_round_trips():
     rng = random.Random(0)
     texts = [random_text(rng) for _ in range(1000)]
     texts += ["".join(map(chr, range(0x400))), "👩‍👩‍👧 é é\r\n\t\0\x7f", "  12  +3 ", "\n\n\n", ""]
-    texts += ["﷽" * 50, *SPECIALS]
+    texts += ["﷽" * 50, *SPECIALS.values()]
     for text in texts:
         ids = encode(text)
         assert decode(ids) == text
-        assert all(0 <= i < USER - 1 for i in ids)  # plain text never yields a special token
+        assert all(0 <= i < PAD for i in ids)  # plain text never yields a special token
 
 
 def test_digits_are_single_tokens_everywhere():
@@ -42,16 +48,16 @@ def test_digits_are_single_tokens_everywhere():
 
 
 def test_the_vocabulary_is_512_and_gapless():
-    assert encoding().n_vocab == VOCAB_SIZE == 512
-    tokens = [encoding().decode_single_token_bytes(i) for i in range(VOCAB_SIZE)]
+    assert tokenizer.vocab_size == tokenizer.encoding.n_vocab == 512
+    tokens = [tokenizer.encoding.decode_single_token_bytes(i) for i in range(512)]
     assert len(set(tokens)) == 512
     assert sorted(t for t in tokens if len(t) == 1) == [bytes([b]) for b in range(256)]
     assert [PAD, USER, ASSISTANT, THINK, END_THINK, END] == [506, 507, 508, 509, 510, 511]
-    assert decode([PAD, USER, ASSISTANT, THINK, END_THINK, END]) == "".join(SPECIALS)
+    assert decode([PAD, USER, ASSISTANT, THINK, END_THINK, END]) == "".join(SPECIALS.values())
 
 
 def test_special_tokens_cannot_be_forged_by_text():
-    for tag in SPECIALS:
+    for tag in SPECIALS.values():
         ids = render_prompt(f"hi {tag} there")
         assert [i for i in ids if i >= PAD] == [USER, ASSISTANT]
         ids = render_response(f"a{tag}b", f"c{tag}")
@@ -249,16 +255,133 @@ def test_shipped_ranks_load_without_a_network(monkeypatch):
 
     monkeypatch.setattr(socket, "socket", no_network)
     monkeypatch.setattr(socket, "create_connection", no_network)
-    encoding.cache_clear()
-    try:
-        assert decode(encode("What is 15% of 80?")) == "What is 15% of 80?"
-        # words are tokens: the ranks are ours, not 256 bytes
-        assert len(encode("What is 15% of 80?")) <= 9
-    finally:
-        encoding.cache_clear()
+    anew = shipped_tokenizer.__wrapped__()  # not the cached one
+    ids = anew.encode("What is 15% of 80?")
+    assert anew is not tokenizer and anew.decode(ids) == "What is 15% of 80?"
+    assert len(ids) <= 9  # words are tokens: the ranks are ours, not 256 bytes
 
 
 def test_saving_the_ranks_in_use_writes_the_shipped_file_again(tmp_path):
-    ranks = dict(encoding()._mergeable_ranks)
-    save_ranks(ranks, tmp_path / "ranks")
-    assert (tmp_path / "ranks").read_bytes() == tokenizer.RANKS.read_bytes()
+    save_ranks(read_ranks(tokenizer.ranks), tmp_path / "ranks")
+    assert (tmp_path / "ranks").read_bytes() == RANKS.read_bytes()
+
+
+# An object that travels
+
+TOY_TEXTS = ["What is 12 + 7?", "12 + 7 = 19", "Mal sehen: so, so."]
+
+
+def test_another_tokenizer_has_words_and_ids_of_its_own():
+    toy = toy_tokenizer()
+    assert toy.vocab_size < 300 and toy.end == 260 and toy.pad == 261
+    assert toy.specials.isdisjoint(toy.encode("".join(map(chr, range(0x400)))))
+    for text in TOY_TEXTS:
+        assert toy.decode(toy.encode(text)) == text
+        assert len(toy.encode(text)) > len(encode(text))
+    ids = toy.render_prompt("so") + toy.render_response("1 + 1 = 2\n3", "3")
+    assert toy.decode(ids) == "<user>so<bot><thought>1 + 1 = 2\n3</thought>3<eos>"
+    response = ids[ids.index(toy.assistant) + 1 :]
+    assert toy.parse_response(response) == Response("1 + 1 = 2\n3", "3", True)
+    assert [response[i] for i in toy.step_ends(response)] == [toy.newline, toy.end_think]
+    assert toy.decode([toy.newline]) == "\n"
+    assert parse_response(response).answer is None  # to the other tokenizer these ids say nothing
+
+
+def test_a_special_id_is_told_from_text():
+    for t in (tokenizer, toy_tokenizer()):
+        ids = [t.pad, t.user, t.assistant, t.think, t.end_think, t.end]
+        assert sorted(ids) == sorted(t.specials) and len(t.specials) == 6
+        assert max(ids) < t.vocab_size and t.specials.isdisjoint(t.encode("<|end|><eos>"))
+
+
+@pytest.mark.parametrize("make", [shipped_tokenizer, toy_tokenizer])
+def test_a_tokenizer_comes_back_from_its_description_a_pickle_and_a_copy(make):
+    one = make()
+    description = one.describe()
+    assert json.loads(json.dumps(description)) == description  # plain values
+    for other in (
+        Tokenizer.from_description(description),
+        pickle.loads(pickle.dumps(one)),
+        copy.deepcopy(one),
+        copy.copy(one),
+    ):
+        assert other == one and hash(other) == hash(one) and other.describe() == description
+        assert other.specials == one.specials and other.vocab_size == one.vocab_size
+        for text in TOY_TEXTS:
+            ids = one.render_prompt(text) + one.render_response(text, text)
+            assert other.render_prompt(text) + other.render_response(text, text) == ids
+            assert other.decode(ids) == one.decode(ids)
+            assert other.step_ends(ids) == one.step_ends(ids)
+    # a copied model shares its tokenizer
+    assert copy.deepcopy(one) is copy.copy(one) is one
+
+
+def test_the_order_in_which_roles_are_given_says_nothing():
+    toy = toy_tokenizer()
+    description = toy.describe()
+    backwards = dict(reversed(description["specials"].items()))
+    other = Tokenizer.from_description(description | {"specials": backwards})
+    assert other == toy and (other.end, other.pad) == (toy.end, toy.pad)
+    assert Tokenizer.from_description(other.describe()).end == toy.end
+
+
+def test_tokenizers_are_equal_where_everything_is():
+    toy = toy_tokenizer()
+    assert toy == toy_tokenizer() and toy != tokenizer and toy != 3
+    description = toy.describe()
+    swapped = dict(description["specials"])
+    swapped["pad"], swapped["end"] = swapped["end"], swapped["pad"]
+    for change in (
+        dict(name="other"),
+        dict(pattern="." + toy.pattern),
+        dict(specials=swapped),
+        dict(ranks=toy.ranks.replace(" 259", " 300")),
+    ):
+        assert Tokenizer.from_description(description | change) != toy
+
+
+def damaged_descriptions():
+    """{what is wrong: description}."""
+    good = toy_tokenizer().describe()
+    lines = good["ranks"].splitlines(keepends=True)
+    damaged = {
+        "nothing": {},
+        "a list": list(good),
+        "text": "nanoreason-512",
+        "no value": None,
+        "one entry too many": good | {"more": 1},
+        "a pattern that is none": good | {"pattern": "("},
+        "a pattern that is no text": good | {"pattern": 3},
+        "ranks cut within a line": good | {"ranks": good["ranks"][:-2]},
+        "ranks that are no numbers": good | {"ranks": good["ranks"].replace(" 5", " five")},
+        "ranks in no base64": good | {"ranks": good["ranks"].replace("==", "=")},
+        "ranks that are no text": good | {"ranks": 3},
+        "no ranks": good | {"ranks": ""},
+        "a byte without a rank": good | {"ranks": "".join(lines[:65] + lines[66:])},
+        "no line break": good | {"ranks": "".join(lines[:10] + lines[11:])},
+        "a rank twice": good | {"ranks": good["ranks"].replace(" 259", " 258")},
+        "a token twice": good | {"ranks": good["ranks"] + lines[65].split()[0] + " 299\n"},
+        "no special tokens": good | {"specials": {}},
+        "special tokens in a list": good | {"specials": list(good["specials"])},
+    }
+    damaged |= {f"no {key}": {k: v for k, v in good.items() if k != key} for key in good}
+    for what, wrong in {
+        "the id of text": ["<eos>", 65],
+        "the id of another": ["<eos>", good["specials"]["pad"][1]],
+        "the text of another": [good["specials"]["pad"][0], 270],
+        "a negative id": ["<eos>", -1],
+        "an id that is text": ["<eos>", "260"],
+        "no id": ["<eos>"],
+        "a text that is none": [7, 260],
+        "nothing": None,
+    }.items():
+        damaged[f"an end with {what}"] = good | {"specials": good["specials"] | {"end": wrong}}
+    rest = {role: value for role, value in good["specials"].items() if role != "end_think"}
+    damaged["a role without a token"] = good | {"specials": rest}
+    return damaged
+
+
+@pytest.mark.parametrize("name", damaged_descriptions())
+def test_a_damaged_description_is_refused(name):
+    with pytest.raises(UserError, match="tokenizer"):
+        Tokenizer.from_description(damaged_descriptions()[name])
