@@ -262,6 +262,18 @@ def platt(logits, labels):
     return tuple(w.detach().tolist())
 
 
+def smoothed(labels):
+    """Labels a little away from 0 and 1, by how few there are of each (Platt 1999, section 2.2):
+    else a fit to labels that are all 1, or that a threshold parts, would make every score 0 or 1.
+
+    y -> y (n1 + 1) / (n1 + 2) + (1 - y) / (n0 + 2)     [1, 1, 0]  ->  [0.75, 0.75, 0.3333]
+    """
+    y = np.array(labels, dtype=float)
+    n1 = y.sum()
+    n0 = len(y) - n1
+    return (y * (n1 + 1) / (n1 + 2) + (1 - y) / (n0 + 2)).tolist()
+
+
 @torch.no_grad()
 def calibrate(reward_model, examples, read_at, labels, bf16=False):
     """Fit `platt` on what the reward model says of Examples, and fold scale and offset into its
@@ -275,7 +287,8 @@ def calibrate(reward_model, examples, read_at, labels, bf16=False):
         labels = [label[-1:] for label in labels]
     logits = read_logits(reward_model, examples, read_at, bf16)
     with torch.enable_grad():
-        scale, offset = platt([z for zs in logits for z in zs], [y for ys in labels for y in ys])
+        learned = smoothed([y for ys in labels for y in ys])
+        scale, offset = platt([z for zs in logits for z in zs], learned)
     reward_model.score.weight.mul_(scale)
     reward_model.score.bias.mul_(scale).add_(offset)
     return dict(scale=scale, offset=offset)

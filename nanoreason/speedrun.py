@@ -9,7 +9,6 @@ in the report. On CPUs, stages that do not need one another share the cores. Kil
 the same command picks up where it stopped. Leaves report.json, report.md and figures in --out.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from nanoreason.flags import UserError, flag, parse_config
 from nanoreason.machine import run_script
 from nanoreason.race import race
 from nanoreason.run import say, write_json
-from nanoreason.speedrun_report import STAGES, TAUGHT, build_report, draw_figures, markdown
+from nanoreason.speedrun_report import STAGES, TAUGHT, build_report, draw_figures, markdown, read
 from nanoreason.stages import Stage, command, estimate, finished, run_stages
 from nanoreason.tasks import CONTROLS, GENERAL, SAFETY, demo_problems
 
@@ -158,13 +157,13 @@ def prepare(config):
         raise UserError(f"cannot write to --out {out}: {error.strerror}") from None
     wanted = dict(seed=config.seed, quick=config.quick)
     if (out / "config.json").exists():
-        found = json.loads((out / "config.json").read_text())
+        found = read(out / "config.json")
         if found != wanted:
             raise UserError(f"--out {out} holds a run with {found}; choose another folder")
     write_json(out / "config.json", wanted)
     log = {}
     if (out / "stages.json").exists():
-        log = json.loads((out / "stages.json").read_text())
+        log = read(out / "stages.json")
     stages = plan(config)
     for stage in stages:
         if stage.name in log and log[stage.name].get("command") != command(stage):

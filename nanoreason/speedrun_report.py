@@ -9,6 +9,7 @@ import torch
 
 from nanoreason import plots
 from nanoreason.evaluate import wilson
+from nanoreason.flags import UserError
 from nanoreason.pool import log_fit
 from nanoreason.run import read_metrics
 from nanoreason.stages import hardware, wall
@@ -25,8 +26,12 @@ RULES = {"coverage": "coverage", "vote": "vote", "orm": "ORM", "weighted-orm": "
 
 
 def read(path):
-    """A JSON file."""
-    return json.loads(Path(path).read_text())
+    """A JSON file. Raises UserError where it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path} is damaged: it should be JSON. Delete its folder to make it "
+                        "again") from None
 
 
 def interval(share, n):

@@ -25,7 +25,7 @@ from nanoreason.pool import fingerprint, read_arrays, write_arrays
 from nanoreason.replicas import Replicas
 from nanoreason.reward_model import (
     _packed_batches, calibrate, load_reward_model, mean_loss, platt, read_logits, reading_batches,
-    scores, where_to_read,
+    scores, smoothed, where_to_read,
 )
 from nanoreason.run import read_metrics
 from nanoreason.tasks import make_problem
@@ -297,6 +297,22 @@ def test_a_step_gives_every_response_the_same_weight_and_ranks_together_give_the
     assert sum(loss for loss, _ in parts) == pytest.approx(whole, abs=1e-6)
     assert together.abs().max() > 1e-3
     torch.testing.assert_close(sum(grads for _, grads in parts), together, rtol=1e-4, atol=1e-6)
+
+
+def test_the_worked_example_of_smoothed_labels():
+    assert smoothed([1, 1, 0]) == pytest.approx([0.75, 0.75, 1 / 3])
+
+
+@pytest.mark.parametrize("labels", [[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]],
+                         ids=["one kind", "parted by a threshold"])
+def test_calibration_keeps_scores_apart_where_labels_are_easy_to_fit(labels):
+    """Without smoothing every score would be 1.0, or 0.0 and 1.0, and best-of-N would be ties."""
+    z = [-2.0, -1.0, 1.0, 2.0]
+    scale, offset = platt(z, smoothed(labels))
+    scores = [1 / (1 + math.exp(-(scale * value + offset))) for value in z]
+    assert 0.01 < min(scores) and max(scores) < 0.99
+    if len(set(labels)) == 2:
+        assert scores == sorted(scores) and scores[2] < scores[3] - 0.01
 
 
 def test_platt_finds_scale_and_offset():

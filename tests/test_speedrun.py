@@ -11,7 +11,7 @@ import torch
 
 from nanoreason import grpo_run, race, stages
 from nanoreason.flags import UserError
-from nanoreason.speedrun import Config, plan
+from nanoreason.speedrun import Config, plan, prepare
 from nanoreason.stages import Stage, inputs, run_stages, wall
 
 
@@ -110,11 +110,11 @@ def test_what_a_stage_reads_is_found_in_any_folder(tmp_path, folder):
     assert set(found["cold: best_of_n"]) == {"cold", "orm", "prm"}
 
 
-BEGUN = {  # script: the file that shows it had begun, or for GRPO had not got to a checkpoint
-    "distill.py": "traces.jsonl",
+BEGUN = {  # script: a file in its folder; config.json says that a run has begun
+    "distill.py": "config.json",
     "train_prm.py": "config.json",
-    "train_sft.py": "ckpt.pt",
-    "train_grpo.py": "config.json",
+    "train_sft.py": "config.json",
+    "train_grpo.py": "config.json.tmp",  # killed before it could say so
 }
 
 
@@ -215,3 +215,12 @@ def test_the_race_asks_for_sampled_accuracy_on_a_thousand_problems():
     assert zero.flags["goal"] == race.GOAL == 0.8 and len(families) == 5
     assert grpo_run.GOAL_PROBLEMS == 1000 == len(families) * test.flags["problems"]
     assert test.flags["families"] == zero.flags["families"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "stages.json"])
+def test_a_damaged_file_of_a_line_is_named_in_one_line(tmp_path, name):
+    config = Config(out=str(tmp_path), quick=True)
+    prepare(config)
+    (tmp_path / name).write_text("")  # as a power cut may leave it
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        prepare(config)

@@ -1,4 +1,4 @@
-"""python -m nanoreason.bench; see nanoreason/bench/speed.py."""
+"""Where the bench starts as a command; see nanoreason/bench/speed.py."""
 
 from nanoreason.bench.speed import main
 from nanoreason.machine import run_script

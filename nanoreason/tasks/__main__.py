@@ -5,13 +5,25 @@
     python -m nanoreason.tasks --speed            problems per second, and how hard each level is
 """
 
-import argparse
 import random
 import time
+from dataclasses import dataclass
 
+from nanoreason.flags import UserError, flag, parse_config
+from nanoreason.machine import run_script
 from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS, REASONING, STYLES
 from nanoreason.tasks import draw_problem, solve
 from nanoreason.tasks.mutants import KINDS, catch_rates
+
+
+@dataclass
+class Config:
+    show: int = flag(0, "problems to print per family and level", low=0)
+    mutants: int = flag(0, "reference solutions per family to damage, to count what the checker "
+                           "catches", low=0)
+    speed: bool = flag(False, "time the generator")
+    families: str = flag(",".join(FAMILIES), "only these families, separated by commas")
+    seed: int = flag(0, "seed of the problems", low=0)
 
 
 def levels_of(family):
@@ -84,46 +96,23 @@ def mean_difficulty(family, problems):
     return sum(FAMILIES[family].difficulty(p.params) for p in problems) / len(problems)
 
 
-def read_arguments():
-    """The parsed command line; ends in one line of error for a family that does not exist."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--show", type=int, default=0, metavar="N", help="print N problems per family and level"
-    )
-    parser.add_argument(
-        "--mutants",
-        type=int,
-        default=0,
-        metavar="N",
-        help="damage N reference solutions per family and count what the checker catches",
-    )
-    parser.add_argument("--speed", action="store_true", help="time the generator")
-    parser.add_argument(
-        "--families", default=",".join(FAMILIES), help="only these, separated by commas"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    args.families = args.families.split(",")
-    for family in args.families:
-        if family not in FAMILIES:
-            parser.error(f"there is no family {family!r}; there are {', '.join(FAMILIES)}")
-    if not (args.show or args.mutants or args.speed):
-        parser.print_help()
-    return args
-
-
 def main():
-    """Print what the command line asks for."""
-    args = read_arguments()
-    if args.show:
-        show(args.show, args.seed, args.families)
-    if args.mutants:
-        show_mutants(args.mutants, args.seed, args.families)
-    if args.speed:
-        show_speed(args.families)
+    """Print what the command line asks for. Raises UserError for a family that does not exist."""
+    config = parse_config(Config, doc=__doc__)
+    families = config.families.split(",")
+    for family in families:
+        if family not in FAMILIES:
+            raise UserError(f"--families: there is no family {family!r}; there are "
+                            f"{', '.join(FAMILIES)}")
+    if not (config.show or config.mutants or config.speed):
+        raise UserError("what should be printed? --show N, --mutants N or --speed")
+    if config.show:
+        show(config.show, config.seed, families)
+    if config.mutants:
+        show_mutants(config.mutants, config.seed, families)
+    if config.speed:
+        show_speed(families)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
