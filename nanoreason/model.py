@@ -530,14 +530,15 @@ def rl_memory(config, rows, slots, bf16, reference):
 
 
 def memory_line(parts, machine):
-    """One line for people: bytes by part, their sum in GiB, and whether the machine has as much."""
+    """One line for people: bytes by part, their sum in GiB, and whether the machine has as much,
+    where the system tells how much it has."""
     GiB = 2**30
     total = sum(parts.values())
     listed = " + ".join(f"{name} {size / GiB:.2f}" for name, size in parts.items())
+    needed = f"memory, estimated: {listed} = {total / GiB:.2f} GiB"
+    if machine.memory is None:
+        return needed
     fits = "fits"
     if total >= 0.9 * machine.memory:
         fits = "DOES NOT FIT; fewer --micro-tokens or --checkpoint-activations would help"
-    return (
-        f"memory, estimated: {listed} = {total / GiB:.2f} GiB; "
-        f"{machine.device} has {machine.memory / GiB:.1f} GiB: {fits}"
-    )
+    return f"{needed}; {machine.device} has {machine.memory / GiB:.1f} GiB: {fits}"

@@ -10,7 +10,6 @@ random weights, a base that answers at least half of its questions at once, rein
 on right answers alone (R1-Zero); families and levels of the speedrun's. All else is free.
 """
 
-import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 from nanoreason.flags import UserError
-from nanoreason.run import say, write_json
+from nanoreason.run import read_json, say, write_json
 from nanoreason.stages import ROOT, Stage, hardware, run_stage
 
 GOAL = 0.8
@@ -52,7 +51,9 @@ def commit():
     answers = []
     for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "-uno")):
         try:
-            done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+            done = subprocess.run(
+                ["git", "-C", str(ROOT), *words], capture_output=True, encoding="utf-8",
+                errors="replace")
         except OSError:
             return "unknown"
         if done.returncode:
@@ -78,8 +79,8 @@ def race(config):
         for number, stage in enumerate(stages, 1):
             position = f"seed {seed}, {number}/{len(stages)}"
             run_stage(replace(config, out=str(out)), stage, position, 0, log)
-        report = json.loads((out / "zero" / "report.json").read_text())
-        test = json.loads((out / "test.json").read_text())["sampled"]
+        report = read_json(out / "zero" / "report.json")
+        test = read_json(out / "test.json")["sampled"]
         rows.append(dict(
             seed=seed, minutes=round((log["zero"]["ended"] - log["base"]["began"]) / 60, 2),
             base_seconds=log["base"]["seconds"], rl_seconds=log["zero"]["seconds"],

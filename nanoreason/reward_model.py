@@ -73,13 +73,14 @@ def save_reward_model(path, reward_model, **state):
 def start_reward_model(state, kind):
     """A reward model to train, from a loaded checkpoint dict: that of a policy, with a head of
     zeros, so that every score starts at one half; or of a reward model, as it is."""
-    reward_model = RewardModel(GPTConfig(**state["model"]), kind, state["tokenizer"])
-    if state.get("verifier"):
-        reward_model.load_state_dict(state["weights"])
-    else:
+    with checkpoint.readable(state):
+        reward_model = RewardModel(GPTConfig(**state["model"]), kind, state["tokenizer"])
+        if state.get("verifier"):
+            reward_model.load_state_dict(state["weights"])
+            return reward_model
         reward_model.gpt.load_state_dict(state["weights"])
-        nn.init.zeros_(reward_model.score.weight)
-        nn.init.zeros_(reward_model.score.bias)
+    nn.init.zeros_(reward_model.score.weight)
+    nn.init.zeros_(reward_model.score.bias)
     return reward_model
 
 
@@ -94,8 +95,9 @@ def load_reward_model(path, kind=None, device="cpu"):
     if found not in ((kind,) if kind else KINDS):
         what = f"a reward model of kind {found}" if found else "a language model"
         raise UserError(f"--reward-model {path} is {what}; {kind or 'a reward model'} is wanted")
-    reward_model = RewardModel(GPTConfig(**state["model"]), found, state["tokenizer"])
-    reward_model.load_state_dict(state["weights"])
+    with checkpoint.readable(state):
+        reward_model = RewardModel(GPTConfig(**state["model"]), found, state["tokenizer"])
+        reward_model.load_state_dict(state["weights"])
     return reward_model.to(device).requires_grad_(False).eval()
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from nanoreason.flags import UserError, flag, parse_config
 from nanoreason.machine import run_script
 from nanoreason.race import race
-from nanoreason.run import say, write_json
-from nanoreason.speedrun_report import STAGES, TAUGHT, build_report, draw_figures, markdown, read
+from nanoreason.run import read_json, say, write_json, write_text
+from nanoreason.speedrun_report import STAGES, TAUGHT, build_report, draw_figures, markdown
 from nanoreason.stages import Stage, command, estimate, finished, run_stages
 from nanoreason.tasks import CONTROLS, GENERAL, SAFETY, demo_problems
 
@@ -157,13 +157,13 @@ def prepare(config):
         raise UserError(f"cannot write to --out {out}: {error.strerror}") from None
     wanted = dict(seed=config.seed, quick=config.quick)
     if (out / "config.json").exists():
-        found = read(out / "config.json")
+        found = read_json(out / "config.json")
         if found != wanted:
             raise UserError(f"--out {out} holds a run with {found}; choose another folder")
     write_json(out / "config.json", wanted)
     log = {}
     if (out / "stages.json").exists():
-        log = read(out / "stages.json")
+        log = read_json(out / "stages.json")
     stages = plan(config)
     for stage in stages:
         if stage.name in log and log[stage.name].get("command") != command(stage):
@@ -189,7 +189,7 @@ def main():
     write_json(out / "report.json", report)
     draw_figures(out, report)
     text = markdown(report)
-    (out / "report.md").write_text(text)
+    write_text(out / "report.md", text)
     summary = text.split("Greedy accuracy by family:")[0].strip()
     say(f"\n{summary}\n\nThe whole report: {out / 'report.md'}")
 

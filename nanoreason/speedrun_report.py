@@ -1,6 +1,5 @@
 """What the speedrun's stages left, as one report: report.json, report.md and figures."""
 
-import json
 import shlex
 from pathlib import Path
 
@@ -9,9 +8,8 @@ import torch
 
 from nanoreason import plots
 from nanoreason.evaluate import wilson
-from nanoreason.flags import UserError
 from nanoreason.pool import log_fit
-from nanoreason.run import read_metrics
+from nanoreason.run import read_json, read_metrics
 from nanoreason.stages import hardware, wall
 from nanoreason.tasks import verify
 
@@ -25,17 +23,12 @@ RULES = {"coverage": "coverage", "vote": "vote", "orm": "ORM", "weighted-orm": "
          "prm-last": "PRM", "weighted-prm-last": "vote by PRM"}
 
 
-def read(path):
-    """A JSON file. Raises UserError where it is damaged."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{path} is damaged: it should be JSON. Delete its folder to make it "
-                        "again") from None
-
-
 def interval(share, n):
-    """{'acc', 'n', 'ci'} of a share of n, rounded for reports."""
+    """{'acc', 'n', 'ci'} of a share of n problems, rounded for reports.
+
+    The share may be one of samples. With several of each problem the interval, which knows their
+    mean alone, is wider than it need be, and never narrower.
+    """
     low, high = wilson(share * n, n)
     return dict(acc=round(share, 4), n=n, ci=[round(low, 4), round(high, 4)])
 
@@ -43,11 +36,11 @@ def interval(share, n):
 def stage_figures(out, name, log):
     """One entry of the report's stages: parameters, seconds, greedy and sampled accuracy, tokens,
     behaviours."""
-    report = read(out / name / "report.json")
-    test = read(out / name / "test.json")
+    report = read_json(out / name / "report.json")
+    test = read_json(out / name / "test.json")
     general = dict(families={}, refused={})
     if name in TAUGHT:
-        general = read(out / name / "general.json")
+        general = read_json(out / name / "general.json")
     rl = [test["families"][family] for family in RL_FAMILIES]
     n = sum(figures["n"] for figures in rl)
     sampled = test["sampled"]
@@ -56,7 +49,7 @@ def stage_figures(out, name, log):
     greedy_ci = interval(sum(f["acc"] * f["n"] for f in rl) / n, n)["ci"]
     sampled_ci = interval(sum(s * f["n"] for s, f in zip(shares, rl)) / n, n)["ci"]
     return dict(
-        name=name, params=report["params"], seconds=log[name]["seconds"],
+        name=name, params=report["params"], seconds=log[name]["seconds"], levels=test["levels"],
         accuracy=test["families"] | general["families"], refused=general["refused"],
         greedy_accuracy=dict(
             acc=round(float(np.mean([f["acc"] for f in rl])), 4), n=n, ci=greedy_ci
@@ -77,8 +70,9 @@ def ends(rows, key, k=5):
 
 def best_of_n(out, name):
     """What N samples of a model buy, with a fit to log N."""
-    figures = read(out / name / "best_of_n.json")
+    figures = read_json(out / name / "best_of_n.json")
     best = figures["scaling"] | {"levels": figures["levels"], "model": name}
+    best["temperature"] = figures["sampled"]["temperature"]
     best["log_fit"] = {key: log_fit(best["ns"], best[key]) for key in ("coverage", "vote")}
     return best
 
@@ -87,16 +81,17 @@ def demos(out, problems):
     """The final model's answers to the questions of the front page."""
     found = []
     for i, problem in enumerate(problems):
-        demo = read(out / f"demo{i}.json")
+        demo = read_json(out / f"demo{i}.json")
         correct = bool(demo["answer"] and verify(problem, demo["answer"]))
         response = f"{demo['thinking']}\nAnswer: {demo['answer']}".strip()
-        found.append(dict(question=problem.question, response=response, correct=correct))
+        found.append(dict(question=problem.question, response=response, correct=correct,
+                          method=demo["method"], n=demo["n"]))
     return found
 
 
 def distillation(out):
     """The student beside its teacher."""
-    student = read(out / "student" / "report.json")
+    student = read_json(out / "student" / "report.json")
     learned = student["student_figures"]
     teacher = student["teacher_figures"]
     return dict(
@@ -118,7 +113,7 @@ def build_report(config, log, problems, commands):
         changes[name] = {key: ends(rows, key) for key in CHANGES}
     reward_models = {}
     for name in ("orm", "prm"):
-        reward_models[name] = read(out / name / "report.json")["test"]["positions"]
+        reward_models[name] = read_json(out / name / "report.json")["test"]["positions"]
     return dict(
         seed=config.seed, hardware=hardware(), torch=torch.__version__,
         seconds=round(wall(log), 1),
@@ -126,7 +121,7 @@ def build_report(config, log, problems, commands):
         quick=config.quick, stages=[stage_figures(out, name, log) for name in STAGES],
         rl_first_and_last_steps=changes, best_of_n=best_of_n(out, "cold"),
         best_of_n_harder=best_of_n(out, "rl"),
-        rejection=read(out / "rejection" / "provenance.json"), verifiers=reward_models,
+        rejection=read_json(out / "rejection" / "provenance.json"), verifiers=reward_models,
         distillation=[distillation(out)], demo=demos(out, problems),
         commands={name: "python " + shlex.join(words) for name, words in commands.items()},
         stage_seconds={name: entry["seconds"] for name, entry in log.items()},
@@ -144,7 +139,7 @@ def draw_figures(out, report):
     plots.stage_bars(report["stages"], out / "stages.png")
     curves = {}
     for best in (report["best_of_n"], report["best_of_n_harder"]):
-        curves[f"{best['model']}, level {' and '.join(map(str, best['levels']))}"] = best
+        curves[f"{best['model']}, {words(best['levels'])}"] = best
     plots.scaling(curves, out / "best_of_n.png")
 
 
@@ -152,6 +147,11 @@ def percent(figures):
     """Accuracy with its interval, in percent: '87.4 [85.2, 89.3]'."""
     low, high = figures["ci"]
     return f"{100 * figures['acc']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def words(levels):
+    """[3] -> 'level 3', [1, 2] -> 'levels 1 and 2'."""
+    return f"level{'s' * (len(levels) > 1)} {' and '.join(map(str, levels))}"
 
 
 def table(header, rows):
@@ -187,9 +187,10 @@ def rl_lines(report):
     before, after = (100 * s["sampled_accuracy"]["acc"] for s in (base, zero))
     cold_sampled, rl_sampled = (100 * s["sampled_accuracy"]["acc"] for s in (cold, rl))
     cold_greedy, rl_greedy = (100 * s["greedy_accuracy"]["acc"] for s in (cold, rl))
+    times = f", {after / before:.1f} times the base's" if before else ""
     return [
-        f"R1-Zero: sampled accuracy {before:.1f} -> {after:.1f}, {after / max(before, 1e-7):.1f} "
-        "times the base's. Over the run (first 5 steps -> last 5): response length "
+        f"R1-Zero: sampled accuracy {before:.1f} -> {after:.1f}{times}. Over the run (mean of the "
+        "first 5 steps -> of the last 5, or of as many as there are): response length "
         f"{steps['length'][0]:.1f} -> {steps['length'][1]:.1f} tokens, share that thinks "
         f"{steps['thinks'][0]:.2f} -> {steps['thinks'][1]:.2f}.",
         "",
@@ -239,8 +240,8 @@ def best_of_n_lines(best):
         rows.append([str(n), *cells, f"{best['tokens'][i]:.0f}"])
     coverage, vote = (best["log_fit"][name] for name in ("coverage", "vote"))
     return [
-        f"Model `{best['model']}`, level {' and '.join(map(str, best['levels']))}, "
-        f"{best['problems']} problems:",
+        f"Model `{best['model']}`, {words(best['levels'])}, {best['problems']} problems, "
+        f"temperature {best['temperature']:g}:",
         "",
         *table(["N", *(RULES[rule] for rule in rules), "tokens per problem"], rows),
         "",
@@ -253,15 +254,18 @@ def best_of_n_lines(best):
 def markdown(report):
     """report.md: the same figures, for reading."""
     base = report["stages"][0]
+    gibibytes = report["peak_memory_gib"]
+    memory = f"peak memory {gibibytes} GiB" if gibibytes else "peak memory not measured"
+    asked = report["demo"][0]
     lines = [
         f"# A reasoning model from nothing, in {report['seconds'] / 60:.1f} minutes",
         "",
         f"{base['params']:,} parameters, seed {report['seed']}, {report['hardware']}, torch "
-        f"{report['torch']}, peak memory {report['peak_memory_gib']} GiB. Test problems were never "
-        "trained on. Accuracy in percent with 95% Wilson intervals.",
+        f"{report['torch']}, {memory}. Test problems were never trained on. Accuracy in percent "
+        "with 95% Wilson intervals.",
         "",
-        f"RL families ({', '.join(RL_FAMILIES)}), levels 1 and 2, mean over families, "
-        f"n = {base['greedy_accuracy']['n']}:",
+        f"RL families ({', '.join(RL_FAMILIES)}), {words(base['levels'])}, mean over "
+        f"families, n = {base['greedy_accuracy']['n']}:",
         "",
         *stage_lines(report),
         "", "![accuracy by stage](stages.png)", "",
@@ -271,13 +275,15 @@ def markdown(report):
         "## Rejection sampling, final SFT, distillation", "",
         *final_lines(report),
         "", "## Best of N", "",
-        "At temperature 0.7. Coverage: some sample is right (unbiased pass@N). Vote: the most "
-        "frequent answer is right. ORM, PRM: the reward model's favourite is right, or the vote "
-        "weighted by its scores. Intervals: bootstrap over problems.",
+        "Coverage: some sample is right (unbiased pass@N). Vote: the most frequent answer is "
+        "right. ORM, PRM: the reward model's favourite is right, or the vote weighted by its "
+        "scores. 95% intervals of means over problems: Wilson's, for as many yes-or-no problems "
+        "as would vary as much.",
         "",
         *best_of_n_lines(report["best_of_n"]),
         *best_of_n_lines(report["best_of_n_harder"]),
-        "![best of N](best_of_n.png)", "", "## Four questions, by a vote of 16", "",
+        "![best of N](best_of_n.png)", "",
+        f"## {len(report['demo'])} questions, by a {asked['method']} of {asked['n']}", "",
     ]
     for demo in report["demo"]:
         verdict = "right" if demo["correct"] else "wrong"

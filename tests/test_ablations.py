@@ -71,9 +71,9 @@ def test_no_two_rows_of_a_study_are_the_same_run_nor_share_a_folder(study):
 def test_rows_are_taken_by_name_in_the_order_given_and_an_unknown_one_is_a_user_error():
     assert wanted_rows(Config()) == list(STUDIES["losses"])
     assert wanted_rows(Config(rows="gspo, KL k2")) == ["gspo", "KL k2"]
-    with pytest.raises(UserError, match="study losses has no row 'ppo'; it has grpo, dr-grpo"):
+    with pytest.raises(UserError, match="no row of study losses 'ppo'; there are grpo, dr-grpo"):
         wanted_rows(Config(rows="grpo,ppo"))
-    with pytest.raises(UserError, match="study tuning has no row 'gspo'"):
+    with pytest.raises(UserError, match="no row of study tuning 'gspo'"):
         wanted_rows(Config(study="tuning", rows="gspo"))
 
 

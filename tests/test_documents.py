@@ -28,11 +28,11 @@ READ = ("init", "ckpt", "teacher", "reward_model", "reuse", "data", "plan")  # f
 
 def spans(markdown):
     """Code in Markdown: fenced blocks line by line, and `spans`, which may run over lines."""
-    parts = re.split(r"^```.*$", markdown, flags=re.MULTILINE)
-    for fenced in parts[1::2]:
-        yield from fenced.replace("\\\n", " ").splitlines()
-    for text in parts[::2]:
-        yield from re.findall(r"`([^`]+)`", text)
+    for i, part in enumerate(re.split(r"^```.*$", markdown, flags=re.MULTILINE)):
+        if i % 2:  # between two fences
+            yield from part.replace("\\\n", " ").splitlines()
+        else:
+            yield from re.findall(r"`([^`]+)`", part)
 
 
 def docstring_commands(source):

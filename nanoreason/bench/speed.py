@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from nanoreason import attention, checkpoint, corpus
-from nanoreason.flags import flag, parse_config, UserError
+from nanoreason.flags import UserError, flag, listed, parse_config
 from nanoreason.machine import choose_bf16, generator, start_machine
 from nanoreason.run import read_metrics, say, write_json
 from nanoreason.generate import generate, make_sampler
@@ -302,10 +302,11 @@ def run_stage(script, scratch, name, **flags):
     out = scratch / f"{name}-{time.monotonic_ns()}"
     words = [str(ROOT / script), *flag_words(flags), "--out", str(out)]
     done = subprocess.run(
-        [sys.executable, *words], env=environment(), capture_output=True, text=True)
+        [sys.executable, *words], env=environment(), capture_output=True, encoding="utf-8",
+        errors="replace")
     if done.returncode:
         raise UserError(f"{script} failed: {last_line(done.stderr, done.returncode)}")
-    report = json.loads((out / "report.json").read_text())
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     return read_metrics(out / "metrics.jsonl"), report
 
 
@@ -530,10 +531,7 @@ MEASURES = {  # {part: bench -> its figures}
 
 def check_config(config):
     """Raises UserError for a part that does not exist and for rows that make no whole groups."""
-    for part in config.parts.split(","):
-        if part not in PARTS:
-            known = ", ".join(PARTS)
-            raise UserError(f"--parts: there is no part {part!r}; there are {known}")
+    listed(config.parts, "parts", PARTS, "part")
     if config.rows % SAMPLES:
         raise UserError(
             f"--rows {config.rows}: a multiple of {SAMPLES}, "
@@ -576,7 +574,7 @@ def main():
         figures = dict(
             device=name, torch=torch.__version__, params=model.num_params, roofline=bench.peaks)
         for part, measure in MEASURES.items():
-            if part not in config.parts.split(","):
+            if part not in listed(config.parts, "parts"):
                 continue
             if part == "grpo" and not config.ckpt:
                 say("grpo: left out, it needs --ckpt")

@@ -23,12 +23,12 @@ from nanoreason import checkpoint, plots
 from nanoreason.evaluate import (
     accuracy, behaviours, collect, held_out_problems, over_seeds, pass_at_k)
 from nanoreason.experience import token_logprobs
-from nanoreason.flags import flag, parse_config, UserError, whole_numbers
+from nanoreason.flags import UserError, flag, listed, parse_config, whole_numbers
 from nanoreason.generate import make_sampler
 from nanoreason.machine import choose_bf16, generator, run_script, start_machine
 from nanoreason.run import read_metrics, say, write_json
 from nanoreason.studies.reports import publish, table_and_note
-from nanoreason.studies.runs import check_made, ensure_all, read_json
+from nanoreason.studies.runs import check_made, ensure_all, read_if_made
 from nanoreason.studies.samples import packed, sample_and_check
 from nanoreason.workers import at_once, flag_words, spread
 
@@ -107,8 +107,8 @@ def finished(config, row, seed):
     Raises UserError for one that was made with other settings than these.
     """
     out = folder(config, row, seed)
-    check_made(out, read_json(out / "config.json"), flags_of(config, row, seed))
-    measured = read_json(out / "measured.json")
+    check_made(out, read_if_made(out / "config.json"), flags_of(config, row, seed))
+    measured = read_if_made(out / "measured.json")
     if measured is None:
         return False
     per_family = measured["problems"] // len(FAMILIES)
@@ -165,7 +165,7 @@ def _measure(settings, out):
     split = "val" if settings["study"] == "tuning" else "test"
     problems = held_out_problems(FAMILIES, (1, 2), settings["problems"], split)
     G = settings["samples"]
-    limit = read_json(out / "config.json")["max_reasoning_tokens"]
+    limit = read_if_made(out / "config.json")["max_reasoning_tokens"]
 
     greedy = collect(policy, problems, 1, 0.0, limit, seed=0)
     n_right = sum(samples[0].correct for samples in greedy)
@@ -207,18 +207,13 @@ def wanted_rows(config):
     known = list(STUDIES[config.study])
     if not config.rows:
         return known
-    rows = [row.strip() for row in config.rows.split(",")]
-    for row in rows:
-        if row not in known:
-            raise UserError(
-                f"--rows: study {config.study} has no row {row!r}; it has {', '.join(known)}")
-    return rows
+    return listed(config.rows, "rows", known, f"row of study {config.study}")
 
 
 def run_figures(out):
     """What one run left: {figure: number}, its seconds and sampled tokens among them."""
-    measured = read_json(out / "measured.json")
-    report = read_json(out / "report.json")
+    measured = read_if_made(out / "measured.json")
+    report = read_if_made(out / "report.json")
     steps = read_metrics(out / "metrics.jsonl")
     return dict(
         sampled=100 * measured["sampled"],

@@ -84,7 +84,8 @@ def _run_method(subject, problems, method, search):
     """One method on a few problems: right, tokens and flops, (3, P) float."""
     prompts = prompts_of(problems, subject.model.tokenizer)
     noise = generator(subject.seed, "budget", method, search.n, prompts[0])
-    results = METHODS[method](subject.model, prompts, search, noise, subject.scorer(prompts))
+    scorer = subject.scorer(prompts)
+    results = METHODS[method](subject.model, prompts, search, noise, scorer, problems)
     right = []
     for problem, result in zip(problems, results):
         right.append(result.answer is not None and verify(problem, result.answer))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanoreason.evaluate import greedy_accuracy, held_out_problems
-from nanoreason.flags import flag, parse_config
+from nanoreason.flags import flag, listed, parse_config
 from nanoreason.machine import run_script
 from nanoreason.plots import log2_samples, new_axes, save, styled
 from nanoreason.pool import estimates, log_fit
@@ -56,7 +56,7 @@ class Config(SampleConfig):
     def all_lines(self):
         """{small: [larger, ...]} of --lines. Raises UserError for a size that does not exist."""
         lines = {}
-        for line in self.lines.split(","):
+        for line in listed(self.lines, "lines"):
             small, _, larger = line.partition(":")
             lines[small] = larger.split("+")
             check_sizes([small, *lines[small]], "lines")

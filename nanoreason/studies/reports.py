@@ -92,9 +92,9 @@ def publish(name, report, markdown, draw, out):
     """
     out = Path(out)
     write_json(out / f"{name}.json", report)
-    report = json.loads((out / f"{name}.json").read_text())
+    report = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
     text = markdown(report)
-    (out / f"{name}.md").write_text(text + "\n")
+    (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     draw(report, out / f"{name}.png")
     say(text)
 

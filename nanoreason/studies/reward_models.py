@@ -24,7 +24,7 @@ from nanoreason.plots import log2_samples, new_axes, save, styled
 from nanoreason.reward_model import AGGREGATES, load_reward_model
 from nanoreason.studies.reports import (
     grouped, make_study, rounded, seeds_and_means, table_and_note, table_lines)
-from nanoreason.studies.runs import read_json, train
+from nanoreason.studies.runs import read_if_made, train
 from nanoreason.studies.samples import (
     SampleConfig, Setup, ensure_reward_models, estimates_of, problems_of)
 from nanoreason.studies.trust import trust, trust_figure, trust_markdown
@@ -54,7 +54,7 @@ def trained_run(config, name, **flags):
     """The run of one reward model, trained where it is missing; without its curves."""
     out = config.reward_model(name)
     train("train_prm.py", out, **flags)
-    return dict(report=read_json(out / "report.json"))
+    return dict(report=read_if_made(out / "report.json"))
 
 
 def some_pools(config, setup, share, samples):

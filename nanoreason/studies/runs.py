@@ -1,6 +1,5 @@
 """Runs of this project's scripts that a study needs, made where they are missing."""
 
-import json
 import shlex
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from nanoreason.flags import UserError
 from nanoreason.model import PRESETS
-from nanoreason.run import progress, say
+from nanoreason.run import progress, read_json, say
 from nanoreason.workers import ROOT, at_once, environment, flag_words, resumes
 
 # What every base model reads, as in the speedrun; 3.3 million tokens of it.
@@ -18,9 +17,9 @@ BASE_TOKENS = 3_300_000
 RATES = dict(muon_lr=0.002, adamw_lr=0.0015)  # of the speedrun's cold start
 
 
-def read_json(path):
-    """A JSON file; None where there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
+def read_if_made(path):
+    """The dict in a JSON file; None where there is no such file yet."""
+    return read_json(path) if path.exists() else None
 
 
 def check_made(out, made, wanted):
@@ -60,7 +59,7 @@ def ensure(done, script, threads=0, **flags):
     if threads:
         log = Path(f"{flags['out']}.log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "a") as file:
+        with open(log, "a", encoding="utf-8") as file:
             ended = subprocess.run(
                 command, env=environment(threads), stdout=file, stderr=subprocess.STDOUT)
         where = f"at the end of {log}"

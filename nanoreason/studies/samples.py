@@ -17,7 +17,7 @@ from nanoreason.pool import draw_pool, estimates
 from nanoreason.reward_model import load_reward_model
 from nanoreason.rewards import outcome_reward
 from nanoreason.run import progress
-from nanoreason.studies.runs import check_made, read_json, train
+from nanoreason.studies.runs import check_made, read_if_made, train
 
 FAMILIES = ("chain", "word", "equation")
 LEVELS = (1, 2, 3)
@@ -66,7 +66,7 @@ def ensure_reward_models(config):
     orm = config.reward_model("orm-0")
     prm = config.reward_model("prm-0")
     for out in (orm, prm):
-        check_made(out, read_json(out / "config.json"), config.recipe)
+        check_made(out, read_if_made(out / "config.json"), config.recipe)
     train("train_prm.py", orm, kind="orm", **config.recipe)
     train("train_prm.py", prm, kind="prm", reuse=orm, **config.recipe)
 

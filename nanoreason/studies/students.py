@@ -24,7 +24,7 @@ import numpy as np
 from nanoreason import checkpoint
 from nanoreason.corpus import STYLE_RATES, pick
 from nanoreason.evaluate import greedy_figures, held_out_problems, over_seeds
-from nanoreason.flags import flag, parse_config, UserError, whole_numbers
+from nanoreason.flags import UserError, flag, listed, parse_config, whole_numbers
 from nanoreason.generate import make_sampler
 from nanoreason.machine import choose_bf16, generator, run_script, start_machine
 from nanoreason.model import PRESETS
@@ -34,7 +34,7 @@ from nanoreason.run import write_json
 from nanoreason.studies.reports import (
     grouped, legend_beside, make_study, seeds_and_means, table_and_note)
 from nanoreason.studies.runs import (
-    RATES, all_of, check_made, check_sizes, ensure, ensure_all, read_json, train, train_base,
+    RATES, all_of, check_made, check_sizes, ensure, ensure_all, read_if_made, train, train_base,
     train_cold_start)
 from nanoreason.studies.samples import sample_and_check
 from nanoreason.tasks import solve
@@ -83,9 +83,7 @@ class Config:
     @property
     def sizes(self):
         """Names of the students' sizes. Raises UserError for one that does not exist."""
-        names = self.students.split(",")
-        check_sizes(names, "students")
-        return names
+        return listed(self.students, "students", PRESETS, "size")
 
 
 # Models and traces
@@ -138,12 +136,12 @@ def traces(config, teacher, name, **flags):
 
 def provenance(folder):
     """What distill.py says about its traces."""
-    return read_json(folder / "provenance.json")
+    return read_if_made(folder / "provenance.json")
 
 
 def sampled_tokens(folder):
     """Tokens that a GRPO run has sampled; 0 where it has not begun."""
-    report = read_json(folder / "report.json")
+    report = read_if_made(folder / "report.json")
     return report["sampled_tokens"] if report else 0
 
 
@@ -158,13 +156,14 @@ def references(config, traces):
     drawn = questions.draw(0, 0, config.questions)
     problems = {problem.question: problem for problem in drawn}
     rows = []
-    for line in (traces / "traces.jsonl").read_text().splitlines():
+    for line in (traces / "traces.jsonl").read_text(encoding="utf-8").splitlines():
         problem = problems[json.loads(line)["prompt"]]
         thinking = "\n".join(solve(problem, pick(STYLE_RATES, rng), rng))
         response = f"<think>{thinking}</think>{problem.answer}"
         rows.append(dict(prompt=problem.question, response=response))
     out.mkdir(exist_ok=True)
-    (out / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (out / "traces.jsonl").write_text(lines, encoding="utf-8")
     return out
 
 
@@ -447,7 +446,7 @@ def grow(config, cold, seed):
                 eval_every=0, seed=seed, out=out)
             shutil.copy(out / "ckpt.pt", kept)
             write_json(note, dict(tokens=sampled_tokens(out)))
-        points.append((read_json(note)["tokens"], kept))
+        points.append((read_if_made(note)["tokens"], kept))
     return points
 
 
@@ -577,7 +576,7 @@ def check_out(config):
     config.path().mkdir(parents=True, exist_ok=True)
     names = ("teacher", "speedrun", "questions", "samples", "keep")
     about = {name: getattr(config, name) for name in names}
-    check_made(config.out, read_json(config.path("about.json")), about)
+    check_made(config.out, read_if_made(config.path("about.json")), about)
     write_json(config.path("about.json"), about)
 
 

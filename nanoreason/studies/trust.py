@@ -92,12 +92,12 @@ def measure_policy(setup, policy, reference, problems, reward_models):
     noise = generator(setup.config.seed, "trust")
     experience, _ = sample_and_check(policy, problems, SAMPLES, LIMIT, temperature, noise)
     rollout = experience.rollout
-    gold = experience.rewards["total"].flatten().tolist()
+    gold = experience.rewards["total"]  # (P, SAMPLES)
     figures = dict(
-        gold=float(np.mean(gold)),
+        gold=float(gold.mean()),
         kl=mean_kl(policy, reference, experience, temperature, setup.machine.device),
         length=float(rollout.lengths.float().mean()),
-        ci=interval_of_mean(gold))
+        ci=interval_of_mean(gold.mean(1)))  # samples of one problem are not independent
     questions = prompts_of(problems, policy.tokenizer)
     prompts = [prompt for prompt in questions for _ in range(SAMPLES)]
     responses = [rollout.response(row) for row in range(len(rollout.ids))]

@@ -9,7 +9,7 @@ import random
 import time
 from dataclasses import dataclass
 
-from nanoreason.flags import UserError, flag, parse_config
+from nanoreason.flags import UserError, flag, listed, parse_config
 from nanoreason.machine import run_script
 from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS, REASONING, STYLES
 from nanoreason.tasks import draw_problem, solve
@@ -99,11 +99,7 @@ def mean_difficulty(family, problems):
 def main():
     """Print what the command line asks for. Raises UserError for a family that does not exist."""
     config = parse_config(Config, doc=__doc__)
-    families = config.families.split(",")
-    for family in families:
-        if family not in FAMILIES:
-            raise UserError(f"--families: there is no family {family!r}; there are "
-                            f"{', '.join(FAMILIES)}")
+    families = listed(config.families, "families", FAMILIES, "family")
     if not (config.show or config.mutants or config.speed):
         raise UserError("what should be printed? --show N, --mutants N or --speed")
     if config.show:

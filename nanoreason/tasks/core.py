@@ -81,9 +81,14 @@ class Problem:
     key: str
 
 
+def hash_bucket(key):
+    """A whole number from 0 to 99, by a stable hash of a text."""
+    return int.from_bytes(blake2b(key.encode(), digest_size=4).digest(), "big") % 100
+
+
 def hash_split(key):
     """The split of a key by a stable hash: 70% train, 10% val, 20% test."""
-    bucket = int.from_bytes(blake2b(key.encode(), digest_size=4).digest(), "big") % 100
+    bucket = hash_bucket(key)
     if bucket < 70:
         return "train"
     return "val" if bucket < 80 else "test"

@@ -26,6 +26,7 @@ from nanoreason.tasks.core import (
     RIGHT,
     Family,
     Unreadable,
+    hash_bucket,
     read_statement,
     unneeded,
     wrong,
@@ -101,6 +102,14 @@ class UserData(Family):
 
     def identity(self, params):
         return f"{self.name}:{params[0].strip()}"
+
+    def split(self, params):
+        """80% train, 10% val, 10% test, by the question alone, whatever its answer, case and
+        blanks."""
+        bucket = hash_bucket(f"{self.name}:{plain(params[0])}")
+        if bucket < 70 or bucket >= 90:
+            return "train"
+        return "val" if bucket < 80 else "test"
 
     def read_answer(self, problem, text):
         """(value, unit) of a number, else the words in lower case; None where there are none."""
