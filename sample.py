@@ -3,9 +3,9 @@
 What this teaches. The same weights give better answers when they may spend more compute: one
 greedy response, many samples and a vote, a reward model's choice, a search over steps, longer
 thinking (nanoreason/search.py has them all). With --eval, accuracy is measured on problems that
-training never saw: greedy, sampled, and for every N of --ns the coverage (some sample is right:
-unbiased pass@k), the vote and the choice of each reward model. All of them are estimated from the
-same max(N) samples per problem, which --cache keeps.
+training never saw, unless --split says otherwise: greedy, sampled, and for every N of --ns the
+coverage (some sample is right: unbiased pass@k), the vote and the choice of each reward model. All
+of them are estimated from the same max(N) samples per problem, which --cache keeps.
 
     one question     python sample.py "What is 15% of 80?" --ckpt runs/speedrun/rl
     a vote of 64     python sample.py "What is 847 × 293?" --ckpt runs/speedrun/rl
@@ -28,10 +28,10 @@ from pathlib import Path
 import numpy as np
 
 from nanoreason import checkpoint
-from nanoreason.flags import flag, parse_config, UserError, whole_numbers
+from nanoreason.flags import check_output, flag, listed, parse_config, UserError, whole_numbers
 from nanoreason.machine import choose_bf16, generator, run_script, start_machine
 from nanoreason.run import progress, say, write_json
-from nanoreason.corpus import read_problems
+from nanoreason.corpus import read_problems, Room
 from nanoreason.evaluate import accuracy, accuracy_of, behaviours, by_family, collect
 from nanoreason.evaluate import held_out_problems, interval_of_mean, reward_model_scorer
 from nanoreason.generate import make_sampler
@@ -84,8 +84,7 @@ class Config:
     eval: bool = flag(False, "measure accuracy instead of answering a question")
     data: str = flag(
         "",
-        "JSONL file of questions and answers to measure on: all its rows, or, with --split val, "
-        "those that training keeps for validation",
+        "JSONL file of questions and answers to measure on, the rows of --split",
     )
     families: str = flag(
         "multiplication,chain,percent,word,equation",
@@ -104,7 +103,12 @@ class Config:
         "runs/cache",
         "folder where samples are kept for the next measurement; empty: nowhere",
     )
-    split: str = flag("test", "split of the problems", choices=("val", "test"))
+    split: str = flag(
+        "test",
+        "split of the problems: training sees neither val, which chooses weights, nor test; all "
+        "rows of --data, those for training among them",
+        choices=("val", "test", "all"),
+    )
     json: str = flag("", "file for the figures")
     precision: str = flag(
         "auto", "bf16 where it is faster, or one of them", choices=("auto", "fp32", "bf16")
@@ -159,13 +163,24 @@ def search_settings(config, kind):
 
 
 def show(question, result):
-    """Print a Result: question, reasoning and answer, agreement of the samples, compute."""
+    """Print a Result: question, reasoning and answer, agreement of the responses, compute."""
     say(f"\nQuestion: {question}\n{pretty(result)}")
     if len(result.responses) > 1:
-        chosen = canonical(result.answer)
-        agree = sum(canonical(response.answer) == chosen for response in result.responses)
-        say(f"          {agree} of {len(result.responses)} samples agree")
+        say(f"          {agreement(result)}")
     say(f"\n{result.completion_tokens} tokens, {result.flops / 1e9:.2f} GFLOP")
+
+
+def agreement(result):
+    """How many responses give the answer, and how many give none, in words.
+
+    Answers 7, 7, 8, none and 7  ->  '3 of 5 responses agree, 1 gives no answer'
+    """
+    keys = [canonical(response.answer) for response in result.responses]
+    silent = keys.count(None)
+    if result.answer is None:
+        return f"{silent} of {len(keys)} responses give no answer"
+    agree = f"{keys.count(canonical(result.answer))} of {len(keys)} responses agree"
+    return f"{agree}, {silent} give{'s' * (silent == 1)} no answer" if silent else agree
 
 
 def pretty(result):
@@ -186,8 +201,12 @@ def load_reward_models(config, tokenizer, max_len):
     """{name: reward model} of --reward-model, in its order. The name is the kind; two of one kind
     are told apart by their folders. Raises UserError where one has another tokenizer or reads fewer
     than max_len tokens."""
+    paths = []
+    if config.reward_model:  # a path may hold a comma
+        is_one = Path(config.reward_model).exists()
+        paths = [config.reward_model] if is_one else listed(config.reward_model, "reward-model")
     found = {}
-    for path in dict.fromkeys(filter(None, config.reward_model.split(","))):
+    for path in paths:
         reward_model = load_reward_model(path)
         checkpoint.check_tokenizers({
             f"--ckpt {config.ckpt}": tokenizer, f"--reward-model {path}": reward_model.tokenizer
@@ -211,7 +230,7 @@ def read_plan(config, kind=""):
     another --aggregate: its scores of greedy responses would mean something else.
     """
     try:
-        made = json.loads(Path(config.plan).read_text())
+        made = json.loads(Path(config.plan).read_text(encoding="utf-8"))
         plans = {int(n): tuple(map(plan_row, rows)) for n, rows in made["plans"].items()}
         rows = plans[min(plans, key=lambda n: abs(n - config.n))]
         allowed = {"greedy", *CHOICES, *SEARCHES}
@@ -241,29 +260,54 @@ def plan_row(row):
 # --eval
 
 
-def wanted_problems(config, model):
-    """The problems to measure on. Raises UserError for a family or level that does not exist, where
-    there are no problems, and for a question longer than the model's context."""
-    families = config.families.split(",")
+def wanted_families(config):
+    """Names of --families. Raises UserError for one that does not exist."""
+    return listed(config.families, "families", FAMILIES, "family")
+
+
+def wanted_levels(config):
+    """Numbers of --level. Raises UserError for one that does not exist."""
     levels = whole_numbers(config.level, "level")
-    if unknown := [family for family in families if family not in FAMILIES]:
-        raise UserError(
-            f"--families: there is no family {unknown[0]!r}; there are {', '.join(FAMILIES)}"
-        )
     if not set(levels) <= {*LEVELS, HELD_OUT_LEVEL}:
         raise UserError(f"--level {config.level}: levels are 1 to {HELD_OUT_LEVEL}")
+    return levels
+
+
+def wanted_ns(config):
+    """Numbers of --ns; [0] for greedy only. Raises UserError."""
+    ns = whole_numbers(config.ns, "ns")
+    if min(ns) < 0 or (0 in ns and len(ns) > 1):
+        raise UserError(f"--ns {config.ns}: numbers of samples are positive; "
+                        "0 alone measures greedy only")
+    return ns
+
+
+def wanted_problems(config, model):
+    """The problems to measure on, each once. Raises UserError for a family or level that does not
+    exist, where there are no problems, and for a question longer than the model's context."""
+    families = wanted_families(config)
+    levels = wanted_levels(config)
+    context = model.config.max_len
     if config.data:
-        own = read_problems(config.data)
-        problems = own["val"] if config.split == "val" else own["train"] + own["val"]
-    else:
-        problems = held_out_problems(families, levels, config.problems, config.split, config.seed)
+        room = Room(
+            model.tokenizer, context - 1,
+            f"the model's context holds {context}, answer included",
+            "A model with a longer context makes room",
+        )
+        own = read_problems(config.data, room)
+        problems = sum(own.values(), []) if config.split == "all" else own[config.split]
+        if not problems:
+            raise UserError(
+                f"--data {config.data} holds no problem of split {config.split}: more rows, or "
+                "--split all, which measures training questions too"
+            )
+        return problems
+    problems = held_out_problems(families, levels, config.problems, config.split, config.seed)
     if not problems:
         raise UserError(
-            f"no problems to measure on: {config.data or config.families} "
-            "holds none in this split and level"
+            f"no problems to measure on: {config.families} holds none in this split and level"
         )
     longest = max(len(model.tokenizer.render_prompt(p.question)) for p in problems)
-    context = model.config.max_len
     if longest >= context:
         raise UserError(
             f"a question takes {longest} tokens; this model's context holds {context}, "
@@ -272,21 +316,31 @@ def wanted_problems(config, model):
     return problems
 
 
+def measured(config):
+    """What --eval measures on, in words. Training never sees `val` and `test`; it chooses weights
+    by `val`."""
+    if not config.data:
+        return f"{config.split} split, levels {', '.join(map(str, wanted_levels(config)))}"
+    name = Path(config.data).name
+    if config.split == "all":
+        return f"all rows of {name}, training rows among them"
+    return f"{config.split} split of {name} (10% kept from training)"
+
+
 def measure(model, config, machine):
     """Greedy accuracy by family and level; with --ns also sampled accuracy, and what N samples give
     by every rule. Returns the figures, a dictionary for JSON."""
-    ns = whole_numbers(config.ns, "ns")
-    if min(ns) < 0:
-        raise UserError(f"--ns {config.ns}: numbers of samples are positive")
+    ns = wanted_ns(config)
     problems = wanted_problems(config, model)
+    reward_models = load_reward_models(config, model.tokenizer, 0)
     bar = progress(len(problems) * (1 + max(ns)), "evaluate")
-    figures = greedy_results(model, config, problems, bar)
+    figures = dict(measured=measured(config)) | greedy_results(model, config, problems, bar)
     if max(ns) > 0:
         pool = draw_pool(
             model, problems, max(ns), config.temperature, config.max_reasoning_tokens,
             config.seed, config.cache or None, bar.update,
         )
-        for name, reward_model in load_reward_models(config, model.tokenizer, 0).items():
+        for name, reward_model in reward_models.items():
             bf16 = choose_bf16(config.precision, machine)
             pool.add_reward_model(name, reward_model.to(machine.device), bf16)
         figures["sampled"] = sampled_results(pool, config.temperature)
@@ -344,8 +398,7 @@ def sampled_results(pool, temperature):
 
 def table(figures):
     """The figures of `measure` for people to read."""
-    levels = figures["levels"]
-    lines = [f"greedy accuracy, {figures['split']} split, levels {levels}, 95% intervals"]
+    lines = [f"greedy accuracy, {figures['measured']}, 95% intervals"]
     for family, measured in figures["families"].items():
         lines.append(accuracy_line(family, measured))
     lines.append(accuracy_line("all", figures["greedy"]))
@@ -354,7 +407,11 @@ def table(figures):
     if "sampled" in figures:
         sampled = figures["sampled"]
         scale = figures["scaling"]
-        lines.append(accuracy_line(f"sampled at T={sampled['temperature']:g}", sampled))
+        n = scale["problems"]  # what the interval is over
+        if sampled["n"] > n:
+            n = f"{n}, {sampled['n'] // n} samples of each"
+        name = f"sampled at T={sampled['temperature']:g}"
+        lines.append(accuracy_line(name, sampled | {"n": n}))
         lines.append(scaling_line("N", scale["ns"], "d"))
         for rule in scale["rules"]:
             lines.append(scaling_line(rule, scale[rule], ".3f"))
@@ -373,14 +430,25 @@ def scaling_line(name, values, form):
     return f"{name:<24}" + "".join(f"{format(value, form):>10}" for value in values)
 
 
-def main():
-    config = parse_config(Config, doc=__doc__, positional="question")
+def check_config(config):
+    """Raise UserError for what can be seen to be wrong before any work, outputs included."""
     if not config.ckpt:
         raise UserError("--ckpt is missing: which model should answer?")
-    if bool(config.question) == config.eval:
+    if bool(config.question.strip()) == config.eval:
         raise UserError('give either a question ("What is 15% of 80?") or --eval')
-    if config.json and not Path(config.json).resolve().parent.is_dir():
-        raise UserError(f"--json {config.json}: there is no such folder")
+    check_output(config.json, "json")
+    if config.eval:
+        wanted_families(config)
+        wanted_levels(config)
+        if max(wanted_ns(config)):
+            check_output(config.cache, "cache", folder=True)
+        if config.split == "all" and not config.data:
+            raise UserError("--split all is for the rows of --data; generated problems have no end")
+
+
+def main():
+    config = parse_config(Config, doc=__doc__, positional="question")
+    check_config(config)
     machine = start_machine(config.device)
     trained = checkpoint.load_model(config.ckpt, machine.device)
     model = make_sampler(trained, choose_bf16(config.precision, machine))

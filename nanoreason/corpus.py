@@ -10,7 +10,6 @@ in there, but rare.
                                                   a corpus file for a large run, by all cores
 """
 
-import argparse
 import collections
 import dataclasses
 import itertools
@@ -22,15 +21,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanoreason.flags import UserError
+from nanoreason.flags import UserError, flag, listed, parse_config
 from nanoreason.machine import run_script
 from nanoreason.run import progress, say
 from nanoreason.data import Example, pack, write_rows
-from nanoreason.tasks import (CONTROLS, FAMILIES, LEVELS, REASONING, SAFETY, draw_problem, solve,
-                              split_of, user_problem)
-from nanoreason.tasks.core import MAX_TEXT
+from nanoreason.tasks import (CONTROLS, FAMILIES, LEVELS, REASONING, SAFETY, answer_key,
+                              draw_problem, solve, split_of, user_problem)
+from nanoreason.tasks.core import MAX_TEXT, hash_split
 from nanoreason.tasks.recall import COLORS, TABLES, THINGS
-from nanoreason.tokenizer import learn_ranks, save_ranks, shipped_tokenizer
+from nanoreason.tasks.user import note_on_answers, read_quantity
+from nanoreason.tokenizer import Tokenizer, learn_ranks, save_ranks, shipped_tokenizer
 
 # documents drawn from one seed and packed together, so that the corpus is the same whatever number
 # of processes makes it
@@ -297,14 +297,91 @@ def final_mix(documents, general, safety, seed, split="train"):
     return mixed
 
 
-# What users bring
+# What users bring: the text of a response
+
+TAG = re.compile(r"</?think>|<\|/?think\|>")
+# what stands before an answer on a line of its own; the group is the answer
+MARK = re.compile(
+    r"####(.*)|\*\*answer:\*\*(.*)|\*\*answer:(.*)\*\*|answer:(.*)", re.IGNORECASE)
+
+
+def parse_response_text(text):
+    """(thinking, answer, whether the answer is marked) of a response written as text.
+
+    '<think>2 + 3 = 5</think>5'   ->  ('2 + 3 = 5', '5', True)   think tags in front
+    '2 + 3 = 5</think>5'          ->  ('2 + 3 = 5', '5', True)   R1's chat format opens them itself
+    '<think>a</think><answer>5</answer>'  ->  ('a', '5', True)   as R1-Zero was told to write
+    '2 + 3 = 5\\nAnswer: 5'       ->  ('2 + 3 = 5', '5', True)   a last line 'Answer: ...',
+    '2 + 3 = 5\\n**Answer:** 5'   ->  ('2 + 3 = 5', '5', True)   in any case, bold or not,
+    '2 + 3 = 5\\n#### 5'          ->  ('2 + 3 = 5', '5', True)   or '#### ...'
+    'It is 5'                     ->  ('', 'It is 5', False)     else: an answer, no reasoning
+
+    '####' is GSM8K's; its <<2+3=5>> notes are left out. What could be learned as the answer by
+    mistake raises UserError:
+
+    '<think>2 + 3 = 5'            a tag that is never closed: the response was cut off
+    'So: <think>a</think>5'       text in front of the tag
+    '<think>a</think>b</think>5'  tags twice, or of two kinds
+    '2 + 3 = 5\\n#### 5\\nSo 5.'  a number marked as the answer, and text behind it
+    """
+    thinking, text, marked = _split_thinking(text.strip())
+    before, _, last = text.rpartition("\n")
+    if match := MARK.fullmatch(last.strip()):
+        if match[0].startswith("####"):
+            before = re.sub(r"<<[^<>\n]*>>", "", before)
+        thinking = "\n".join(filter(None, (thinking, before.strip())))
+        return thinking, match[match.lastindex].strip(), True
+    for said in _marked_lines(text):
+        quantity = read_quantity(said) if len(said) <= MAX_TEXT else None
+        if quantity and quantity[1] in ("", "%"):  # and no heading, such as '#### 3 ways'
+            raise UserError(TEXT_BEHIND)
+    return thinking, text, marked
+
+
+TEXT_BEHIND = 'text behind a line "#### ..." or "Answer: ...": the answer is the last line'
+
+
+def _split_thinking(text):
+    """(thinking, what follows it, whether tags set them apart) of a response without its ends."""
+    tags = TAG.findall(text)
+    if not tags:
+        return "", text, False
+    closing = tags[-1]
+    opening = closing.replace("/", "")
+    if opening == closing:
+        raise UserError(f"{opening} is never closed")
+    if len(tags) > 1 and (tags != [opening, closing] or not text.startswith(opening)):
+        raise UserError(f"{opening} ... {closing} should stand once, in front of the answer")
+    thinking, _, text = text.removeprefix(opening).partition(closing)
+    text = text.strip()
+    if match := re.fullmatch("<answer>(.*)</answer>", text, re.DOTALL):
+        text = match[1].strip()
+    return thinking.strip(), text, True
+
+
+def _marked_lines(text):
+    """What stands behind the marks of lines that begin with one."""
+    matches = (MARK.fullmatch(line.strip()) for line in text.split("\n"))
+    return [match[match.lastindex] for match in matches if match]
+
+
+def reads_back(text, thinking, answer):
+    """Whether a response written as text is taken apart into the same thinking and answer."""
+    try:
+        return parse_response_text(text)[:2] == (thinking, answer)
+    except UserError:
+        return False
+
+
+# What users bring: files
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a user's file: question, reasoning ('' for none), answer.
+    """One row of a user's file: its line, question, reasoning ('' for none) and answer.
 
-    marked: whether the answer was set apart from the reasoning.
+    marked: whether the answer was set apart from the reasoning. generated: whether distill.py wrote
+    the row, about a question of a generated family.
     """
 
     line: int
@@ -312,125 +389,268 @@ class Row:
     thinking: str
     answer: str
     marked: bool
+    generated: bool = False
 
     @property
     def split(self):
-        """'val' for a tenth of all questions, by their hash, else 'train'.
+        """'train', 'val' or 'test', by a hash of the question alone.
 
-        No question stands in both, however often it is asked.
+        No question stands in two of them, however often and with whatever answers it is asked.
+        Generated questions in traces are training questions all, and their test problems are
+        generated as well: there only a tenth is set apart, for validation.
         """
-        return "val" if split_of("data", (self.question, self.answer)) == "val" else "train"
+        if self.generated:
+            is_val = hash_split(f"data:{self.question.strip()}") == "val"
+            return "val" if is_val else "train"
+        return split_of("data", (self.question, self.answer))
+
+    @property
+    def document(self):
+        """The Conversation to learn from."""
+        return Conversation(self.question, self.thinking, self.answer)
 
 
-def parse_response_text(text):
-    """(thinking, answer, whether the answer is marked) of a response written as text.
+@dataclass(frozen=True)
+class Room:
+    """How many tokens a row may take: a document all of its own, a problem those of its prompt.
 
-    '<think>2 + 3 = 5</think>5'   ->  ('2 + 3 = 5', '5', True)       think tags
-    '2 + 3 = 5\\nAnswer: 5'       ->  ('2 + 3 = 5', '5', True)       a last line 'Answer: ...'
-    '2 + 3 = 5\\n#### 5'          ->  ('2 + 3 = 5', '5', True)       or '#### ...'
-    'It is 5'                     ->  ('', 'It is 5', False)         else: an answer, no reasoning
-
-    '####' is GSM8K's; its <<2+3=5>> notes are left out.
+    tokenizer counts them. limit says in words what sets `most`, advice what makes more room.
     """
-    text = text.strip()
-    thinking = ""
-    marked = False
-    for opening, closing in (("<think>", "</think>"), ("<|think|>", "<|/think|>")):
-        if text.startswith(opening) and closing in text:
-            thinking, _, text = text[len(opening) :].partition(closing)
-            thinking = thinking.strip()
-            text = text.strip()
-            marked = True
-    before, _, last = text.rpartition("\n")
-    for mark in ("Answer:", "####"):
-        if last.startswith(mark):
-            if mark == "####":
-                before = re.sub(r"<<[^<>\n]*>>", "", before)
-            thinking = "\n".join(filter(None, (thinking, before.strip())))
-            return thinking, last[len(mark) :].strip(), True
-    return thinking, text, marked
+
+    tokenizer: Tokenizer
+    most: int
+    limit: str
+    advice: str
+
+
+class Number(str):
+    """A number in JSON, in the digits that it was written with."""
 
 
 def read_rows(path):
-    """Rows of a JSONL file; nothing is skipped.
+    """Rows of a JSONL file; nothing is skipped but blank lines.
 
-    Each line is an object with the strings "prompt" (or "question") and "response", "answer" or
-    both. An answer may be bare, or hold its reasoning before a last line '#### 72', as GSM8K has
-    it. With both, the answer is what counts and the response gives the reasoning. Raises UserError
-    naming the line at fault.
+    Each line is an object with "prompt" (or "question"), a string, and "response", "answer" or
+    both, strings or numbers. An answer may be bare, or hold its reasoning before a last line
+    '#### 72', as GSM8K has it. With both, the answer is what counts and the response gives the
+    reasoning. Raises UserError naming the line at fault.
     """
     if not Path(path).is_file():
         raise UserError(f"no data file at {path}")
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{path} is in UTF-16; save it in UTF-8")
     rows = []
     # JSON may hold other line breaks, such as U+2028: only a newline ends a row
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(data.split(b"\n"), 1):
+        line = line.removeprefix(b"\xef\xbb\xbf")  # a BOM, of each file that was joined
         if not line.strip():
             continue
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            rows.append(_row(number, json.loads(text)))
+            record = json.loads(
+                line.decode(), parse_int=Number, parse_float=Number, object_pairs_hook=_members)
+            rows.append(_row(number, record))
         except UserError as error:
             raise UserError(f"{path}, line {number}: {error}") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path}, line {number}: this is not text in UTF-8") from None
         except (ValueError, RecursionError):
-            raise UserError(f"{path}, line {number}: this is not JSON in UTF-8") from None
+            raise UserError(
+                f"{path}, line {number}: this is not JSON; each line should hold one object"
+            ) from None
     if not rows:
         raise UserError(f"{path} holds no rows")
     return rows
 
 
+def _members(pairs):
+    """The dictionary of a JSON object; UserError where a key stands twice."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise UserError(f'"{twice}" stands twice')
+    return members
+
+
 def _row(number, record):
     """Row of the JSON value on line `number`; UserError says what it lacks."""
     if not isinstance(record, dict):
-        raise UserError("not a JSON object")
+        raise UserError("not a JSON object; each line should hold one")
     question = record.get("prompt", record.get("question"))
-    if not isinstance(question, str) or not question.strip():
+    is_text = isinstance(question, str) and not isinstance(question, Number)
+    if not is_text or not question.strip():
         raise UserError('no "prompt" (or "question"), or it is not a string with text')
     given = [key for key in ("response", "answer") if key in record]
     if not given:
         raise UserError('neither "response" nor "answer"')
-    if bad := [key for key in given if not isinstance(record[key], str)]:
-        raise UserError(f'"{bad[0]}" is not a string')
+    for key in given:
+        if not isinstance(record[key], str):
+            raise UserError(f'"{key}" is {json.dumps(record[key])[:40]}, '
+                            "which is not a string or a number")
     try:
         "".join((question, *(record[key] for key in given))).encode()
     except UnicodeEncodeError:
         raise UserError("it holds half a character (a lone surrogate)") from None
-    thinking, answer, marked = parse_response_text(record[given[0]])
+    thinking, answer, marked = parse_response_text(str(record[given[0]]))
     if given == ["response", "answer"]:  # the reasoning of the one, the answer of the other
         thinking = thinking if marked else answer
-        answer = parse_response_text(record["answer"])[1]
+        answer = parse_response_text(str(record["answer"]))[1]
         marked = True
     marked = marked or given == ["answer"]
     if not answer:
         raise UserError("the answer is empty")
-    return Row(number, question, thinking, answer, marked)
+    generated = {"level", "tokens"} <= set(record) and str(record.get("family")) in FAMILIES
+    return Row(number, question, thinking, answer, marked, generated)
 
 
-def read_documents(path):
-    """{'train': Conversations, 'val': Conversations} of a JSONL file, for supervised training.
+# What users bring: the three splits
 
-    `val` may be empty for a small file.
+
+def read_documents(path, room=None, machine=None):
+    """{'train', 'val', 'test': Conversations} of a JSONL file, for supervised training.
+
+    room: a Room; rows that take more are left out. What is left out, what repeats and how many
+    rows each split has is printed, on rank 0 of `machine`. A row that stands twice is learned
+    twice, as distill.py --duplicates means it, and measured once. Several answers to a question
+    are learned too: there may be several right ones. Raises UserError where nothing is left to
+    train on.
     """
-    documents = {"train": [], "val": []}
-    for row in read_rows(path):
-        documents[row.split].append(Conversation(row.question, row.thinking, row.answer))
-    return documents
+    rows = _with_room(path, read_rows(path), room, _document_tokens, machine)
+    seen = set()
+    repeats = []
+    splits = {"train": [], "val": [], "test": []}
+    for row in rows:
+        document = row.document
+        if document in seen:
+            repeats.append(row)
+        if document not in seen or row.split == "train":
+            splits[row.split].append(document)
+        seen.add(document)
+    if repeats:
+        say(f"--data {path}: {len(repeats)} of {len(rows)} rows repeat an earlier one "
+            f"({_lines(repeats)}); they are learned as often as they stand, and measured once",
+            machine)
+    different = _other_answers([row for row in rows if row.marked])
+    if different:
+        first, other = different[0]
+        say(f"--data {path}: {len(different)} of {len(rows)} rows give another answer than an "
+            f"earlier row to the same question, such as lines {first.line} and {other.line}; all "
+            "are learned", machine)
+    say(f"--data {path}: {_counts(splits)}", machine)
+    need_train(path, splits)
+    return splits
 
 
-def read_problems(path):
-    """{'train': Problems, 'val': Problems} of a JSONL file, for RL and evaluation.
+def read_problems(path, room=None, machine=None):
+    """{'train', 'val', 'test': Problems} of a JSONL file, for RL and evaluation.
 
-    Every row needs an answer to check against: UserError names one that has none.
+    room, machine: as in `read_documents`. A question that stands several times counts once.
+    Raises UserError for a row without an answer to check against, for a question with two answers,
+    naming both lines, and where every row is left out.
     """
-    problems = {"train": [], "val": []}
-    for row in read_rows(path):
+    rows = read_rows(path)
+    for row in rows:
         if not row.marked:
             raise UserError(f'{path}, line {row.line}: no answer to check by; give "answer", or '
                             'end the response in a line "Answer: ..." or "#### ..."')
-        if len(row.answer) > MAX_TEXT:
-            raise UserError(f"{path}, line {row.line}: an answer of {len(row.answer)} characters "
-                            f"is too long to be checked; {MAX_TEXT} is the most")
-        problems[row.split].append(user_problem(row.question, row.answer))
-    return problems
+        if _marked_lines(row.answer):
+            raise UserError(f"{path}, line {row.line}: {TEXT_BEHIND}")
+    for first, other in _other_answers(rows):
+        raise UserError(f"{path}, lines {first.line} and {other.line}: the same question with two "
+                        f"answers, {first.answer[:40]!r} and {other.answer[:40]!r}; keep one")
+    first = {}
+    for row in rows:
+        first.setdefault(row.question.strip(), row)
+    repeats = [row for row in rows if first[row.question.strip()] is not row]
+    if repeats:
+        say(f"--data {path}: {len(repeats)} of {len(rows)} rows repeat an earlier question "
+            f"({_lines(repeats)}); each question counts once", machine)
+    rows = _checkable(path, list(first.values()), machine)
+    rows = _with_room(path, rows, room, _prompt_tokens, machine)
+    if note := note_on_answers([row.answer for row in rows]):
+        say(f"--data {path}: {note}", machine)
+    splits = {"train": [], "val": [], "test": []}
+    for row in rows:
+        splits[row.split].append(user_problem(row.question, row.answer))
+    hint = ""
+    if not splits["val"] or not splits["test"]:
+        hint = "; sample.py --eval --split all measures on all of them"
+    say(f"--data {path}: {_counts(splits)}{hint}", machine)
+    return splits
+
+
+def _other_answers(rows):
+    """Pairs (first row of a question, later row with another answer to it)."""
+    first = {}
+    pairs = []
+    for row in rows:
+        earlier = first.setdefault(row.question.strip(), row)
+        if answer_key(earlier.answer) != answer_key(row.answer):
+            pairs.append((earlier, row))
+    return pairs
+
+
+def _checkable(path, rows, machine):
+    """The rows whose answers are short enough to be checked; says which are left out."""
+    kept = [row for row in rows if len(row.answer) <= MAX_TEXT]
+    out = [row for row in rows if len(row.answer) > MAX_TEXT]
+    what = f"answers of more than {MAX_TEXT} characters, which are not checked"
+    if not kept:
+        raise UserError(f"--data {path}: all its rows have {what}")
+    if out:
+        say(f"--data {path}: {len(out)} of {len(rows)} rows are left out ({_lines(out)}): they "
+            f"have {what}", machine)
+    return kept
+
+
+def _with_room(path, rows, room, count_tokens, machine):
+    """The rows that fit; says which are left out, and what would make room for them.
+
+    count_tokens: a function of (Row, tokenizer).
+    """
+    if room is None:
+        return rows
+    sizes = [count_tokens(row, room.tokenizer) for row in rows]
+    out = [row for row, size in zip(rows, sizes) if size > room.most]
+    if len(out) == len(rows):
+        raise UserError(f"--data {path}: none of its {len(rows)} rows fits: the shortest takes "
+                        f"{min(sizes)} tokens; {room.limit}. {room.advice}")
+    if out:
+        say(f"--data {path}: {len(out)} of {len(rows)} rows are left out ({_lines(out)}): they "
+            f"take up to {max(sizes)} tokens; {room.limit}. {room.advice}", machine)
+    return [row for row, size in zip(rows, sizes) if size <= room.most]
+
+
+def _document_tokens(row, tokenizer):
+    return len(row.document.example(tokenizer).ids)
+
+
+def _prompt_tokens(row, tokenizer):
+    return len(tokenizer.render_prompt(row.question))
+
+
+def _lines(rows):
+    """Where rows stand, in words: 'line 3', 'lines 3, 4, 7, 9, 12 and 8 more'."""
+    shown = ", ".join(str(row.line) for row in rows[:5])
+    more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+    return f"line{'s' if len(rows) > 1 else ''} {shown}{more}"
+
+
+def _counts(splits):
+    """How many rows each split has, in words."""
+    train, val, test = (len(own) or "none" for own in splits.values())
+    return f"{train} to train on, {val} for validation, {test} for the test"
+
+
+def need_train(path, splits):
+    """Raise UserError where no row of a file is in the training split."""
+    if not splits["train"]:
+        raise UserError(f"--data {path}: all its questions fall into the fifth that is kept for "
+                        "validation and test; more rows are needed")
 
 
 # The command line
@@ -482,35 +702,25 @@ def rank_texts(seed=0, problems=3000):
     return texts + [prose(rng) for _ in range(problems)]
 
 
-def make_parser():
-    """The flags of `python -m nanoreason.corpus`."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--learn-ranks", action="store_true",
-        help="overwrite the shipped ranks, for models that are trained from then on")
-    add("--show", type=int, default=0, help="documents of each stage to print")
-    add("--write", default="", metavar="DIR",
-        help="write the base corpus to this folder, for train_sft.py --corpus")
-    add("--tokens", type=int, default=500_000_000,
-        help="tokens of the corpus to write (default: %(default)s)")
-    add("--row-tokens", type=int, default=1024, help="length of its rows (default: %(default)s)")
-    add("--seed", type=int, default=0, help="seed of the corpus (default: %(default)s)")
-    add("--families", default=",".join(REASONING),
-        help="families of the corpus to write, separated by commas; leave some out to hold them "
-             "out")
-    add("--workers", type=int, default=0,
-        help="processes; 0: as many as there are cores. The corpus is the same for any number")
-    return parser
+@dataclass
+class Config:
+    learn_ranks: bool = flag(
+        False, "overwrite the shipped ranks, for models that are trained from then on")
+    show: int = flag(0, "documents of each stage to print", low=0)
+    write: str = flag("", "folder to write the base corpus to, for train_sft.py --corpus")
+    tokens: int = flag(500_000_000, "tokens of the corpus to write", low=1)
+    row_tokens: int = flag(1024, "length of its rows", low=16, high=32_767)
+    seed: int = flag(0, "seed of the corpus", low=0)
+    families: str = flag(
+        ",".join(REASONING),
+        "families of the corpus to write, separated by commas; leave some out to hold them out")
+    workers: int = flag(
+        0, "processes; 0: as many as there are cores. The corpus is the same for any number", low=0)
 
 
 def reasoning_families(text):
-    """'chain,word' -> ('chain', 'word'), as --families gives them; UserError for an unknown one."""
-    families = tuple(text.split(","))
-    if unknown := [name for name in families if name not in REASONING]:
-        raise UserError(f"--families: there is no family {unknown[0]!r} to reason about; there are "
-                        f"{', '.join(REASONING)}")
-    return families
+    """'chain, word' -> ('chain', 'word'), as --families gives them; UserError for others."""
+    return tuple(listed(text, "families", REASONING, "reasoning family"))
 
 
 def show(count):
@@ -528,16 +738,16 @@ def show(count):
 
 
 def main():
-    args = make_parser().parse_args()
-    if args.learn_ranks:
+    config = parse_config(Config, doc=__doc__)
+    if config.learn_ranks:
         save_ranks(learn_ranks(rank_texts()))
-    if args.write:
-        mix = BaseMix(families=reasoning_families(args.families))
-        workers = args.workers or os.cpu_count()
-        write_corpus(args.write, args.tokens, args.seed, mix, args.row_tokens,
+    if config.write:
+        mix = BaseMix(families=reasoning_families(config.families))
+        workers = config.workers or os.cpu_count()
+        write_corpus(config.write, config.tokens, config.seed, mix, config.row_tokens,
                      shipped_tokenizer(), workers)
-    if args.show:
-        show(args.show)
+    if config.show:
+        show(config.show)
 
 
 if __name__ == "__main__":

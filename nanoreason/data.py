@@ -321,8 +321,8 @@ def write_rows(folder, parts, about):
     for file in files.values():
         file.close()
     scratch = folder / "meta.tmp"
-    scratch.write_text(json.dumps(count | {"about": about}, indent=1) + "\n")
-    scratch.rename(folder / "meta.json")
+    scratch.write_text(json.dumps(count | {"about": about}, indent=1) + "\n", encoding="utf-8")
+    scratch.replace(folder / "meta.json")
     return count
 
 
@@ -333,7 +333,7 @@ def open_rows(folder):
     """
     folder = Path(folder)
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         shape = int(meta["rows"]), int(meta["row_tokens"])
         files = [folder / f"{name}.bin" for name in ARRAYS]
         arrays = [np.memmap(file, dtype="<i2", mode="r", shape=shape) for file in files]
@@ -342,13 +342,58 @@ def open_rows(folder):
         raise ValueError(f"{folder} holds no whole corpus ({error})") from None
 
 
-def batches(n_rows, rows_per_batch, epochs, seed, rank=0, world=1):
-    """Row indices of each batch, this rank's share of it: an epoch is a permutation of all rows.
+class Plan:
+    """Row indices of each of `steps` batches, this rank's share of them: a sequence of arrays.
 
-    Yields arrays. Rank r of w takes every w-th row of the batch, so that all ranks together see
-    what one would. The rows left over at the end of an epoch open the next one.
+    An epoch is a permutation of all rows, and the rows left over at its end open the next one:
+
+        3 rows, 2 in a batch, 3 steps  ->  [2 0] [1 | 0] [1 2], if the permutations are 201 and 012
+
+    Rank r of w takes every w-th row of a batch, so that all ranks together see what one would.
+    Only the permutation in use is kept, however many steps there are.
     """
-    orders = [np.random.default_rng((seed, epoch)).permutation(n_rows) for epoch in range(epochs)]
-    order = np.concatenate(orders)
-    for at in range(0, len(order) - rows_per_batch + 1, rows_per_batch):
-        yield order[at : at + rows_per_batch][rank::world]
+
+    def __init__(self, n_rows, rows_per_batch, steps, seed, rank=0, world=1):
+        self.n_rows = n_rows
+        self.rows_per_batch = rows_per_batch
+        self.steps = steps
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.epoch = None
+        self.order = None  # of this epoch
+
+    def __len__(self):
+        return self.steps
+
+    def __getitem__(self, step):
+        at = range(self.steps)[step] * self.rows_per_batch
+        end = at + self.rows_per_batch
+        parts = []
+        while at < end:
+            epoch, first = divmod(at, self.n_rows)
+            parts.append(self._permutation(epoch)[first : first + end - at])
+            at += len(parts[-1])
+        return np.concatenate(parts)[self.rank :: self.world]
+
+    def _permutation(self, epoch):
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.order = np.random.default_rng((self.seed, epoch)).permutation(self.n_rows)
+        return self.order
+
+
+def batches(n_rows, rows_per_batch, epochs, seed, rank=0, world=1, every_row=False, steps=0):
+    """The Plan of so many epochs, or, where `steps` is given, of so many batches.
+
+    What does not fill a batch at the end of the last epoch is left out. every_row: but not where a
+    row would then never come; the last batch is filled from the next epoch.
+
+        11 rows, 6 in a batch, 1 epoch   ->  1 batch; every_row: 2, with one row twice
+        11 rows, 6 in a batch, 2 epochs  ->  3 batches in both cases
+    """
+    if not steps:
+        steps = epochs * n_rows // rows_per_batch
+        if every_row and steps * rows_per_batch < n_rows:
+            steps = -(-n_rows // rows_per_batch)
+    return Plan(n_rows, rows_per_batch, steps, seed, rank, world)

@@ -2,7 +2,12 @@
 
 import argparse
 import dataclasses
+import math
+import os
+import re
 import sys
+import tempfile
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -47,7 +52,7 @@ def parse_config(cls, argv=None, presets=None, brings=None, doc="", positional=N
     doc: the text above the flags in --help. positional: the field that is given without a flag.
 
     Raises UserError for an unknown or renamed flag, and for a value of the wrong type, outside
-    `choices` or outside [low, high].
+    `choices` or outside [low, high]; NaN and infinity are outside of all limits.
     """
     argv = sys.argv[1:] if argv is None else argv
     layout = argparse.RawDescriptionHelpFormatter
@@ -58,7 +63,10 @@ def parse_config(cls, argv=None, presets=None, brings=None, doc="", positional=N
     for field in dataclasses.fields(cls):
         _add_flag(parser, field, positional)
     _refuse_old_names(argv)
-    given = vars(parser.parse_args(argv))
+    given = vars(parser.parse_args(_mark_values(argv, _switches(cls), positional)))
+    for name, value in given.items():
+        if isinstance(value, str):
+            given[name] = _as_utf8(value) if name == positional else _with_home(value)
     values = {}
     if preset := given.pop("preset", None):
         values |= presets[preset]
@@ -88,6 +96,55 @@ def _add_flag(parser, field, positional):
         parser.add_argument(_flag_of(field), type=kind, choices=choices, **options)
 
 
+def _switches(cls):
+    """The flags of a dataclass that take no value."""
+    names = [_flag_of(field) for field in dataclasses.fields(cls) if type(field.default) is bool]
+    return {*names, *(name.replace("--", "--no-", 1) for name in names)}
+
+
+def _as_utf8(text):
+    """Text of the command line, read as UTF-8 also where the locale is plain ASCII.
+
+    There Python hides each byte that it cannot read in half a character: '5 \\udcc3\\udc97 3' is
+    '5 × 3'. Not for the names of files, which it has to find again. Raises UserError.
+    """
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeEncodeError:  # characters, and no bytes in disguise
+        return text
+    except UnicodeDecodeError:
+        raise UserError("the question is no text in UTF-8") from None
+
+
+def _mark_values(argv, switches, positional):
+    """The words as argparse should read them: those that begin with a dash and are no flags too.
+
+    switches: flags that take no value; positional: name of a field, or None.
+
+        ["-5+3=?", "--n", "4", "--bias", "-1e-3"]  ->  ["--n", "4", "--bias=-1e-3", "--", "-5+3=?"]
+    """
+    words = []
+    question = []
+    for i, word in enumerate(argv):
+        if word == "--":
+            return words + question + argv[i:]
+        if not word.startswith("-") or word == "-h" or re.match("--[a-z]", word):
+            words.append(word)
+        elif i and re.fullmatch("--[a-z-]+", argv[i - 1]) and argv[i - 1] not in switches:
+            words[-1] += "=" + word
+        elif positional:
+            question += ["--", word]
+        else:
+            words.append(word)
+    return words + question
+
+
+def _with_home(text):
+    """'~/a,~/b' -> '/home/me/a,/home/me/b': no shell expands the tilde in --out=~/a."""
+    parts = text.split(",")
+    return ",".join(os.path.expanduser(x) if x.startswith("~/") else x for x in parts)
+
+
 def _refuse_old_names(argv):
     """Raise a UserError that names the new flag where an old one is given."""
     for word in argv:
@@ -102,9 +159,10 @@ def _check_limits(config):
         value = getattr(config, field.name)
         low = field.metadata["low"]
         high = field.metadata["high"]
-        # `not >=` and not `<`: a NaN is outside of every limit
-        too_low = low is not None and not value >= low
-        too_high = high is not None and not value <= high
+        too_low = low is not None and value < low
+        too_high = high is not None and value > high
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{_flag_of(field)} is {value}; a finite number is wanted")
         if too_low or too_high:
             limits = []
             if low is not None:
@@ -114,9 +172,57 @@ def _check_limits(config):
             raise UserError(f"{_flag_of(field)} is {value}; it must be {' and '.join(limits)}")
 
 
+# Values that name several things, and places to write to
+
+
+def listed(text, name, known=None, what="item"):
+    """'percent, chain' -> ['percent', 'chain'], as flag --name gives them.
+
+    Blanks around items do not count. known: the items that there are, and what: one of them, in
+    words. Raises UserError for an item that is empty (as behind a last comma), not known, or given
+    twice: to measure a family twice counts its problems twice, and no mean is what it says.
+    """
+    items = [item.strip() for item in text.split(",")]
+    for item in items:
+        if not item:
+            raise UserError(f"--{name} {text!r}: an item is empty; "
+                            "items are separated by single commas")
+        if known is not None and item not in known:
+            raise UserError(f"--{name}: there is no {what} {item!r}; there are {', '.join(known)}")
+        if items.count(item) > 1:
+            raise UserError(f"--{name} {text}: {item} is given twice")
+    return items
+
+
 def whole_numbers(text, name):
-    """'1,4,16' -> [1, 4, 16], as flag --name gives them; UserError for anything else."""
+    """'1, 4,16' -> [1, 4, 16], as flag --name gives them; UserError for anything else."""
     try:
-        return [int(part) for part in text.split(",")]
+        numbers = [int(item) for item in listed(text, name)]
     except ValueError:
         raise UserError(f"--{name} {text}: whole numbers separated by commas are wanted") from None
+    if len(set(numbers)) < len(numbers):  # 1 and 01
+        raise UserError(f"--{name} {text}: a number is given twice")
+    return numbers
+
+
+def check_output(path, name, folder=False):
+    """Raise UserError where what flag --name asks for cannot be written, before work is lost.
+
+    path: a file in a folder that exists, or with `folder` a folder that may have to be made; an
+    empty one is not wanted. Nothing is left behind.
+    """
+    if not path:
+        return
+    path = Path(path)
+    place = path if folder else path.absolute().parent
+    while folder and not place.exists() and place != place.parent:
+        place = place.parent  # what mkdir(parents=True) would begin from
+    if not place.is_dir():
+        raise UserError(f"--{name} {path}: " + (
+            f"{place} is no folder" if place.exists() else "there is no such folder"))
+    if not folder and path.is_dir():
+        raise UserError(f"--{name} {path} is a folder; the name of a file is wanted")
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise UserError(f"--{name} {path} cannot be written: {error.strerror}") from None

@@ -8,6 +8,9 @@ Prompts of uneven length are padded on the right, for the prefill only. Rows tha
 same tokens so far are computed once (class Decoding). On a GPU each step is the replay of one
 recorded CUDA graph (class GraphDecoding).
 
+A call with more rows than MAX_ROWS is served in turns, so that its memory is that of one turn and
+of what was sampled, whatever the number of samples and the limit of tokens.
+
 Each response draws from its own row of random numbers, fixed before the first token. So a sample
 does not depend on which rows share its batch, when other rows leave, or how many ranks share the
 work, except through the rounding of matrix products of another size, and through the context, which
@@ -28,6 +31,7 @@ import torch.nn.functional as F
 from nanoreason.model import KVCache
 
 MAX_ROWS = 512  # rows decoded at once
+PIECE = 1 << 18  # random numbers drawn at once, where most are not wanted
 SLOT_BLOCK = 32  # on a CPU the cache grows by this many slots, because each step reads all slots
 GRAPH_STEPS = 16  # on a GPU, steps between two checks for stopped rows: a check waits for the GPU
 
@@ -125,10 +129,27 @@ def refresh_sampler(sampler, model):
         old.copy_(new)
 
 
-def uniform_numbers(shape, generator):
+def uniform_numbers(shape, generator, keep=None):
     """Uniform numbers in [0, 1) for `generate`, one per token: shape (N, L), float32, on the
-    generator's device."""
-    return torch.rand(shape, generator=generator, device=generator.device)
+    generator's device.
+
+    keep: only the first so many of each row are wanted, (N, keep). They are the same numbers, but
+    the others take no memory: on a CPU a generator's next numbers do not depend on how many are
+    drawn at once.
+
+        shape (2, 3), numbers 0.1 to 0.6, keep 2  ->  [[0.1, 0.2], [0.4, 0.5]]
+    """
+    if keep is None or keep >= shape[-1]:
+        return torch.rand(shape, generator=generator, device=generator.device)
+    N, L = shape
+    if generator.device.type != "cpu" or N * L <= PIECE:
+        return torch.rand(shape, generator=generator, device=generator.device)[:, :keep]
+    kept = torch.empty(N, keep)
+    for row in kept:
+        torch.rand(keep, generator=generator, out=row)
+        for first in range(keep, L, PIECE):
+            torch.rand(min(PIECE, L - first), generator=generator)
+    return kept
 
 
 # Sampling whole responses
@@ -143,9 +164,9 @@ def generate(
 
     prompts: list of P lists of ids. temperature: 0 is greedy, and needs no random numbers.
     generator: the torch.Generator that `uniform_numbers` draws from; or else uniform: numbers that
-    it has drawn, (P * samples, max_new_tokens or more).
-    max_rows: rows decoded at once, but never less than all samples of one prompt; where there are
-    more, the prompts are served in turns.
+    it has drawn, (P * samples, as many as tokens can be sampled, or more).
+    max_rows: rows decoded at once; where there are more, prompts, or samples of one prompt, are
+    served in turns.
     compile: torch.compile the decoding step, which takes seconds at the first call and pays off in
     a long run. on_progress: called with the number of rows that finished since its last call.
     stop: ids that end a response, by default the tokenizer's end; the stop token is the last token
@@ -159,28 +180,45 @@ def generate(
     if not prompts:
         return empty_rollout(device)
     limit = min(max_new_tokens, room_to_answer(model, prompts))
-    N = len(prompts) * samples
-    if temperature == 0:
-        uniform = torch.zeros(N, 1).expand(N, limit)  # greedy decoding reads none of them
-    elif uniform is None:
-        if generator is None:
-            raise ValueError("sampling needs an explicit generator, or uniform numbers")
-        uniform = uniform_numbers((N, max_new_tokens), generator)
-    uniform = uniform[:, :limit].to(device)
+    if temperature and uniform is None and generator is None:
+        raise ValueError("sampling needs an explicit generator, or uniform numbers")
     stop = stop or (model.tokenizer.end,)
-    ids = torch.full((N, limit), model.tokenizer.pad, device=device)
-    logprobs = torch.zeros(N, limit, device=device)
     decoding = GraphDecoding if device.type == "cuda" else Decoding
-    prompts_per_turn = max(1, max_rows // samples)
-    for first in range(0, len(prompts), prompts_per_turn):
-        last = first + prompts_per_turn
-        rows = slice(first * samples, last * samples)
+    parts = []
+    done = 0
+    for some, count in turns(prompts, samples, max_rows):
+        N = len(some) * count
+        if temperature == 0:
+            numbers = torch.zeros(N, 1).expand(N, limit)  # greedy decoding reads none of them
+        elif uniform is None:
+            numbers = uniform_numbers((N, max_new_tokens), generator, limit)
+        else:
+            numbers = uniform[done : done + N, :limit]
+        done += N
+        ids = torch.full((N, limit), model.tokenizer.pad, device=device)
+        logprobs = torch.zeros(N, limit, device=device)
         turn = decoding(
-            model, prompts[first:last], samples, ids[rows], logprobs[rows], uniform[rows],
-            temperature, compile, stop,
+            model, some, count, ids, logprobs, numbers.to(device), temperature, compile, stop
         )
-        turn.run(on_progress)  # fills these rows of ids and logprobs
-    return finished_rollout(ids, logprobs, stop)
+        turn.run(on_progress)  # fills ids and logprobs
+        parts.append(finished_rollout(ids, logprobs, stop))
+    return parts[0] if len(parts) == 1 else join_rollouts(parts, model.tokenizer.pad)
+
+
+def turns(prompts, samples, max_rows):
+    """[(prompts, samples of each)] to decode at once, in prompt-major order of the rows.
+
+    Prompts a, b, c with 2 samples and 4 rows  ->  [([a, b], 2), ([c], 2)]
+    Prompts a, b with 5 samples and 4 rows     ->  [([a], 4), ([a], 1), ([b], 4), ([b], 1)]
+    """
+    if samples <= max_rows:
+        size = max_rows // max(1, samples)
+        return [(prompts[i : i + size], samples) for i in range(0, len(prompts), size)]
+    found = []
+    for prompt in prompts:
+        for first in range(0, samples, max_rows):
+            found.append(([prompt], min(max_rows, samples - first)))
+    return found
 
 
 def empty_rollout(device):

@@ -3,12 +3,13 @@
 Every function writes one PNG and returns its path.
 """
 
+import os
+import sys
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 STYLE = {
     "figure.dpi": 110,
@@ -21,6 +22,27 @@ STYLE = {
     "legend.frameon": False,
     "axes.titlesize": 10,
 }
+
+
+def load_matplotlib():
+    """The module matplotlib, also where MPLBACKEND names a backend that is not installed.
+
+    A notebook's kernel sets it to its own for all scripts that it starts, and without that backend
+    matplotlib cannot be imported. Files need none; one that there is stays what pyplot will use.
+    """
+    if "matplotlib" in sys.modules:
+        return sys.modules["matplotlib"]
+    backend = os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    if backend:
+        os.environ["MPLBACKEND"] = backend
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+    return matplotlib
+
+
+matplotlib = load_matplotlib()
 
 
 def styled(draw):
@@ -36,6 +58,8 @@ def styled(draw):
 
 def new_axes(rows, columns, size, **options):
     """A figure of `size` inches and its axes."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size)
     return figure, figure.subplots(rows, columns, **options)
 
@@ -44,6 +68,17 @@ def save(figure, path):
     """Write the figure; returns its path."""
     figure.savefig(path)
     return Path(path)
+
+
+def plain(name):
+    r"""The name of a run as matplotlib should write it.
+
+    It takes dollars for mathematics, and leaves out of legends what begins with a line:
+
+        '$1 to $2' -> r'\$1 to \$2'    '_old' -> ' _old'
+    """
+    name = name.replace("$", r"\$")
+    return " " + name if name.startswith("_") else name
 
 
 def log2_samples(axis, ns):
@@ -75,7 +110,8 @@ def sft_loss(runs, path):
         axis.plot(tokens, losses, alpha=0.3, color="C0")
         axis.plot(tokens, smooth(losses, 9), color="C0")
         axis.set(
-            title=name, xlabel="million tokens", ylabel="loss, nats per token", ylim=(0, None))
+            title=plain(name), xlabel="million tokens", ylabel="loss, nats per token",
+            ylim=(0, None))
     figure.tight_layout()
     return save(figure, path)
 
@@ -90,26 +126,33 @@ RL_PANELS = {  # {key of metrics.jsonl: title}
 SHARES = ("solve_rate", "thinks", "no_signal")  # panels from 0 to 1
 
 
+def has_reference(rows):
+    """Whether a run measures its KL to a reference: without one all are 0."""
+    return any(row["kl"] for row in rows)
+
+
 @styled
 def rl_curves(runs, path):
     """What RL changes, step by step. runs: {name: rows of metrics.jsonl}.
 
-    Faint: each step; strong: mean of 5 around it. The sixth panel is the KL to the reference, or,
-    in runs without one, how far trainer and sampler disagree.
+    Faint: each step; strong: mean of 5 around it. The sixth panel is the KL to the reference, of
+    the runs that have one, or else how far trainer and sampler disagree.
     """
-    if any(row["kl"] for rows in runs.values() for row in rows):
+    if any(map(has_reference, runs.values())):
         last = {"kl": "KL to the reference (k3), nats per token"}
     else:
         last = {"sampler_gap": "|log-probability, trainer - sampler|, nats"}
     figure, axes = new_axes(2, 3, (11, 5.6))
     for axis, (key, title) in zip(axes.flat, (RL_PANELS | last).items()):
         for color, (name, rows) in enumerate(runs.items()):
+            if key == "kl" and not has_reference(rows):
+                continue  # its 0 was not measured
             # a step that trained on nothing has no entropy
             some = [row for row in rows if row[key] is not None]
             steps = [row["step"] for row in some]
             values = [row[key] for row in some]
             axis.plot(steps, values, alpha=0.2, color=f"C{color}")
-            axis.plot(steps, smooth(values), color=f"C{color}", label=name)
+            axis.plot(steps, smooth(values), color=f"C{color}", label=plain(name))
         axis.set(title=title, xlabel="step", ylim=(0, 1.02) if key in SHARES else (0, None))
     axes[0, 0].legend()
     figure.tight_layout()
@@ -141,13 +184,13 @@ def behaviours(runs, path):
     right-hand axis, their length.
     """
     figure, axes = new_axes(1, len(runs), (5.6 * len(runs), 3.4), squeeze=False, sharey=True)
-    longest = max(row["length"] for rows in runs.values() for row in rows)
+    longest = max((row["length"] for rows in runs.values() for row in rows), default=1.0)
     for axis, (name, rows) in zip(axes[0], runs.items()):
         steps = [row["step"] for row in rows]
         for key, label in BEHAVIOURS.items():
             axis.plot(steps, smooth([row[key] for row in rows]), label=label)
         axis.plot([], [], color="grey", ls="--", label="length (right-hand axis)")
-        axis.set(title=name, xlabel="step", ylabel="share of responses", ylim=(-0.02, 1.02))
+        axis.set(title=plain(name), xlabel="step", ylabel="share of responses", ylim=(-0.02, 1.02))
         right = axis.twinx()
         right.plot(steps, smooth([row["length"] for row in rows]), color="grey", ls="--")
         right.set(ylabel="tokens per response", ylim=(0, 1.1 * longest))
@@ -215,7 +258,8 @@ def scaling(runs, path):
             axis.fill_between(best["ns"], low, high, color=f"C{color}", alpha=0.15)
         log2_samples(axis, best["ns"])
         axis.set(
-            title=title, xlabel="samples per problem, N", ylabel="accuracy", ylim=(0, 1.02))
+            title=plain(title), xlabel="samples per problem, N", ylabel="accuracy",
+            ylim=(0, 1.02))
         ticks = [f"{n}\n{tokens:.0f} tokens" for n, tokens in zip(best["ns"], best["tokens"])]
         axis.set_xticklabels(ticks)
     axes[0, 0].legend(loc="lower right")
@@ -239,7 +283,7 @@ def seed_spread(table, figures, path):
             axis.plot([np.mean(values)] * 2, [y - 0.35, y + 0.35], lw=2, color=color)
         axis.axvline(np.mean(table[rows[0]][key]), color="C1", lw=0.8, ls=":")
         axis.set(title=title)
-    axes[0, 0].set(yticks=range(len(rows)), yticklabels=rows)
+    axes[0, 0].set(yticks=range(len(rows)), yticklabels=list(map(plain, rows)))
     axes[0, 0].invert_yaxis()
     figure.tight_layout()
     return save(figure, path)
@@ -252,16 +296,19 @@ def reward_model(reports, path):
     Left AUC by position; right calibration: how often a response of a given score is right.
     """
     figure, (left, right) = new_axes(1, 2, (9, 3.4))
+    lowest = 0.5
     for color, (name, report) in enumerate(reports.items()):
         aucs = {}
         for where, figures in report["test"]["positions"].items():
             if figures["auc"] is not None:
                 aucs[where] = figures["auc"]
-        left.plot(list(aucs), list(aucs.values()), "o-", color=f"C{color}", label=name)
+        lowest = min([lowest, *aucs.values()])
+        left.plot(list(aucs), list(aucs.values()), "o-", color=f"C{color}", label=plain(name))
         bins = report["test"]["reliability"]
         chances = [b["chance"] for b in bins]
-        right.plot(chances, [b["right"] for b in bins], "o-", color=f"C{color}", label=name)
-    left.set(title="AUC against the exact checker, by position", ylim=(0.5, 1.01))
+        shares = [b["right"] for b in bins]
+        right.plot(chances, shares, "o-", color=f"C{color}", label=plain(name))
+    left.set(title="AUC against the exact checker, by position", ylim=(lowest - 0.01, 1.01))
     left.tick_params(axis="x", rotation=25)
     right.plot([0, 1], [0, 1], color="grey", lw=0.8, ls=":")
     right.set(

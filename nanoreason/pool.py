@@ -14,7 +14,6 @@ Letters: P problems, N samples of each.
 """
 
 import hashlib
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 
 from nanoreason.machine import generator
-from nanoreason.run import say
+from nanoreason.run import say, whole_file
 from nanoreason.evaluate import interval_of_mean, pass_at_k
 from nanoreason.generate import generate, uniform_numbers
 from nanoreason.rewards import outcome_reward
@@ -154,10 +153,8 @@ def write_arrays(path, arrays):
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + f".{os.getpid()}.tmp")
-    with open(scratch, "wb") as file:
+    with whole_file(path) as scratch, open(scratch, "wb") as file:
         np.savez_compressed(file, **arrays)
-    os.replace(scratch, path)
 
 
 # Drawing and checking samples
@@ -234,7 +231,8 @@ def sample_some(model, prompts, seeds, samples, temperature, max_new_tokens):
     """Responses to a few prompts: ids end to end, and tokens and log-probability (P, samples) of
     each response. seeds: per prompt the tuple that seeds its random numbers."""
     shape = (samples, max_new_tokens)
-    uniform = [uniform_numbers(shape, generator(*own)) for own in seeds]
+    longest = model.config.max_len
+    uniform = [uniform_numbers(shape, generator(*own), longest) for own in seeds]
     rollout = generate(
         model, prompts, samples, max_new_tokens, temperature, uniform=torch.cat(uniform),
         max_rows=ROWS,
@@ -255,7 +253,7 @@ def check_samples(problem, responses, tokenizer):
         key = tuple(ids)
         if key not in checked:
             response = tokenizer.parse_response(ids)
-            answer = canonical(response.answer)
+            answer = canonical(response.answer, problem)
             number = -1 if answer is None else numbers.setdefault(answer, len(numbers))
             checked[key] = (bool(outcome_reward(problem, response)), number)
         found.append(checked[key])

@@ -7,9 +7,9 @@ rank: all ranks together ask what one would.
 
 import random
 
-from nanoreason.corpus import read_problems
+from nanoreason.corpus import Room, need_train, read_problems
 from nanoreason.evaluate import held_out_problems
-from nanoreason.flags import UserError
+from nanoreason.flags import UserError, listed, whole_numbers
 from nanoreason.machine import seed_for
 from nanoreason.run import say
 from nanoreason.tasks import FAMILIES, LEVELS, draw_problem
@@ -18,7 +18,6 @@ from nanoreason.tasks import FAMILIES, LEVELS, draw_problem
 TARGET = 0.4
 TRIES = 100  # draws of a question that fits the model
 GAIN = 0.5  # levels per training step and unit of solve rate
-COLLAPSED_FROM = 0.3  # a solve rate that a policy which solves nothing any more had reached
 NO_SIGNAL = 10  # training steps in a row that teach nothing, until the run says so
 
 
@@ -37,42 +36,37 @@ class Questions:
     """Training questions.
 
     families, level: as the flags give them; data: a user's file instead; room: most tokens of a
-    prompt, by this tokenizer. `difficulty` {family: float} is the state of `--level auto`: at 2.3
-    three questions in ten are of level 3, the others of level 2. It rises while more than TARGET of
-    a family's responses are right and falls while fewer are, within the levels that there are.
+    prompt, by this tokenizer; machine: whose rank 0 prints. own: None, or the user's Problems by
+    split; those whose question takes more than `room` are left out. `difficulty` {family: float} is
+    the state of `--level auto`: at 2.3 three questions in ten are of level 3, the others of level
+    2. It rises while more than TARGET of a family's responses are right and falls while fewer are,
+    within the levels that there are.
     Raises UserError for a family or level that does not exist, or an unusable file.
     """
 
-    def __init__(self, families, level, tokenizer, data="", seed=0, room=1 << 30):
-        self.families = [name.strip() for name in families.split(",")]
+    def __init__(self, families, level, tokenizer, data="", seed=0, room=1 << 30, machine=None):
+        self.families = listed(families, "families", FAMILIES, "family")
         self.seed = seed
         self.auto = level == "auto"
         self.tokenizer = tokenizer
         self.room = room
-        for family in self.families:
-            if family not in FAMILIES:
-                raise UserError(f"--families: there is no family {family!r}; there are "
-                                f"{', '.join(FAMILIES)}")
+        self.machine = machine
         if self.auto and data:
             raise UserError("--level auto needs generated questions; those of --data have no level")
         self.levels = LEVELS if self.auto else read_levels(level)
         self.difficulty = dict.fromkeys(self.families, 1.0)
-        self.own = read_problems(data) if data else None
         if room < 1:
             raise UserError("--max-reasoning-tokens leaves no room for questions: it should be at "
                             f"least {1 - room} less")
-        if self.own:
-            self._check_own(data)
+        self.own = self._read_own(data) if data else None
 
-    def _check_own(self, data):
-        if not self.own["train"]:
-            raise UserError(f"--data {data}: all its questions fall into the tenth that is kept "
-                            "for validation; more rows are needed")
-        problems = self.own["train"] + self.own["val"]
-        longest = max(map(self._prompt_tokens, problems))
-        if longest > self.room:
-            raise UserError(f"--data {data}: a question of {longest} tokens; "
-                            f"--max-reasoning-tokens leaves {self.room} for questions")
+    def _read_own(self, data):
+        room = Room(
+            self.tokenizer, self.room, f"--max-reasoning-tokens leaves {self.room} for questions",
+            "A lower one, or a model with a longer context, makes room")
+        own = read_problems(data, room, self.machine)
+        need_train(data, own)
+        return own
 
     def _prompt_tokens(self, problem):
         return len(self.tokenizer.render_prompt(problem.question))
@@ -114,14 +108,17 @@ class Questions:
     def held_out(self, count, split="val"):
         """Problems to select a checkpoint on or, with split "test", to report on.
 
-        `count` of each family, shared out over the levels; or the first, or next, `count` of the
-        user's own that training does not ask.
+        `count` of each family, shared out over the levels; or the first `count` of the user's own.
         """
         if self.own:
-            first = 0 if split == "val" else count
-            return self.own["val"][first : first + count]
+            return self.own[split][:count]
         problems = held_out_problems(self.families, self.levels, count, split)
-        return [problem for problem in problems if self._prompt_tokens(problem) <= self.room]
+        short = [problem for problem in problems if self._prompt_tokens(problem) <= self.room]
+        if len(short) < len(problems):
+            say(f"{len(problems) - len(short)} of {len(problems)} problems of split {split} are "
+                f"left out: --max-reasoning-tokens leaves {self.room} tokens for questions",
+                self.machine)
+        return short
 
 
 def read_levels(text):
@@ -130,18 +127,17 @@ def read_levels(text):
     if not all(part.isdecimal() and int(part) in LEVELS for part in parts):
         raise UserError(f"--level {text}: levels are whole numbers from 1 to 5, separated by "
                         "commas, or auto")
-    return tuple(int(part) for part in parts)
+    return tuple(whole_numbers(text, "level"))
 
 
-def advise(row, steps, best, machine):
+def advise(row, steps, collapse, machine):
     """Every NO_SIGNAL of `steps` training steps in a row without a group whose task rewards differ:
-    say so, and what to change. row: metrics of the last one; best: highest solve rate so far."""
+    say so, and what to change. row: metrics of the last one; collapse: what to say of a policy that
+    had solved questions and solves none any more, "" of any other."""
     if steps == 0 or steps % NO_SIGNAL:
         return
-    if row["all_wrong"] == 1 and best >= COLLAPSED_FROM:
-        what = (f"every response is wrong, where {best:.0%} of a step's had been right: the policy "
-                "has collapsed. Start again from best.pt or --init with a lower --learning-rate, "
-                "a KL to the reference (--kl k3) or a narrower --clip-ratio")
+    if collapse:
+        what = collapse
     elif row["all_wrong"] == 1:
         what = ("every response of every group is wrong. Try easier questions (--level 1, or "
                 "auto), a start that sometimes succeeds (a cold start, more SFT), larger groups "

@@ -1,11 +1,12 @@
 """Ways to spend compute at inference: one table of methods with one signature.
 
-    METHODS[name](model, prompts, config, generator, scorer) -> [Result], one per prompt
+    METHODS[name](model, prompts, config, generator, scorer, problems) -> [Result], one per prompt
 
     prompts    lists of ids
     config     a SearchConfig: how many samples, how long, at which temperature
     generator  the torch.Generator that every random choice comes from
     scorer     a Scorer, or None: then a response's likelihood is its score
+    problems   the Problems of the prompts, or None: how their answers are read
 
 No method sees a right answer, unless the scorer is the exact checker. Each Result says what was
 sampled, in tokens, and what that took, in FLOPs.
@@ -35,7 +36,7 @@ from functools import wraps
 from typing import Callable
 
 from nanoreason.generate import generate
-from nanoreason.tasks.core import parse_number
+from nanoreason.tasks import answer_key
 from nanoreason.tokenizer import Response, Tokenizer
 from nanoreason.reward_model import aggregate
 
@@ -111,9 +112,12 @@ class Result:
 
 @dataclass
 class Question:
-    """A question on its way to an answer. index: of its prompt among all; prompt: ids, which
-    tokenizer explains; candidates: what to choose from; completion_tokens, flops: counts so far, as
-    in Result."""
+    """A question on its way to an answer.
+
+    index: of its prompt among all; prompt: ids, which tokenizer explains; candidates: what to
+    choose from; completion_tokens, flops: counts so far, as in Result; problem: says which answers
+    are the same, or None.
+    """
 
     index: int
     prompt: list
@@ -121,6 +125,7 @@ class Question:
     candidates: list = field(default_factory=list)
     completion_tokens: int = 0
     flops: float = 0.0
+    problem: object = None
 
     def result(self):
         """The candidate with the highest score, the first of equals. One without an answer scores
@@ -167,28 +172,25 @@ class Candidate:
 # Votes
 
 
-def canonical(answer):
-    """A form in which answers are equal when they mean the same number or the same words.
+def canonical(answer, problem=None):
+    """A key that answers share where they are the same to the checker of the problem.
 
-    '1,692', '1692.0' and 'x = 1692' become equal, and so do '100' and '100 students'.
+    None for no answer. problem: None for a question of which nothing else is known.
+
+    '1,692' and '1692.0' are the same, and so are countdown's '13+2' and '2 + 13'
     """
-    if answer is None:
-        return None
-    text = answer.strip().rstrip(".").casefold().removeprefix("x = ")
-    number, _, unit = text.partition(" ")
-    value = parse_number(number if unit.isalpha() else text)
-    return text if value is None else str(value)
+    return None if answer is None else answer_key(answer, problem)
 
 
-def vote_scores(answers, weights=None):
+def vote_scores(answers, weights=None, problem=None):
     """Self-consistency: for each answer, how many are equal to it, or the sum of their weights.
 
-    An answer of None has no vote and scores 0.
+    An answer of None has no vote and scores 0. problem: as in `canonical`.
 
         ['12', '12.0', None, '15'] -> [2, 2, 0, 1]
         with weights [0.5, 0.2, 0.9, 0.8] -> [0.7, 0.7, 0, 0.8]
     """
-    keys = [canonical(answer) for answer in answers]
+    keys = [canonical(answer, problem) for answer in answers]
     votes = Counter()
     for key, weight in zip(keys, weights or [1] * len(keys)):
         votes[key] += weight if key is not None else 0
@@ -264,7 +266,7 @@ def count_votes(questions, weighted=False):
     for question in questions:
         answers = [candidate.answer for candidate in question.candidates]
         weights = [candidate.score for candidate in question.candidates] if weighted else None
-        votes = vote_scores(answers, weights)
+        votes = vote_scores(answers, weights, question.problem)
         for candidate, vote in zip(question.candidates, votes):
             candidate.score = vote
 
@@ -276,8 +278,14 @@ def search_method(fill):
     """
 
     @wraps(fill)
-    def solve(model, prompts, config=SearchConfig(), generator=None, scorer=None):
-        questions = [Question(i, prompt, model.tokenizer) for i, prompt in enumerate(prompts)]
+    def solve(
+        model, prompts, config=SearchConfig(), generator=None, scorer=None, problems=None
+    ):
+        asked = zip(prompts, problems or [None] * len(prompts), strict=True)
+        questions = [
+            Question(i, prompt, model.tokenizer, problem=problem)
+            for i, (prompt, problem) in enumerate(asked)
+        ]
         if questions:
             room = model.config.max_len - max(map(len, prompts))
             config = replace(config, max_new_tokens=min(config.max_new_tokens, room))
@@ -487,8 +495,9 @@ def self_verify(model, questions, config, generator, scorer):
         checks = extend(model, opened, config.passes, cap, config.temperature, generator)
     for i, candidate in enumerate(answered):
         passes = checks[i * config.passes : (i + 1) * config.passes]
-        answer = canonical(candidate.answer)
-        confirmed = sum(canonical(check.answer) == answer for check in passes)
+        problem = candidate.question.problem
+        answer = canonical(candidate.answer, problem)
+        confirmed = sum(canonical(check.answer, problem) == answer for check in passes)
         candidate.score = confirmed / config.passes
     count_votes(questions, weighted=True)
 

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from nanoreason.corpus import parse_response_text
+from nanoreason.corpus import reads_back
 from nanoreason.rewards import outcome_reward
 from nanoreason.tasks import FAMILIES, REASONING, Verdict, audit, strip_cue
 from nanoreason.tasks.core import NUMBER, parse_number
@@ -148,7 +148,7 @@ def examine(problem, ids, score, config, tokenizer):
             return None, "unsound step"
     thinking = "\n".join(lines).strip()
     text = f"<think>{thinking}</think>{response.answer}"
-    if parse_response_text(text)[:2] != (thinking, response.answer):
+    if not reads_back(text, thinking, response.answer):
         return None, "unfinished"
     shown = tokenizer.render_response(thinking, response.answer)
     return Trace(tuple(shown), text, score), ""

@@ -8,9 +8,14 @@ import re
 import time
 from collections import defaultdict
 from fractions import Fraction
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from conftest import render_response, tokenizer
 
+from nanoreason.pool import check_samples
+from nanoreason.search import vote_scores
 from nanoreason.tasks import (
     FAMILIES,
     HELD_OUT_LEVEL,
@@ -23,6 +28,7 @@ from nanoreason.tasks import (
     verify,
 )
 from nanoreason.tasks.user import note_on_answers, read_quantity
+from nanoreason.traces import examine, select_traces
 
 GOLDS = (
     "18", "1,234,567", "0.5", ".5", "2/4", "-3", "+5", "−5", "$18", "1.5e3", "50%", "18 dollars",
@@ -115,6 +121,42 @@ def test_votes_on_the_users_own_questions_are_of_one_mind(gold):
     assert_votes_are_of_one_mind(problem, texts)
     assert verify(problem, gold) == (gold not in ("", "."))  # who says the same is right
     assert all(answer_key(text) == answer_key(text, problem) for text in texts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_that_are_counted_or_kept_as_one_are_never_right_and_wrong(family):
+    """A vote over samples, as it is counted, and near-duplicates of traces, as they are dropped.
+
+    With near 0.3 nearly all responses to a question are near-duplicates of one another.
+    """
+    rng = random.Random(f"samples/{family}")
+    problem, other = (draw_problem(family, 2, rng) for _ in range(2))
+    texts = rng.sample([text for text in variants(problem, other, rng) if text.strip()], 60)
+    responses = [render_response("a", text) for text in [*texts, problem.answer]]
+    right, answer = (np.array(found) for found in zip(*zip(*check_samples(
+        problem, responses, tokenizer))))
+    assert right[-1]
+    for number in set(answer.tolist()):
+        assert len(set(right[answer == number])) == 1
+    answers = [tokenizer.parse_response(ids).answer for ids in responses]
+    votes = np.array(vote_scores(answers, problem=problem))
+    assert (votes[answer >= 0] == np.bincount(answer[answer >= 0])[answer[answer >= 0]]).all()
+    config = SimpleNamespace(
+        clean="answer", traces="full", min_score=0, near=0.3, select="shortest", keep=1,
+        duplicates=False)
+    (kept,), fate = select_traces(
+        problem, responses, [None] * len(responses), config, tokenizer)
+    assert verify(problem, tokenizer.parse_response(kept.ids).answer)
+    assert fate["wrong"] == (~right).sum() and fate["kept"] == 1
+
+
+def test_a_trace_that_cannot_be_read_back_from_text_is_not_kept():
+    problem = user_problem("?", "5")
+    config = SimpleNamespace(clean="answer", traces="full", min_score=0)
+    for thinking in ("a <think> b", "a</think>5", "<answer>", "<|think|>"):
+        ids = render_response(thinking, "5")
+        kept = thinking == "<answer>"
+        assert (examine(problem, ids, None, config, tokenizer)[1] == "") == kept, thinking
 
 
 COUNTDOWN = ((2, 13, 14), 29, ((14, "+", 13), (27, "+", 2)))

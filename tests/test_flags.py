@@ -1,13 +1,18 @@
 """Flags from a dataclass: types, limits, presets, what a choice brings, and old names."""
 
+import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 import sample
 import train_grpo
 import train_sft
-from nanoreason.flags import flag, parse_config, RENAMED, UserError
+from nanoreason.flags import (
+    check_output, flag, listed, parse_config, RENAMED, UserError, whole_numbers,
+)
 from nanoreason.machine import run_script
 from nanoreason.studies import compute, reward_models
 
@@ -20,6 +25,8 @@ class Config:
     temperature: float = flag(1.0, "temperature", low=0.01)
     kind: str = flag("a", "kind", choices=("a", "b"))
     quick: bool = flag(False, "be quick")
+    bias: float = flag(0.0, "a number of either sign, without limits")
+    out: str = flag("", "a folder")
 
 
 PRESETS = {"laptop": {}, "gpu": dict(num_steps=500, kind="b", quick=True)}
@@ -55,6 +62,12 @@ WRONG = [
     "--clip-ratio inf",
     "--temperature 0",
     "--temperature nan",
+    "--temperature inf",
+    "--bias inf",
+    "--bias -inf",
+    "--bias nan",
+    "--bias",
+    "-x",
     "--kind c",
     "stray",
     "--quick yes",
@@ -73,6 +86,108 @@ def test_errors_name_the_flag_and_its_limits():
         parsed("--num-steps 0")
     with pytest.raises(UserError, match="--kind"):
         parsed("--kind c")
+
+
+@pytest.mark.parametrize("question", ["-5+3=?", "-5 + 3", "-x", "--5=?", "-", "−5", "5", "--n 4"])
+def test_a_question_may_begin_with_a_dash(question):
+    """What has two dashes and a letter is a flag, unless a blank is in it."""
+    for words in ([question, "--quick"], ["--quick", question], ["--num-steps", "10", question]):
+        config = parse_config(Config, [*words, "--kind", "a"], positional="question")
+        assert config.question == question, words
+    assert parse_config(Config, ["--", question], positional="question").question == question
+
+
+def test_the_value_of_a_flag_may_begin_with_a_dash():
+    """The worked example."""
+    words = ["-5+3=?", "--num-steps", "4", "--bias", "-1e-3", "--quick"]
+    config = parse_config(Config, words, positional="question")
+    assert config == Config(question="-5+3=?", num_steps=4, bias=-1e-3, quick=True)
+    assert parsed("--bias -1").bias == -1 and parsed("--bias=-.5").bias == -0.5
+    for text in ("-5 --quick", "--quick -5", "--no-quick -5", "--bias 1 -5"):
+        with pytest.raises(UserError, match="-5"):
+            parsed(text)  # without a question to ask, -5 is a mistake
+
+
+def test_a_question_is_read_as_utf8_where_the_locale_is_ascii(monkeypatch):
+    hidden = "5 × 3".encode().decode("ascii", "surrogateescape")
+    monkeypatch.setattr(os, "fsencode", lambda text: text.encode("ascii", "surrogateescape"))
+    for given in (hidden, "5 × 3"):
+        assert parse_config(Config, [given], positional="question").question == "5 × 3"
+    assert parse_config(Config, ["--out", hidden]).out == hidden  # so it is found again
+    with pytest.raises(UserError, match="no text in UTF-8"):
+        parse_config(Config, [b"\xff".decode("ascii", "surrogateescape")], positional="question")
+
+
+def test_a_tilde_is_the_home_folder_however_it_is_given():
+    for text in ("--out ~/a", "--out=~/a"):
+        assert parsed(text).out == str(Path.home() / "a")
+    assert parsed("--out ~/a,b,~/c").out == f"{Path.home()}/a,b,{Path.home()}/c"
+    assert parsed("--out a~/b").out == "a~/b"
+
+
+# Lists
+
+
+def test_lists_are_read_in_one_way():
+    assert listed("percent, chain", "families") == ["percent", "chain"]
+    assert listed(" a ", "rows", ["a"]) == ["a"]
+    assert whole_numbers("1, 4,16", "ns") == [1, 4, 16]
+
+
+@pytest.mark.parametrize(("text", "complaint"), [
+    ("", "an item is empty"),
+    ("a,", "an item is empty"),
+    ("a,,b", "an item is empty"),
+    ("a,b, a", "a is given twice"),
+    ("a,c", "there is no letter 'c'; there are a, b"),
+])
+def test_a_list_with_a_mistake_is_refused(text, complaint):
+    with pytest.raises(UserError, match=f"^--letters.*{complaint}"):
+        listed(text, "letters", ["a", "b"], "letter")
+
+
+@pytest.mark.parametrize("text", ["", "1,", "1,one", "1,1", "1,01", "1.5", "1 2"])
+def test_a_list_of_numbers_with_a_mistake_is_refused(text):
+    with pytest.raises(UserError, match="^--ns"):
+        whole_numbers(text, "ns")
+
+
+# Outputs
+
+
+def test_places_to_write_to_are_checked_and_nothing_is_left_there(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    check_output("", "json")
+    check_output("", "cache", folder=True)
+    for path in ("new.json", "file"):
+        check_output(tmp_path / path, "json")
+    for path in ("", "new", "new/below"):
+        check_output(tmp_path / path, "cache", folder=True)
+    wrong = [
+        ("", False, "is a folder; the name of a file"),
+        ("new/x.json", False, "there is no such folder"),
+        ("file/x.json", False, "file is no folder"),
+        ("file", True, "file is no folder"),
+        ("file/below", True, "file is no folder"),
+    ]
+    for path, folder, complaint in wrong:
+        with pytest.raises(UserError, match=complaint):
+            check_output(tmp_path / path, "json", folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder where nobody can write")
+def test_places_where_nobody_can_write_are_refused(monkeypatch):
+    for path, folder in (("/proc/x.json", False), ("/proc/cache", True), ("/proc", True)):
+        with pytest.raises(UserError, match=f"--out {path} cannot be written: "):
+            check_output(path, "out", folder)
+    monkeypatch.chdir("/proc")
+    for path, folder in (("x.json", False), ("runs/cache", True)):
+        with pytest.raises(UserError, match="cannot be written"):
+            check_output(path, "out", folder)
+
+
+# Presets
 
 
 def test_flags_win_over_the_preset_wherever_they_stand():

@@ -1,5 +1,9 @@
 """The rollout engine against full forward passes, one response at a time."""
 
+import os
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import END, PAD, make_stopping, make_tiny, tokenizer, toy_tokenizer
@@ -9,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nanoreason.machine import generator
 from nanoreason.generate import (
     Decoding, GraphDecoding, Rollout, finished_rollout, generate, join_rollouts, make_sampler,
-    pad_prompts, refresh_sampler, sample_token, uniform_numbers,
+    pad_prompts, refresh_sampler, sample_token, turns, uniform_numbers,
 )
 from nanoreason.model import BUSY, GPT, GPTConfig, KVCache
 
@@ -245,6 +249,68 @@ def test_a_response_depends_on_its_own_random_numbers_and_not_on_who_shares_its_
     # a generator makes the same numbers
     seeded = generate(model, prompts, G, 30, 1.0, generator(0, "sample"))
     assert torch.equal(seeded.ids, whole.ids)
+
+
+# Memory
+
+
+def test_the_worked_example_of_turns():
+    assert turns(["a", "b", "c"], 2, 4) == [(["a", "b"], 2), (["c"], 2)]
+    assert turns(["a", "b"], 5, 4) == [(["a"], 4), (["a"], 1), (["b"], 4), (["b"], 1)]
+    assert turns(["a"], 4, 4) == [(["a"], 4)]
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (40, 6000), (2, 700_001)])
+def test_the_next_random_numbers_do_not_depend_on_how_many_are_drawn_at_once(shape):
+    N, L = shape
+    whole = torch.rand(shape, generator=generator(0, "x"))
+    for keep in (1, L // 2, L, L + 1):
+        kept = uniform_numbers(shape, generator(0, "x"), keep)
+        assert torch.equal(kept, whole[:, :keep])
+    parts = generator(0, "x")
+    first = uniform_numbers((N // 2, L), parts, 3)
+    assert torch.equal(torch.cat([first, uniform_numbers((N - N // 2, L), parts, 3)]), whole[:, :3])
+
+
+def test_samples_of_one_prompt_are_served_in_turns_and_are_the_same():
+    model = make_stopping(bias=4.5)
+    prompts = ragged_prompts(3)
+    counts = []
+    wanted = generate(model, prompts, 50, 30, 1.0, generator(0, "s"), max_rows=1000)
+    for limit in (30, 999):  # more than the context holds
+        got = generate(
+            model, prompts, 50, limit, 1.0, generator(0, "s"), max_rows=16,
+            on_progress=counts.append,
+        )
+        same = generate(model, prompts, 50, limit, 1.0, generator(0, "s"), max_rows=1000)
+        assert torch.equal(got.ids, same.ids) and torch.equal(got.mask, same.mask)
+        assert torch.equal(got.ended, same.ended)
+        assert torch.allclose(got.logprobs, same.logprobs, atol=1e-5)
+    assert torch.equal(wanted.ids, generate(model, prompts, 50, 30, 1.0, generator(0, "s")).ids)
+    assert sum(counts) == 300
+    greedy = generate(model, prompts, 5, 30, 0.0, max_rows=2)
+    assert torch.equal(greedy.ids, generate(model, prompts, 5, 30, 0.0).ids)
+
+
+PEAK = Path("/proc/self/clear_refs")
+
+
+@pytest.mark.skipif(not os.access(PEAK, os.W_OK), reason="Linux tells the peak of its memory")
+@pytest.mark.parametrize(("samples", "limit"), [(16_384, 2000), (64, 1_000_000)])
+def test_the_memory_of_a_call_is_that_of_one_turn(samples, limit):
+    """All at once, the first takes 170 MiB and the second 240."""
+    model = make_stopping(bias=6.0)
+
+    def mebibytes(name):
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(rf"{name}:\s*(\d+) kB", status)[1]) / 1024
+
+    generate(model, [[1, 2, 3]], 512, 60, 1.0, generator(0, "s"))
+    PEAK.write_text("5")
+    before = mebibytes("VmRSS")
+    rollout = generate(model, [[1, 2, 3]], samples, limit, 1.0, generator(0, "s"))
+    assert len(rollout.ids) == samples and rollout.ended.float().mean() > 0.9
+    assert mebibytes("VmHWM") - before < 40
 
 
 # Padding and masks

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from conftest import make_stopping, render_prompt, render_response, tokenizer
-from test_search import MIXED, OTHER, Q, RIGHT, WRONG, Scripted
+from test_search import COUNTDOWN, MIXED, OTHER, Q, RIGHT, WRONG, Scripted
 from test_reward_model import make_reward_model
 
 from nanoreason import pool as pools
@@ -107,6 +107,14 @@ def test_samples_are_checked_by_their_answers():
     assert (pool.answer[0] == -1).mean() == pytest.approx(1 - sum(shares))
     likelihood = pool.scores["likelihood"][0, pool.ids[0].index(RIGHT)]
     assert likelihood == pytest.approx(0.3 ** (1 / len(RIGHT)), rel=1e-4)
+
+
+def test_answers_are_numbered_as_the_checker_of_the_problem_reads_them():
+    answers = ("13+2+14", "13 + 2 + 14", "14 + 13 - 2", "29", "14 + (13 + 2) = 29")
+    responses = [render_response("", answer) for answer in answers]
+    right, answer = check_samples(COUNTDOWN, responses, tokenizer)
+    assert list(right) == [True, True, False, False, True]
+    assert list(answer) == [0, 0, 1, 2, 0]
 
 
 # Estimators

@@ -17,7 +17,7 @@ from nanoreason.machine import generator
 from nanoreason.evaluate import oracle_scorer, reward_model_scorer
 from nanoreason.model import GPTConfig
 from nanoreason.search import METHODS, Scorer, SearchConfig, vote_scores
-from nanoreason.tasks import user_problem
+from nanoreason.tasks import make_problem, user_problem
 from nanoreason.reward_model import aggregate
 
 READ = 10.0  # FLOPs per token of the scripted model
@@ -175,6 +175,37 @@ def test_the_vote_counts_answers_and_best_of_n_and_the_weighted_vote_ask_the_sco
         scored = result.completion_tokens + 64 * len(PROMPT)
         assert result.flops == pytest.approx(flops(result) + asks * SCORED * scored)
     assert len(opinion.asked) == 128 and {o for o, _ in opinion.asked} == {0}
+
+
+SUMS = "Make 29 from 2, 13 and 14, each used once."
+COUNTDOWN = make_problem(
+    "countdown", 1, ((2, 13, 14), 29, ((14, "+", 13), (27, "+", 2))), None, SUMS)
+
+
+@pytest.mark.parametrize("name", ["vote", "weighted-vote", "beam", "dvts", "self-verify"])
+def test_the_problem_joins_the_votes_of_the_same_answer(name):
+    """13+2+14 and 13 + 2 + 14 are one answer to the checker, and 14 + 13 - 2 is the favourite."""
+    answers = {"13+2+14": 0.3, "13 + 2 + 14": 0.3, "14 + 13 - 2": 0.4}
+    script = [(render_response("", answer), chance) for answer, chance in answers.items()]
+    checks = [
+        ([THINK, *encode("\nCheck: "), *encode("so"), END_THINK, *encode(answer), END], 1e-9)
+        for answer in answers
+    ]
+    model = Scripted({SUMS: script + checks})
+    config = SearchConfig(n=64, width=1)
+    score = Opinion({}).scorer() if name in ("weighted-vote", "beam", "dvts") else None
+    prompts = [render_prompt(SUMS)]
+    found = {}
+    for problems in (None, [COUNTDOWN]):
+        noise = generator(0, "votes")
+        (result,) = METHODS[name](model, prompts, config, noise, score, problems)
+        found[problems is None] = result
+    apart, joined = found[True], found[False]
+    assert apart.answer == "14 + 13 - 2" and joined.answer in ("13+2+14", "13 + 2 + 14")
+    own = {r.answer: s for r, s in zip(joined.responses, joined.scores)}
+    assert own["13+2+14"] == own["13 + 2 + 14"] > own["14 + 13 - 2"] > 0
+    with pytest.raises(ValueError):
+        METHODS[name](model, prompts, config, generator(0, ""), score, [COUNTDOWN] * 2)
 
 
 def test_without_a_scorer_the_likeliest_response_per_token_is_best():

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from nanoreason import attention, checkpoint, corpus
-from nanoreason.flags import UserError, flag, listed, parse_config
+from nanoreason.flags import UserError, check_output, flag, listed, parse_config
 from nanoreason.machine import choose_bf16, generator, start_machine
 from nanoreason.run import read_metrics, say, write_json
 from nanoreason.generate import generate, make_sampler
@@ -557,6 +557,7 @@ def device_name(device):
 def main():
     config = parse_config(Config, doc=__doc__)
     check_config(config)
+    check_output(config.json, "json")
     machine = start_machine(config.device)
     model = load_model(config, machine)
     name = device_name(machine.device)

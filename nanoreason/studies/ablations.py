@@ -23,7 +23,7 @@ from nanoreason import checkpoint, plots
 from nanoreason.evaluate import (
     accuracy, behaviours, collect, held_out_problems, over_seeds, pass_at_k)
 from nanoreason.experience import token_logprobs
-from nanoreason.flags import UserError, flag, listed, parse_config, whole_numbers
+from nanoreason.flags import check_output, flag, listed, parse_config, whole_numbers
 from nanoreason.generate import make_sampler
 from nanoreason.machine import choose_bf16, generator, run_script, start_machine
 from nanoreason.run import read_metrics, say, write_json
@@ -257,6 +257,7 @@ def markdown(config, table, seeds):
 
 def main():
     config = parse_config(Config, doc=__doc__)
+    check_output(config.out, "out", folder=True)
     seeds = whole_numbers(config.seeds, "seeds")
     for path in {flags_of(config, row, 0)["init"] for row in wanted_rows(config)}:
         checkpoint.load(path)  # a start that is missing should be said before hours of work

@@ -186,13 +186,16 @@ def table_markdown(report):
             rows.append([name, title, *figures, f"{report['fits'][name][rule]['r2']:.2f}"])
     heads = ["family, difficulty", "rule", *(f"N = {n}" for n in ns), "R2 of a + b ln N"]
     lines = table_lines(heads, rows)
-    lines += ["", "Mean over the nine cells, and gain over N = 1, relative:", ""]
+    cells = len(report["cells"])
+    lines += ["", f"Mean over the {cells} cells, and gain over N = 1, relative:", ""]
 
     rows = []
     for rule, values in report["mean"].items():
         figures = []
         for n, value in zip(ns, values):
-            gain = f" ({100 * (value / values[0] - 1):+.0f}%)" if n > 1 else ""
+            gain = ""
+            if n > 1 and values[0] > 0:
+                gain = f" ({100 * (value / values[0] - 1):+.0f}%)"
             figures.append(f"{100 * value:.1f}{gain}")
         rows.append([rule, *figures, f"{report['mean_fit'][rule]['r2']:.2f}"])
     heads = ["rule", *(f"N = {n}, {n}x the samples" for n in ns), "R2"]

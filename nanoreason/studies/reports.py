@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from nanoreason.evaluate import interval_of_mean
+from nanoreason.flags import check_output
 from nanoreason.run import say, write_json
 
 # Numbers
@@ -104,6 +105,7 @@ def make_study(studies, config, setup):
 
     studies: {--study: (makes a report of config and setup, its table, its figure)}.
     """
+    check_output(config.out, "out", folder=True)
     Path(config.out).mkdir(parents=True, exist_ok=True)
     study, markdown, draw = studies[config.study]
     publish(config.study, study(config, setup), markdown, draw, config.out)
