@@ -34,7 +34,6 @@ does. STaR shows the answer to a model that fails; here a question that nobody s
 """
 
 import json
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -45,14 +44,14 @@ import torch.distributed as dist
 import train_sft
 from nanoreason import checkpoint
 from nanoreason.evaluate import greedy_figures
-from nanoreason.flags import UserError, flag, parse_config
+from nanoreason.flags import UserError, check_output, flag, parse_config
 from nanoreason.generate import make_sampler
 from nanoreason.machine import choose_bf16, run_script, start_machine
 from nanoreason.model import PRESETS as MODELS
 from nanoreason.pool import draw_pool, fingerprint, processes
 from nanoreason.questions import Questions
 from nanoreason.reward_model import AGGREGATES, load_reward_model
-from nanoreason.run import StepBar, prepare_out, say, write_json
+from nanoreason.run import RunFolder, StepBar, read_json, say, write_json, write_text
 from nanoreason.traces import account, fates, filter_pool
 from nanoreason.workers import spread
 
@@ -165,19 +164,14 @@ def sample_traces(teacher, reward_model, problems, config, machine, bf16):
 
 def collect_traces(teacher, reward_model, problems, config, machine):
     """Stage 4: traces.jsonl and provenance.json in --out, unless they are there; returns the
-    figures of the latter. Raises UserError where nothing was kept, or another teacher began this
-    run."""
+    figures of the latter. Raises UserError where nothing was kept."""
     path = Path(config.out) / "traces.jsonl"
     about = Path(config.out) / "provenance.json"
-    began = json.loads(about.read_text()) if config.resume and about.exists() else {}
-    weights = fingerprint(teacher)
-    if began.get("weights", weights) != weights:
-        raise UserError(f"--resume: the weights of --teacher {config.teacher} are not those that "
-                        f"began the run in {config.out}")
+    began = read_json(about) if config.resume and (about.exists() or path.exists()) else {}
     if config.resume and path.exists():
         return began
     bf16 = choose_bf16(config.precision, machine, began.get("bf16"))
-    figures = dict(teacher=config.teacher, weights=weights, bf16=bf16)
+    figures = dict(teacher=config.teacher, weights=fingerprint(teacher), bf16=bf16)
     if machine.main:
         write_json(about, figures)
     say(f"distill: {len(problems)} questions x {config.samples} samples of "
@@ -192,9 +186,8 @@ def collect_traces(teacher, reward_model, problems, config, machine):
                         "better teacher, easier questions (--level 1) or milder rules are needed")
     if machine.main:
         write_json(about, figures)
-        scratch = path.with_name(path.name + ".tmp")
-        scratch.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(scratch, path)  # last: where it stands, all is done
+        # last: where it stands, all is done
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     if machine.world > 1:
         dist.barrier()  # every rank will read it
     return figures
@@ -205,9 +198,7 @@ def train_student(student, config, machine):
     returns its report. student: as it starts."""
     path = Path(config.out) / "traces.jsonl"
     out = Path(config.out) / "student"
-    if config.resume and (out / "report.json").exists():
-        return json.loads((out / "report.json").read_text())
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     prompts = [student.tokenizer.render_prompt(row["prompt"]) for row in rows]
     longest = max(len(prompt) + row["tokens"] for prompt, row in zip(prompts, rows))
     sft = train_sft.Config(
@@ -252,6 +243,7 @@ def check_config(config):
     if not config.student and not config.collect_only:
         raise UserError(f"--student is missing: one of {', '.join(MODELS)}, or a checkpoint to "
                         "start from; --collect-only leaves it at the traces")
+    check_output(config.cache, "cache", folder=True)
     if config.level == "auto":
         raise UserError("--level auto follows a model that learns; a teacher does not: name levels")
     if config.duplicates and config.select != "all":
@@ -267,6 +259,13 @@ def distill(config, machine):
     --collect-only, the figures of provenance.json."""
     check_config(config)
     begun = time.time()
+    reads = {"--teacher": config.teacher, "--reward-model": config.reward_model}
+    reads = {flag: checkpoint.file_of(path) for flag, path in reads.items()}
+    start = "" if config.student in MODELS else checkpoint.file_of(config.student)
+    folder = RunFolder(config, reads | {"--data": config.data}, {"--student": start},
+                       weights="student/ckpt.pt")
+    if folder.finished:
+        return folder.report(machine)
     teacher = checkpoint.load_model(config.teacher, machine.device)
     readers = {"--teacher": teacher}  # all models that will read the questions
     reward_model = None
@@ -278,9 +277,9 @@ def distill(config, machine):
     checkpoint.check_tokenizers({flag: model.tokenizer for flag, model in readers.items()})
     room = min(model.config.max_len for model in readers.values()) - config.max_reasoning_tokens
     questions = Questions(
-        config.families, config.level, teacher.tokenizer, config.data, config.seed, room)
+        config.families, config.level, teacher.tokenizer, config.data, config.seed, room, machine)
     problems = ask(questions, config)
-    out = prepare_out(config.out, config, config.resume, machine, {"--data": config.data})
+    out = folder.prepare(machine)
     figures = collect_traces(teacher, reward_model, problems, config, machine)
     say(f"distill: {figures['traces']} traces of {figures['mean_tokens_kept']} tokens to "
         f"{figures['solved']} of {figures['questions']} questions; right samples have "
@@ -292,8 +291,7 @@ def distill(config, machine):
     report = dict(
         stage="distill", teacher=config.teacher, student=config.student, traces=config.traces,
         params=trained["params"], training=trained, collected=figures)
-    # of the user's own, training has asked none of these either
-    held = distinct(questions.held_out(config.eval_problems, "val" if questions.own else "test"))
+    held = distinct(questions.held_out(config.eval_problems, "test"))
     if machine.main:
         if held:
             student = checkpoint.load_model(out / "student", machine.device)

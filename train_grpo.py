@@ -53,7 +53,7 @@ class Config:
     init: str = flag("", "checkpoint or run folder to start from; also the frozen reference")
     out: str = flag("runs/grpo", "folder for checkpoints, metrics, figures and report")
     resume: bool = flag(False, "continue the run in --out")
-    data: str = flag("", "JSONL file of questions and answers; a tenth is kept for validation")
+    data: str = flag("", "JSONL of questions and answers; a tenth picks best.pt, a tenth is a test")
     families: str = flag("multiplication,chain,percent,word,equation", "families to train on")
     level: str = flag("1,2", "levels, or auto: harder and easier, so that about 40% are right")
     steps: int = flag(50, "rollouts, each followed by its updates", low=1)
@@ -221,7 +221,7 @@ def policy_loss(logp, old_logp, ref_logp, advantage, weight, response, objective
         sums = torch.zeros(int(response.max()) + 1, dtype=logp.dtype, device=logp.device)
         mean = sums.index_add(0, response, log_ratio.detach()) / torch.bincount(response)
         log_ratio = mean[response] + logp - logp.detach()
-    ratio = log_ratio.exp()
+    ratio = log_ratio.clamp(max=20).exp()  # at 100 a clipped token's gradient is 0 * inf, NaN
     bounded = ratio.clamp(1 - clip[0] if clip[0] else None, 1 + clip[1] if clip[1] else torch.inf)
     if objective == "cispo":  # no token ever loses its gradient
         gain = bounded.detach() * advantage * logp
@@ -230,7 +230,7 @@ def policy_loss(logp, old_logp, ref_logp, advantage, weight, response, objective
         gain = torch.minimum(ratio * advantage, bounded * advantage)
         clipped = bounded * advantage < ratio * advantage
     x = torch.zeros_like(logp) if ref_logp is None else logp - ref_logp
-    k3 = (-x).exp() - 1 + x
+    k3 = (-x.clamp(min=-20)).exp() - 1 + x.clamp(min=-20)  # beyond, e^-x overflows
     penalty = {"none": 0.0, "k1": 0.0, "k2": x**2 / 2, "k3": k3}[kl]
     total = -(weight * (gain - kl_coef * penalty)).sum()
     return total, (weight * clipped).sum().detach(), (weight * k3).sum().detach()
@@ -298,9 +298,10 @@ def update(model, reference, optimizer, experience, advantages, config, machine,
             means.add(loss=loss, clip_fraction=clipped, kl=kl, entropy=(weight * entropy).sum(),
                       weight=weight.sum(), sampler_gap=gap, gap_weight=first.sum())
         machine.sum_gradients(model)
-        params = [p for p in model.parameters() if p.grad is not None]
-        grad_norm += torch.nn.utils.clip_grad_norm_(params, config.grad_clip or torch.inf).item()
-        optimizer.step()
+        limit = config.grad_clip or torch.inf
+        grad_norm += torch.nn.utils.clip_grad_norm_(model.parameters(), limit).item()
+        if grad_norm < torch.inf:  # otherwise, or where it is NaN, Run.finish_step ends the run
+            optimizer.step()
         optimizer.zero_grad()
     return means.over_ranks(machine) | dict(grad_norm=grad_norm / len(parts * config.inner_epochs))
 
@@ -308,36 +309,34 @@ def update(model, reference, optimizer, experience, advantages, config, machine,
 def train(config, machine):
     """The whole run; returns the report that is also written to --out."""
     run = Run(config, machine)
-    metrics = Metrics(run.out / "metrics.jsonl", run.step, machine.main)
-    interrupt = Interrupt()
+    metrics = Metrics(run.out / "metrics.jsonl", run.step, machine.main and not run.done)
     bar = StepBar(run.last_step, "grpo", machine, run.step)
-    run.begin()
-    while not run.done:
-        begun = time.time()
-        run.optimizer.lr = config.learning_rate * run.warmup
-        experience, row = sample_groups(run.sampler, config, run.questions, run.step, machine,
-                                        run.reward_model)
-        rolled = time.time()
-        rewards = experience.rewards["total"]
-        lengths = experience.rollout.lengths
-        advantages = token_advantages(rewards, experience.step_rewards, lengths, config.advantage)
-        if config.kl == "k1":
-            advantages -= config.kl_coef * sequence_kl(run.model, run.reference, experience, config,
-                                                       machine.device, run.bf16)
-        row |= update(run.net, run.reference, run.optimizer, experience, advantages, config,
-                      machine, run.bf16)
-        refresh_sampler(run.sampler, run.model)
-        row |= dict(rollout_seconds=rolled - begun, update_seconds=time.time() - rolled)
-        run.finish_step(row)
-        metrics.log(step=run.step - 1, **row)
-        bar.show(run.step - 1, progress_line(row))
-        stop = interrupt.agreed(machine)
-        if stop or run.step % config.save_every == 0:
-            run.save()
-        if stop:
-            interrupt.leave(run.step, machine)
+    with Interrupt() as interrupt:
+        run.begin()
+        while not run.done:
+            begun = time.time()
+            run.optimizer.lr = config.learning_rate * run.warmup
+            experience, row = sample_groups(run.sampler, config, run.questions, run.step, machine,
+                                            run.reward_model)
+            rolled = time.time()
+            advantages = token_advantages(experience.rewards["total"], experience.step_rewards,
+                                          experience.rollout.lengths, config.advantage)
+            if config.kl == "k1":
+                advantages -= config.kl_coef * sequence_kl(
+                    run.model, run.reference, experience, config, machine.device, run.bf16)
+            row |= update(run.net, run.reference, run.optimizer, experience, advantages, config,
+                          machine, run.bf16)
+            refresh_sampler(run.sampler, run.model)
+            row |= dict(rollout_seconds=rolled - begun, update_seconds=time.time() - rolled)
+            run.finish_step(row)
+            metrics.log(step=run.step - 1, **row)
+            bar.show(run.step - 1, progress_line(row))
+            stop = interrupt.agreed(machine)
+            if stop or run.save_is_due:
+                run.save()
+            if stop:
+                interrupt.leave(run.step, machine)
     bar.close()
-    interrupt.close()
     return run.finish(bar.seconds)
 
 

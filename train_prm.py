@@ -43,10 +43,10 @@ import torch
 import torch.nn.functional as F
 
 from nanoreason import checkpoint, plots
-from nanoreason.flags import UserError, flag, parse_config
+from nanoreason.flags import flag, parse_config
 from nanoreason.generate import make_sampler
-from nanoreason.labels import balance, begin_samples, label_quality, label_responses
-from nanoreason.labels import make_plan, quality
+from nanoreason.labels import announce, balance, begin_samples, check_config, label_quality
+from nanoreason.labels import label_responses, make_plan, quality
 from nanoreason.machine import autocast, choose_bf16, run_script, start_machine
 from nanoreason.optim import AdamW
 from nanoreason.replicas import Replicas, replica_count
@@ -54,8 +54,8 @@ from nanoreason.reward_model import (
     KINDS, calibrate, mean_loss, read_logits, reading_batches, save_reward_model,
     start_reward_model,
 )
-from nanoreason.run import Interrupt, Metrics, StepBar, continues_from, prepare_out
-from nanoreason.run import say, stop_if_diverged, write_json
+from nanoreason.run import Interrupt, Metrics, RunFolder, StepBar, say, stop_if_diverged
+from nanoreason.run import write_json
 
 
 @dataclass
@@ -148,7 +148,8 @@ def add_gradients(reward_model, examples, read_at, labels, index, responses, dev
 
 
 def train_step(replicas, index, machine):
-    """One step on this rank's responses `index`; returns the loss over all ranks.
+    """One step on this rank's responses `index`; returns the loss over all ranks, and the norm of
+    the gradient; where that is NaN or infinite there was no step.
 
     A replica calls `add_gradients` with its share: (some of the index, responses).
     """
@@ -157,10 +158,9 @@ def train_step(replicas, index, machine):
     shares = np.array_split(index, replicas.count)
     loss = sum(replicas.gradients([(share, responses) for share in shares]))
     machine.sum_gradients(reward_model)
-    learned = [p for p in reward_model.parameters() if p.grad is not None]
-    torch.nn.utils.clip_grad_norm_(learned, 1.0)
-    replicas.step()
-    return machine.total(loss)
+    torch.nn.utils.clip_grad_norm_(reward_model.parameters(), 1.0)
+    norm = replicas.step()
+    return machine.total(loss), norm
 
 
 def validate(reward_model, data, config, bf16, counts):
@@ -180,18 +180,6 @@ def rate_factor(step, steps, warmup):
     return min((step + 1) / max(1, warmup), (steps - step) / max(1, steps - warmup))
 
 
-def check_config(config):
-    """UserError for what single flags cannot show to be wrong."""
-    if not config.init:
-        raise UserError("--init is missing: a reward model learns from a policy's responses, "
-                        "for instance --init runs/speedrun/cold")
-    if config.hard_labels and config.labels != "mc":
-        raise UserError("--hard-labels is about Monte Carlo labels: --labels mc")
-    if config.kind == "orm" and config.labels == "mc":
-        raise UserError("--kind orm learns from final answers, which are always checked exactly; "
-                        "--labels mc is for --kind prm")
-
-
 def make_optimizer(reward_model, config, state):
     """AdamW over all parameters, and the run's counts: new ones, or those of a checkpoint.
 
@@ -205,25 +193,30 @@ def make_optimizer(reward_model, config, state):
     return optimizer, state["run"]
 
 
-def announce(reward_model, data, kept, plan, config, machine, bf16):
-    """Say in one line what will be trained on what."""
-    rights = [r.right for split in data.values() for r in split.responses]
-    say(f"{config.kind}: {reward_model.gpt.num_params / 1e6:.2f}M parameters, "
-        f"{len(data['train'].responses)} different responses to {config.questions} questions, "
-        f"{len(kept)} balanced, {np.mean(rights):.0%} of all right, at most {len(plan)} steps, "
-        f"{'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
+def open_run(config, machine):
+    """RunFolder, checkpoint of the weights to start from, policy; the last two None where the run
+    is finished."""
+    check_config(config)
+    start = checkpoint.file_of(config.init)
+    samples = config.reuse and f"{config.reuse}/train.npz"
+    folder = RunFolder(config, {"--init": start, "--data": config.data, "--reuse": samples})
+    if folder.finished:
+        return folder, None, None
+    state = checkpoint.load(start)
+    if folder.going_on:
+        state = checkpoint.load_run(folder.going_on, "run", "optimizer", "verifier")
+    policy = checkpoint.load_model(start, machine.device)
+    begin_samples(config, machine, policy, folder.prepare(machine))
+    return folder, state, policy
 
 
 def train(config, machine):
     """The whole run; returns the report that is also written to --out."""
-    check_config(config)
-    state = checkpoint.load(continues_from(config.out, config.resume) or config.init)
-    policy = checkpoint.load_model(config.init, machine.device)
-    checkpoint.check_tokenizers({"--init": policy.tokenizer, "--resume": state["tokenizer"]})
-    out = prepare_out(config.out, config, config.resume, machine, {"--data": config.data})
-    begin_samples(config, machine, policy, out)
-    began = bool(state.get("verifier"))  # a policy's checkpoint does not say how this run computes
-    bf16 = choose_bf16(config.precision, machine, state.get("bf16") if began else None)
+    folder, state, policy = open_run(config, machine)
+    if folder.finished:
+        return folder.report(machine)
+    out = folder.out
+    bf16 = choose_bf16(config.precision, machine, state.get("bf16") if folder.going_on else None)
     data = label_responses(config, machine, make_sampler(policy, bf16), out)
     examples = data["train"].examples
     read_at, labels = targets(data["train"], config)
@@ -238,38 +231,41 @@ def train(config, machine):
     copies = replica_count(reward_model.gpt, machine, config.batch_size)
     replicas = Replicas(reward_model, [optimizer], work, copies)
     announce(reward_model, data, kept, plan, config, machine, bf16)
+
+    def save(is_best=False):  # best.pt last: see checkpoint.best_is_due
+        save_reward_model(out / "ckpt.pt", reward_model, write=machine.main, run=counts, bf16=bf16,
+                          optimizer=optimizer.state_dict())
+        if is_best:
+            save_reward_model(out / "best.pt", reward_model, write=machine.main, run=counts,
+                              selected=counts["step"])
+
+    if checkpoint.best_is_due(out, counts["best"] and counts["best"][1], counts["step"]):
+        save(is_best=True)
     metrics = Metrics(out / "metrics.jsonl", counts["step"], machine.main)
-    interrupt = Interrupt()
     steps = min(len(plan), config.max_steps or len(plan))
     bar = StepBar(steps, config.kind, machine, counts["step"])
-
-    def save():
-        if machine.main:
-            save_reward_model(out / "ckpt.pt", reward_model, run=counts, bf16=bf16,
-                              optimizer=optimizer.state_dict())
-
-    while counts["step"] < steps and counts["stale"] < config.patience:
-        begun = time.time()
-        step = counts["step"]
-        optimizer.lr = config.learning_rate * rate_factor(step, len(plan), config.warmup_steps)
-        loss = train_step(replicas, plan[step], machine)
-        stop_if_diverged(step, dict(loss=loss), "Lower --learning-rate")
-        counts["step"] = step + 1
-        row = dict(step=step, loss=loss, step_seconds=time.time() - begun)
-        if counts["step"] % config.eval_every == 0 or counts["step"] == len(plan):
-            row["val_loss"] = validate(reward_model, data["val"], config, bf16, counts)
-            if counts["stale"] == 0 and machine.main:  # the lowest so far
-                save_reward_model(out / "best.pt", reward_model, run=counts)
-        metrics.log(**row)
-        best = f"  validation {counts['best'][0]:.3f}" if counts["best"] else ""
-        bar.show(step, f"loss {loss:.3f}{best}")
-        stop = interrupt.agreed(machine)
-        if counts["step"] % config.save_every == 0 or stop:
-            save()
-        if stop:
-            interrupt.leave(counts["step"], machine)
+    with Interrupt() as interrupt:
+        while counts["step"] < steps and counts["stale"] < config.patience:
+            begun = time.time()
+            step = counts["step"]
+            optimizer.lr = config.learning_rate * rate_factor(step, len(plan), config.warmup_steps)
+            loss, norm = train_step(replicas, plan[step], machine)
+            counts["step"] = step + 1
+            row = dict(step=step, loss=loss, step_seconds=time.time() - begun)
+            if counts["step"] % config.eval_every == 0 or counts["step"] == len(plan):
+                row["val_loss"] = validate(reward_model, data["val"], config, bf16, counts)
+            stop_if_diverged(step, row | dict(gradient=norm), "a lower --learning-rate")
+            metrics.log(**row)
+            best = f"  validation {counts['best'][0]:.3f}" if counts["best"] else ""
+            bar.show(step, f"loss {loss:.3f}{best}")
+            if "val_loss" in row and counts["stale"] == 0:  # the lowest so far
+                save(is_best=True)
+            stop = interrupt.agreed(machine)  # a wait for rank 0: all ranks read best.pt in the end
+            if counts["step"] % config.save_every == 0 or stop:
+                save()
+            if stop:
+                interrupt.leave(counts["step"], machine)
     bar.close()
-    interrupt.close()
     replicas.close()
     save()
     return finish(reward_model, data, kept, config, machine, bf16, counts, bar.seconds)
@@ -301,7 +297,8 @@ def finish(reward_model, data, kept, config, machine, bf16, counts, seconds):
         test=quality(reward_model, data["test"], bf16),
     )
     if machine.main:
-        save_reward_model(out / "best.pt", reward_model, run=counts, calibration=scale)
+        save_reward_model(out / "best.pt", reward_model, run=counts, calibration=scale,
+                          selected=counts["best"] and counts["best"][1])
         write_json(out / "report.json", report)
         plots.reward_model({out.name: report}, out / "reward_model.png")
     last = report["test"]["positions"]["last"]

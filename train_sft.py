@@ -30,7 +30,6 @@ train with Muon, everything else with AdamW (nanoreason/optim.py).
 """
 
 import json
-import math
 import time
 from dataclasses import asdict, dataclass
 
@@ -42,8 +41,8 @@ from torch.nn.parallel import DistributedDataParallel
 from nanoreason import checkpoint, corpus
 from nanoreason.flags import flag, parse_config, UserError
 from nanoreason.machine import autocast, choose_bf16, generator, run_script, start_machine
-from nanoreason.run import Interrupt, Metrics, StepBar, continues_from, prepare_out
-from nanoreason.run import say, stop_if_diverged, write_json
+from nanoreason.run import Interrupt, Metrics, RunFolder, StepBar, say, stop_if_diverged
+from nanoreason.run import write_json
 from nanoreason.data import IGNORE, batches, join, open_rows, pack
 from nanoreason.model import GPT, PRESETS as MODELS, memory_line, training_flops, training_memory
 from nanoreason.optim import AdamW, Muon
@@ -52,6 +51,7 @@ from nanoreason.tasks import REASONING
 from nanoreason.tokenizer import shipped_tokenizer
 
 VAL_DEMOS = 300  # demonstrations of the validation split
+REMEDY = "lower --muon-lr and --adamw-lr"  # for a run that has diverged
 
 
 @dataclass
@@ -66,7 +66,8 @@ class Config:
         "micro", "size of a model that starts from random weights", choices=tuple(MODELS))
     data: str = flag(
         "", "JSONL file to train on instead of generated text; one prompt and response, or "
-        "question and answer, per line")
+        "question and answer, per line; a tenth of the questions is kept for validation and a "
+        "tenth for sample.py's test")
     corpus: str = flag(
         "", "base: folder that `python -m nanoreason.corpus --write` left, instead of text "
         "generated on the way")
@@ -183,7 +184,7 @@ def make_optimizers(model, config):
 # The data
 
 
-def load_rows(config, model):
+def load_rows(config, model, machine=None):
     """Packed rows of the training and of the validation split, as the stage asks.
 
     The second may be empty, for a small file. Raises UserError for flags that do not fit together,
@@ -193,17 +194,28 @@ def load_rows(config, model):
     if config.stage == "base" and not config.data:
         return base_rows(config, families, model.tokenizer)
     if config.data:
-        documents = corpus.read_documents(config.data)
+        documents = corpus.read_documents(config.data, data_room(config, model), machine)
     else:
         documents = {}
         for split, count in (("train", config.demos), ("val", VAL_DEMOS)):
             documents[split] = corpus.demonstrations(count, config.seed, split, families)
     if config.stage == "final":
-        for split, own in documents.items():
+        for split in ("train", "val"):
             documents[split] = corpus.final_mix(
-                own, config.general, config.safety, config.seed, split)
+                documents[split], config.general, config.safety, config.seed, split)
     examples = [corpus.tokenize(documents[split], model.tokenizer) for split in ("train", "val")]
     return [pack(own, config.row_tokens) for own in examples]
+
+
+def data_room(config, model):
+    """How long a row of --data may be, and what makes room for longer ones."""
+    context = model.config.max_len
+    advice = "A model with a longer context makes room"
+    if config.row_tokens < context:
+        advice = (f"A higher one, up to the model's context of {context}, or a model with a longer "
+                  "context makes room")
+    return corpus.Room(
+        model.tokenizer, config.row_tokens, f"--row-tokens holds {config.row_tokens}", advice)
 
 
 def check_data_flags(config, max_len):
@@ -263,16 +275,14 @@ def open_corpus(config, mix):
 
 
 def plan_batches(n_rows, batch_rows, config, machine):
-    """The rows of every step, this rank's share of them: a list of index arrays.
+    """The rows of every step, this rank's share of them: a data.Plan.
 
-    --total-steps sets the number of passes over the data, or else --epochs.
+    --total-steps says how many steps, or else --epochs. Of a file every row is trained.
     """
-    epochs = config.epochs
-    if config.total_steps:
-        epochs = math.ceil(config.total_steps * batch_rows / max(1, n_rows))
-    shares = batches(n_rows, batch_rows, epochs, config.seed, machine.rank, machine.world)
-    plan = list(shares)[: config.total_steps or None]
-    if not plan:
+    plan = batches(
+        n_rows, batch_rows, config.epochs, config.seed, machine.rank, machine.world,
+        every_row=bool(config.data), steps=config.total_steps)
+    if not n_rows or not len(plan):
         raise UserError(f"{n_rows} rows of data do not fill one step of {batch_rows}; lower "
                         "--batch-tokens")
     return plan
@@ -305,13 +315,13 @@ def add_gradients(model, rows, index, count, config, machine, bf16):
 def train_step(replicas, rows, index, machine):
     """One optimizer step on the rows in `index`, this rank's share.
 
-    Returns the loss in nats per token, over all ranks. The work of the replicas is
-    `add_gradients`.
+    Returns the loss in nats per token, over all ranks, and the norm of the gradient; where that is
+    NaN or infinite there was no step. The work of the replicas is `add_gradients`.
     """
     count = machine.total((rows.targets[index] != IGNORE).sum())
     losses = replicas.gradients([(share, count) for share in np.array_split(index, replicas.count)])
-    replicas.step()
-    return machine.total(sum(losses)) / count
+    norm = replicas.step()
+    return machine.total(sum(losses)) / count, norm
 
 
 @torch.no_grad()
@@ -359,23 +369,23 @@ class Run:
     loss: of the last step, in nats per token.
     """
 
-    def __init__(self, config, machine):
+    def __init__(self, config, machine, folder):
         self.config = config
         self.machine = machine
-        going_on = continues_from(config.out, config.resume)
-        self.out = prepare_out(
-            config.out, config, config.resume, machine, {"--data": config.data}
-        )
+        self.out = folder.prepare(machine)
+        going_on = folder.going_on
         saved = None
-        if going_on or config.init:
-            saved = checkpoint.load(going_on or config.init)
+        if going_on:
+            saved = checkpoint.load_run(going_on, "optimizers", "step")
+        elif config.init:
+            saved = checkpoint.load(config.init)
         self.model = self._start_model(saved)
         began_with = saved.get("bf16") if going_on else None
         self.bf16 = choose_bf16(config.precision, machine, began_with)
         self.batch_rows = max(machine.world, config.batch_tokens // config.row_tokens)
         copies = 1 if config.compile else replica_count(self.model, machine, self.batch_rows)
         say(cost_line(self.model.config, config, self.bf16, machine, copies), machine)
-        self.rows, self.val = load_rows(config, self.model)
+        self.rows, self.val = load_rows(config, self.model, machine)
         self.plan = plan_batches(len(self.rows), self.batch_rows, config, machine)
         self.steps = min(len(self.plan), config.max_steps or len(self.plan))
         self.optimizers = make_optimizers(self.model, config)
@@ -435,15 +445,15 @@ class Run:
 
     def save(self, step):
         """Write ckpt.pt after `step` steps."""
-        if self.machine.main:
-            states = [optimizer.state_dict() for optimizer in self.optimizers]
-            checkpoint.save(self.out / "ckpt.pt", self.model, step=step, loss=self.loss,
-                            bf16=self.bf16, optimizers=states)
+        states = [optimizer.state_dict() for optimizer in self.optimizers]
+        checkpoint.save(self.out / "ckpt.pt", self.model, self.machine.main, step=step,
+                        loss=self.loss, bf16=self.bf16, optimizers=states)
 
     def finish(self, seconds):
-        """Save, validate, and write report.json; returns the report."""
-        self.save(self.steps)
+        """Validate, save, and write report.json; returns the report."""
         val_loss = validation_loss(self.model, self.val, self.config, self.machine, self.bf16)
+        stop_if_diverged(self.steps, {"validation loss": val_loss}, REMEDY)
+        self.save(self.steps)
         report = dict(
             stage=self.config.stage,
             params=self.model.num_params,
@@ -466,26 +476,29 @@ class Run:
 
 def train(config, machine):
     """Run the whole stage; returns the report that is also written to --out."""
-    run = Run(config, machine)
+    data = {"--data": config.data, "--corpus": config.corpus and f"{config.corpus}/meta.json"}
+    folder = RunFolder(config, data, {"--init": checkpoint.file_of(config.init)})
+    if folder.finished:
+        return folder.report(machine)
+    run = Run(config, machine, folder)
     metrics = Metrics(run.out / "metrics.jsonl", run.first, machine.main)
-    interrupt = Interrupt()
     bar = StepBar(run.steps, config.stage, machine, run.first)
-    for step in range(run.first, run.steps):
-        rate = run.set_rates(step)
-        begun = time.time()
-        run.loss = train_step(run.replicas, run.rows, run.plan[step], machine)
-        stop_if_diverged(step, dict(loss=run.loss), "Lower --muon-lr and --adamw-lr")
-        bar.show(step, f"loss {run.loss:.3f}")
-        if step % config.log_every == 0 or step == run.steps - 1:
-            metrics.log(step=step, loss=run.loss, rate=rate, tokens=run.tokens_of(step + 1),
-                        step_seconds=time.time() - begun)
-        stop = interrupt.agreed(machine)
-        if (step + 1) % config.save_every == 0 or stop:
-            run.save(step + 1)
-        if stop:  # Ctrl-C: the step that was running is finished and saved
-            interrupt.leave(step + 1, machine)
+    with Interrupt() as interrupt:
+        for step in range(run.first, run.steps):
+            rate = run.set_rates(step)
+            begun = time.time()
+            run.loss, norm = train_step(run.replicas, run.rows, run.plan[step], machine)
+            stop_if_diverged(step, dict(loss=run.loss, gradient=norm), REMEDY)
+            bar.show(step, f"loss {run.loss:.3f}")
+            if step % config.log_every == 0 or step == run.steps - 1:
+                metrics.log(step=step, loss=run.loss, rate=rate, tokens=run.tokens_of(step + 1),
+                            step_seconds=time.time() - begun)
+            stop = interrupt.agreed(machine)
+            if (step + 1) % config.save_every == 0 or stop:
+                run.save(step + 1)
+            if stop:  # Ctrl-C: the step that was running is finished and saved
+                interrupt.leave(step + 1, machine)
     bar.close()
-    interrupt.close()
     run.replicas.close()
     return run.finish(bar.seconds)
 

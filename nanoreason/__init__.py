@@ -17,10 +17,10 @@ module imports what stands behind its arrow, and all of that stands above it.
     tasks -> flags machine
     model -> attention
     optim -> flags
-    replicas ->
+    replicas -> flags run
     data -> attention
     corpus -> flags machine run tokenizer tasks data
-    checkpoint -> flags tokenizer model
+    checkpoint -> flags run tokenizer model
     generate -> model
     plots ->
     reward_model -> flags machine model data checkpoint
@@ -38,7 +38,7 @@ module imports what stands behind its arrow, and all of that stands above it.
         pool
     stages -> flags machine run model workers
     race -> flags run stages
-    speedrun_report -> flags run tasks plots evaluate pool stages
+    speedrun_report -> run tasks plots evaluate pool stages
     speedrun -> flags machine run tasks stages race speedrun_report
 
 bench and studies import the core; studies alone import scripts; nothing else imports those two.

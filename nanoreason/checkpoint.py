@@ -5,14 +5,15 @@ run code: format, tokenizer, model config, weights, and whatever a script needs 
 (optimizer, counters).
 """
 
-import os
 import pickle
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from nanoreason.flags import UserError
 from nanoreason.model import GPT, GPTConfig
+from nanoreason.run import whole_file
 from nanoreason.tokenizer import Tokenizer, shipped_tokenizer
 
 FORMAT = "nanoreason-1"
@@ -29,19 +30,21 @@ def raw_model(model):
     return model
 
 
-def save(path, model, **state):
+def save(path, model, write=True, **state):
     """Write a checkpoint of `model` and the plain values or tensors in `state`.
 
     A kill at any moment leaves the old file or the new one, never half of one. Raises UserError,
     and keeps the old file, where weights are no finite numbers, and where the file cannot be
-    written: for instance because the disk is full.
+    written: for instance because the disk is full. write: False on ranks above 0, which only look
+    at the weights, so that all ranks end where these have diverged.
     """
-    path = Path(path)
     model = raw_model(model)
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise UserError(f"{name} is not finite any more, the run has diverged and ends here; "
-                            f"{path} keeps its last good weights. A lower learning rate helps")
+                            f"{path} is not written. Lower learning rates help")
+    if not write:
+        return
     contents = dict(
         format=FORMAT,
         tokenizer=model.tokenizer.describe(),
@@ -49,26 +52,32 @@ def save(path, model, **state):
         weights=model.state_dict(),
         **state,
     )
-    scratch = path.with_name(path.name + ".tmp")
-    try:
-        torch.save(contents, scratch)
-        os.replace(scratch, path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch's word for a full disk
-        scratch.unlink(missing_ok=True)
-        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"cannot write {path}: {why}") from None
+    with whole_file(path) as scratch, open(scratch, "wb") as f:
+        try:
+            torch.save(contents, f)
+        except RuntimeError as error:  # torch's own, for instance behind a full disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else error
+
+
+def file_of(path):
+    """The checkpoint file that `path`, a file or the folder of a run, stands for; "" for "".
+
+    A folder stands for the model that the run selected: best.pt where there is one, else ckpt.pt,
+    the latest.
+    """
+    if not path or not Path(path).is_dir():
+        return path
+    best = Path(path) / "best.pt"
+    return best if best.is_file() else Path(path) / "ckpt.pt"
 
 
 def load(path, device="cpu"):
     """Read a checkpoint dict, tensors on `device`; its "tokenizer" is a Tokenizer.
 
-    path: a file, or the folder of a run, which stands for the model that the run selected: best.pt
-    where there is one, else ckpt.pt, the latest. Raises UserError for a missing, damaged or
+    path: a file, or the folder of a run (`file_of`). Raises UserError for a missing, damaged or
     foreign file.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / ("best.pt" if (path / "best.pt").is_file() else "ckpt.pt")
+    path = Path(file_of(path))
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     try:
@@ -78,7 +87,37 @@ def load(path, device="cpu"):
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of this project (format {FORMAT})")
     state["tokenizer"] = read_tokenizer(state, path)
+    state["path"] = str(path)
     return state
+
+
+def load_run(path, *names):
+    """Read the checkpoint that --resume goes on from. Raises UserError where it lacks one of
+    `names`, values that the script saves: then it is another script's."""
+    state = load(path)
+    for name in names:
+        if name not in state:
+            raise UserError(f"--resume: {path} holds no {name!r}: it is not what this script saves")
+    return state
+
+
+def best_is_due(out, chosen, step):
+    """Whether best.pt has yet to be written, as a run was killed after it had saved ckpt.pt.
+
+    chosen: step whose weights the run has selected, None for none; step: that of ckpt.pt in `out`.
+    best.pt is written after ckpt.pt, of the same step, so it is never of steps that a resumed run
+    has yet to make. Raises UserError where it is gone, or is not of the step that was selected.
+    """
+    if chosen is None:
+        return False
+    path = Path(out) / "best.pt"
+    found = load(path).get("selected", chosen) if path.exists() else None
+    if found == chosen:
+        return False
+    if chosen != step:
+        raise UserError(f"--resume: {path} is not there, or not of step {chosen}, whose weights "
+                        "the run has selected; choose another --out")
+    return True
 
 
 def read_tokenizer(state, path):
@@ -113,9 +152,24 @@ def build_model(state, device="cpu"):
         raise UserError(
             f"this checkpoint holds a reward model ({kind}), which scores and cannot write"
         )
-    model = GPT(GPTConfig(**state["model"]), state["tokenizer"])
-    model.load_state_dict(state["weights"])
+    with readable(state):
+        model = GPT(GPTConfig(**state["model"]), state["tokenizer"])
+        model.load_state_dict(state["weights"])
     return model.to(device)
+
+
+@contextmanager
+def readable(state):
+    """While a model is made of a checkpoint dict. Raises UserError where its weights are no finite
+    numbers, and where shape or weights are not those of a model of this version."""
+    try:
+        if not all(weight.isfinite().all() for weight in state["weights"].values()):
+            raise UserError(f"{state['path']}: its weights are not finite; the run that made it "
+                            "had diverged")
+        yield
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{state['path']} holds no model of this version: {why}") from None
 
 
 def load_model(path, device="cpu"):

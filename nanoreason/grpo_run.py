@@ -13,10 +13,12 @@ from nanoreason.model import memory_line, rl_memory, training_memory
 from nanoreason.optim import AdamW
 from nanoreason.questions import Questions, advise
 from nanoreason.reward_model import load_reward_model
-from nanoreason.run import continues_from, prepare_out, read_metrics, say
-from nanoreason.run import stop_if_diverged, write_json
+from nanoreason.run import RunFolder, read_metrics, say, stop_if_diverged, write_json
 
 GOAL_PROBLEMS = 1000  # validation problems that --goal is measured on
+REMEDY = "a lower --learning-rate, or a KL to the reference (--kl k3)"  # for a run that diverged
+COLLAPSED_FROM = 0.3  # solve rate of a step, behind which only wrong responses are a collapse ...
+COLLAPSED_AFTER = 80  # ... from so many in a row on
 
 
 class Run:
@@ -28,6 +30,7 @@ class Run:
 
         step, sampled_tokens    so far
         silent                  steps in a row without a group whose task rewards differ
+        wrong                   responses in a row that are all wrong, of whole steps
         best                    highest solve rate of a step
         reached                 whether --goal is reached
         checks                  {steps done: greedy accuracy on validation problems}
@@ -37,7 +40,12 @@ class Run:
         check_config(config, machine)
         self.config = config
         self.machine = machine
-        going_on = continues_from(config.out, config.resume)
+        self.folder = RunFolder(
+            config,
+            {"--data": config.data, "--reward-model": checkpoint.file_of(config.reward_model)},
+            {"--init": checkpoint.file_of(config.init)},
+        )
+        going_on = self.folder.going_on
         state = self._load(going_on)
         self.reward_model = None
         if config.reward_model:
@@ -49,9 +57,7 @@ class Run:
                 start: self.model.tokenizer, "--reward-model": self.reward_model.tokenizer
             })
         self.questions = self._questions()
-        self.out = prepare_out(
-            config.out, config, config.resume, machine, {"--data": config.data}
-        )
+        self.out = self.folder.prepare(machine)
         self.reference = None
         if config.kl != "none":
             self.reference = copy.deepcopy(self.model).requires_grad_(False)
@@ -60,8 +66,9 @@ class Run:
             self.net = torch.compile(self.model, dynamic=True)
         self.optimizer = AdamW(self.model.parameters(), config.learning_rate, betas=(0.9, 0.99))
         self.counts = dict(
-            step=0, sampled_tokens=0, silent=0, best=0.0, reached=False, checks={}
+            step=0, sampled_tokens=0, silent=0, wrong=0, best=0.0, reached=False, checks={}
         )
+        self.best_is_due = False  # whether the next checkpoint is also to be best.pt
         if going_on:
             self._resume(state)
         began = state.get("bf16") if going_on else None
@@ -73,17 +80,17 @@ class Run:
         self.validation = []
         if config.eval_every:
             self.validation = self.questions.held_out(config.eval_problems)
+            if not self.validation:
+                say("no question for validation: no best.pt is kept", machine)
 
     def _load(self, going_on):
         """The checkpoint to start from; sets self.model. going_on: path of the run's own, if any.
         """
         config = self.config
-        state = checkpoint.load(going_on or config.init)
         if going_on:
-            has_reference = state.get("reference") is not None
-            if "run" not in state or (config.kl != "none") != has_reference:
-                raise UserError(f"--resume: {config.out} holds no run of train_grpo.py, or one "
-                                "that differs in --kl")
+            state = checkpoint.load_run(going_on, "run", "optimizer", "reference", "difficulty")
+        else:
+            state = checkpoint.load(config.init)
         self.model = checkpoint.build_model(state, self.machine.device)
         longest = self.model.config.max_len
         if config.row_tokens > longest:
@@ -98,7 +105,8 @@ class Run:
             context = min(context, self.reward_model.config.max_len)
         room = context - config.max_reasoning_tokens
         return Questions(
-            config.families, config.level, self.model.tokenizer, config.data, config.seed, room
+            config.families, config.level, self.model.tokenizer, config.data, config.seed, room,
+            self.machine,
         )
 
     def _resume(self, state):
@@ -107,11 +115,15 @@ class Run:
         self.questions.difficulty = state["difficulty"]
         if self.reference:
             self.reference.load_state_dict(state["reference"])
+        chosen = self.selected_step if self.counts["checks"] else None
+        self.best_is_due = checkpoint.best_is_due(self.out, chosen, self.step)
 
     def begin(self):
         """Validate the weights that a new run starts from."""
-        if self.validation and self.step == 0:
+        if self.validation and not self.counts["checks"]:
             self.validate()
+        if self.best_is_due:
+            self.save()
 
     @property
     def step(self):
@@ -134,8 +146,9 @@ class Run:
         """Count a step whose metrics are `row`; renew the reference, validate and look at the goal
         where it is time to."""
         config = self.config
-        figures = {name: row[name] for name in ("loss", "grad_norm", "kl")}
-        stop_if_diverged(self.step, figures, "Lower --learning-rate, or raise --kl-coef")
+        norm = torch.nn.utils.get_total_norm(self.model.parameters()).item()
+        figures = {name: value for name, value in row.items() if isinstance(value, float)}
+        stop_if_diverged(self.step, figures | {"the norm of the weights": norm}, REMEDY)
         self.counts["step"] += 1
         self.counts["sampled_tokens"] += row["sampled_tokens"]
         if self.reference and config.refresh_reference:
@@ -152,34 +165,63 @@ class Run:
             self.counts["reached"] = found["ci"][0] >= config.goal
         self.counts["silent"] = self.counts["silent"] + 1 if row["no_signal"] == 1 else 0
         self.counts["best"] = max(self.counts["best"], row["solve_rate"])
-        advise(row, self.counts["silent"], self.counts["best"], self.machine)
+        self.counts["wrong"] = 0 if row["solve_rate"] else self.counts["wrong"] + config.batch_size
+        advise(row, self.counts["silent"], self.collapse, self.machine)
+
+    @property
+    def collapse(self):
+        """What to say of a policy that has solved questions and solves none any more; else ""."""
+        wrong = self.counts["wrong"]
+        best = self.counts["best"]
+        if best < COLLAPSED_FROM or wrong < COLLAPSED_AFTER:
+            return ""
+        return (f"the last {wrong} responses are wrong, where {best:.0%} of a step's had been "
+                "right: the policy has collapsed. Begin again, from best.pt or --init, with a "
+                "lower --learning-rate, a KL to the reference (--kl k3) or a narrower "
+                "--clip-ratio")
+
+    @property
+    def selected_step(self):
+        """The step of the best check, of equals the latest."""
+        checks = self.counts["checks"]
+        return max(checks, key=lambda step: (checks[step]["acc"], step), default=self.step)
 
     def validate(self):
-        """Greedy accuracy on validation problems. The best model so far is kept as best.pt; of
-        equals the later one."""
-        checks = self.counts["checks"]
+        """Greedy accuracy on validation problems. The best model so far is to be kept as best.pt;
+        of equals the later one."""
         now = greedy_accuracy(self.sampler, self.validation, self.config.max_reasoning_tokens)
-        checks[self.step] = now
-        if self.machine.main and now["acc"] == max(check["acc"] for check in checks.values()):
-            checkpoint.save(self.out / "best.pt", self.model, run=self.counts)
+        self.counts["checks"][self.step] = now
+        self.best_is_due = self.selected_step == self.step
         return now["acc"]
 
+    @property
+    def save_is_due(self):
+        """Whether a checkpoint is wanted after this step."""
+        return self.best_is_due or self.step % self.config.save_every == 0
+
     def save(self):
-        """Write ckpt.pt, from which --resume goes on with the same numbers."""
-        if self.machine.main:
-            checkpoint.save(
-                self.out / "ckpt.pt", self.model, run=self.counts, bf16=self.bf16,
-                optimizer=self.optimizer.state_dict(), difficulty=self.questions.difficulty,
-                reference=self.reference and self.reference.state_dict(),
-            )
+        """Write ckpt.pt, from which --resume goes on with the same numbers; then, where it is due,
+        best.pt (checkpoint.best_is_due)."""
+        checkpoint.save(
+            self.out / "ckpt.pt", self.model, self.machine.main, run=self.counts, bf16=self.bf16,
+            optimizer=self.optimizer.state_dict(), difficulty=self.questions.difficulty,
+            reference=self.reference and self.reference.state_dict(),
+        )
+        if self.best_is_due:
+            checkpoint.save(self.out / "best.pt", self.model, self.machine.main, run=self.counts,
+                            selected=self.step)
+            self.best_is_due = False
 
     def finish(self, seconds):
-        """Last check and checkpoint, report and figures; returns the report."""
+        """Last check and checkpoint, report and figures; returns the report. Nothing is written
+        for a run that was finished before."""
+        if self.folder.finished:
+            return self.folder.report(self.machine)
         checks = self.counts["checks"]
         if self.validation and self.step not in checks:
             self.validate()
         self.save()
-        best = max(checks, key=lambda step: (checks[step]["acc"], step), default=self.step)
+        best = self.selected_step
         report = dict(
             stage="grpo", params=self.model.num_params, steps=self.step,
             sampled_tokens=self.counts["sampled_tokens"], seconds=seconds,
@@ -187,12 +229,15 @@ class Run:
         )
         if self.machine.main:
             write_json(self.out / "report.json", report)
-            plots.rl_figures({self.out.name: read_metrics(self.out / "metrics.jsonl")}, self.out)
+            if rows := read_metrics(self.out / "metrics.jsonl"):
+                plots.rl_figures({self.out.name: rows}, self.out)
         line = f"grpo: {self.step} steps in {seconds:.0f}s"
         if checks:
             line += (f"; greedy validation accuracy {checks[best]['acc']:.3f} "
                      f"(n={checks[best]['n']}) after step {best}, whose weights are kept as "
                      "best.pt")
+        if self.collapse:
+            line += f"; {self.collapse}"
         say(line, self.machine)
         return report
 

@@ -15,7 +15,6 @@ max_reasoning_tokens, rollouts (K), labels and seed from it. Files and seeds kee
 "rollouts" and "verifier", so that old runs can be read and repeated.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from nanoreason.pool import (
 from nanoreason.questions import Questions, own_share
 from nanoreason.reward_model import read_logits, where_to_read
 from nanoreason.rewards import exact_step_rewards, outcome_reward
-from nanoreason.run import progress, write_json
+from nanoreason.run import progress, read_json, say, write_json
 from nanoreason.workers import spread
 
 
@@ -278,6 +277,18 @@ def gather(arrays, machine):
 # The three splits of a run
 
 
+def check_config(config):
+    """UserError for what single flags cannot show to be wrong."""
+    if not config.init:
+        raise UserError("--init is missing: a reward model learns from a policy's responses, "
+                        "for instance --init runs/speedrun/cold")
+    if config.hard_labels and config.labels != "mc":
+        raise UserError("--hard-labels is about Monte Carlo labels: --labels mc")
+    if config.kind == "orm" and config.labels == "mc":
+        raise UserError("--kind orm learns from final answers, which are always checked exactly; "
+                        "--labels mc is for --kind prm")
+
+
 SAME = (  # what the run of --reuse must have been asked for as well
     "init", "data", "families", "level", "questions", "samples", "val_questions", "temperature",
     "max_reasoning_tokens",
@@ -287,10 +298,10 @@ SAME = (  # what the run of --reuse must have been asked for as well
 def reused_seed(config):
     """Seed of the run of --reuse. Raises UserError where its samples are not what these flags ask
     for, or its continuations fewer."""
-    try:
-        old = json.loads((Path(config.reuse) / "config.json").read_text())
-    except (OSError, ValueError):
-        raise UserError(f"--reuse {config.reuse} is no run of train_prm.py") from None
+    path = Path(config.reuse) / "config.json"
+    old = read_json(path) if path.exists() else {}
+    if "rollouts" not in old:
+        raise UserError(f"--reuse {config.reuse} is no run of train_prm.py")
     other = [name for name in SAME if old.get(name) != getattr(config, name)]
     if other:
         flags = ", ".join(f"--{name.replace('_', '-')} {old.get(name)}" for name in other)
@@ -316,7 +327,7 @@ def begin_samples(config, machine, policy, out):
     path = Path(config.reuse or out) / "provenance.json"
     weights = fingerprint(policy)
     if (config.reuse or config.resume) and path.exists():
-        if json.loads(path.read_text())["weights"] != weights:
+        if read_json(path)["weights"] != weights:
             flag = "--reuse" if config.reuse else "--resume"
             raise UserError(f"{flag}: the samples in {path.parent} are not those of the weights "
                             f"in --init {config.init}")
@@ -334,7 +345,7 @@ def label_responses(config, machine, policy, out):
     seed = reused_seed(config) if config.reuse else config.seed
     room = policy.config.max_len - config.max_reasoning_tokens
     questions = Questions(
-        config.families, config.level, policy.tokenizer, config.data, seed, room
+        config.families, config.level, policy.tokenizer, config.data, seed, room, machine
     )
     asked = dict(
         train=questions.draw(0, 0, config.questions),
@@ -343,8 +354,8 @@ def label_responses(config, machine, policy, out):
     )
     if not all(asked.values()):
         raise UserError(
-            f"--data {config.data}: too few of its questions are kept from training for "
-            f"--val-questions {config.val_questions}, which are needed twice over"
+            f"--data {config.data}: too few of its questions fall into its validation or its test "
+            "split; more rows are needed"
         )
     splits = {}
     for split, problems in asked.items():
@@ -407,6 +418,15 @@ def make_plan(kept, examples, config, machine):
             f"step of {config.batch_size}: ask more --questions, or easier or harder ones"
         )
     return plan
+
+
+def announce(reward_model, data, kept, plan, config, machine, bf16):
+    """Say in one line what will be trained on what."""
+    rights = [r.right for split in data.values() for r in split.responses]
+    say(f"{config.kind}: {reward_model.gpt.num_params / 1e6:.2f}M parameters, "
+        f"{len(data['train'].responses)} different responses to {config.questions} questions, "
+        f"{len(kept)} balanced, {np.mean(rights):.0%} of all right, at most {len(plan)} steps, "
+        f"{'bf16' if bf16 else 'fp32'} on {machine.device}", machine)
 
 
 # Measures

@@ -2,6 +2,7 @@
 
 import codecs
 import ctypes
+import errno
 import hashlib
 import os
 import re
@@ -22,6 +23,7 @@ from nanoreason.flags import UserError
 
 # a rank that keeps the others waiting for longer is taken to hang, and the run ends
 PATIENCE = timedelta(minutes=10)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk answers
 # what gloo and NCCL say when another rank is gone
 LOST = re.compile(
     r"Connection (?:closed|reset) by peer|Broken pipe|Timed out waiting \d+ms|remote process exited"
@@ -112,6 +114,9 @@ def run_script(main):
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             status = 141
+        elif isinstance(error, OSError) and error.errno in NO_ROOM:
+            _report_mistake(f"cannot write {error.filename or 'a file'}: {error.strerror}")
+            status = 2
         elif world == 1:
             raise
         else:

@@ -16,6 +16,8 @@ rows to take. Which core takes what does not depend on the load, nor does the or
 run gives the same numbers every time.
 """
 
+import atexit
+import math
 import mmap
 import multiprocessing
 import os
@@ -25,6 +27,9 @@ import warnings
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
+
+from nanoreason.flags import UserError
+from nanoreason.run import STOPS
 
 LARGEST = 20_000_000  # parameters; operators of larger models are long enough to be cut in two
 
@@ -82,6 +87,7 @@ class Replicas:
         self.gradients_of = [shared_zeros([p.shape for p in params]) for _ in range(count)]
         for rank in range(1, count):
             self._fork(rank)
+        atexit.register(self.close)  # also where an error ends the script
         self._use_gradients_of(0)
         torch.set_num_threads(1)
 
@@ -103,7 +109,8 @@ class Replicas:
 
     def _serve(self, rank, pipe):
         """What a forked process does: the tasks it is sent, until the first process is gone."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides when to stop
+        for number in (getattr(signal, name) for name in STOPS):
+            signal.signal(number, signal.SIG_IGN)  # the first process decides when to stop
         torch.set_num_threads(1)
         for inherited in self.pipes:
             inherited.close()  # a pipe ends only when nobody holds the end of the first process
@@ -140,16 +147,16 @@ class Replicas:
     def _everywhere(self, task, arguments):
         """Send every process a task, and do that of this one; returns their results in order.
 
-        arguments: one per process. Raises what a process raised, and RuntimeError when one is gone.
+        arguments: one per process. Raises what a process raised, and UserError when one is gone.
         """
-        for pipe, argument in zip(self.pipes, arguments[1:]):
-            pipe.send((task, argument))
-        results = [self._do(0, task, arguments[0])]
         try:
+            for pipe, argument in zip(self.pipes, arguments[1:]):
+                pipe.send((task, argument))
+            results = [self._do(0, task, arguments[0])]
             replies = [pipe.recv() for pipe in self.pipes]
-        except EOFError:
-            said = "a process of this run was killed, perhaps for want of memory"
-            raise RuntimeError(said) from None
+        except (EOFError, ConnectionError):
+            raise UserError("a process of this run was killed, perhaps for want of memory; "
+                            "--resume goes on from the last checkpoint") from None
         for error, result in replies:
             if error:
                 raise error
@@ -169,20 +176,32 @@ class Replicas:
         return results
 
     def step(self):
-        """One step of all optimizers, and gradients forgotten."""
+        """One step of all optimizers, and gradients forgotten.
+
+        Returns the norm of the gradient. Where it is NaN or infinite there is no step: the weights
+        stay those of before.
+        """
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads).item()
+        if math.isfinite(norm):
+            self._take_step()
+        # DDP keeps gradients in its buckets, and several processes in their shared memory
+        stay = self.count > 1 or isinstance(self.model, DistributedDataParallel)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=not stay)
+        return norm
+
+    def _take_step(self):
         if self.count == 1:
             for optimizer in self.optimizers:
                 optimizer.step()
         else:
             rates = [optimizer.lr for optimizer in self.optimizers]
             self._everywhere("step", [rates] * self.count)
-        # DDP keeps gradients in its buckets, and several processes in their shared memory
-        stay = self.count > 1 or isinstance(self.model, DistributedDataParallel)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=not stay)
 
     def close(self):
         """Let the other processes go."""
+        atexit.unregister(self.close)
         for pipe in self.pipes:
             pipe.close()
         self.pipes = []

@@ -9,9 +9,64 @@ import signal
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
-from nanoreason.flags import UserError
+from nanoreason.flags import UserError, check_output
+
+
+def cannot_write(path, error):
+    """The UserError of a file that could not be written. error: an OSError, of a full disk perhaps;
+    what a run had saved before is whole, and --resume goes on from it."""
+    return UserError(f"cannot write {path}: {error.strerror or error}")
+
+
+@contextmanager
+def whole_file(path):
+    """A scratch path beside `path`; what is written there becomes `path` at the end, in one move.
+
+    So a reader never sees half a file, and neither a kill, nor a full disk, nor a power failure
+    leaves one. Raises UserError where it cannot be written: the old file stays then, and no scratch
+    file does.
+    """
+    path = Path(path)
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield scratch
+        with open(scratch, "rb+") as f:
+            os.fsync(f.fileno())  # a name must not reach the disk before its contents do
+        os.replace(scratch, path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        try:
+            scratch.unlink(missing_ok=True)
+        except OSError:  # the folder is gone or read-only: there is no scratch file
+            pass
+
+
+def write_text(path, text):
+    """Write a text file so that a reader never sees half of it. Raises UserError."""
+    with whole_file(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def write_json(path, value):
+    """Write JSON so that a reader never sees half a file. Raises UserError."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path):
+    """The dict in a JSON file that a run left. Raises UserError where it is missing or damaged."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it should hold a JSON object")
+    return value
 
 
 class Metrics:
@@ -24,43 +79,57 @@ class Metrics:
     def __init__(self, path, resume_step=0, write=True):
         self.path = Path(path)
         self.write = write
+        self.left = None  # (number of the file on its disk, bytes in it), as this run left it
         if write:
             before = read_metrics(self.path) if resume_step else []
-            kept = [row for row in before if row["step"] < resume_step]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            kept = [json.dumps(row) + "\n" for row in before if row["step"] < resume_step]
+            write_text(self.path, "".join(kept))
+            self.left = _identity(os.stat(self.path))
 
     def log(self, **row):
-        """Append one row; it holds at least `step`."""
+        """Append one row; it holds at least `step`. Raises UserError where the disk is full, and
+        where another run has written to the file: the run that began later keeps the folder."""
         if not self.write:
             return
         for name, value in row.items():
             if isinstance(value, float):
                 row[name] = float(f"{value:.6g}")
-        with open(self.path, "a") as f:
-            f.write(json.dumps(row) + "\n")
+        line = json.dumps(row).encode() + b"\n"
+        try:
+            with open(self.path, "ab") as f:
+                if _identity(os.fstat(f.fileno())) != self.left:
+                    raise UserError(f"{self.path} was changed while this run was writing it: does "
+                                    "another run use the same --out? This one ends here")
+                f.write(line)
+                f.flush()
+                self.left = _identity(os.fstat(f.fileno()))
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+
+
+def _identity(status):
+    """What changes when another run replaces a file or adds to it. status: of os.stat."""
+    return status.st_ino, status.st_size
 
 
 def read_metrics(path):
     """Rows of a metrics.jsonl; [] when there is no such file.
 
-    A last line that was cut short by a kill is left out.
+    A last line that was cut short by a kill is left out. Raises UserError for any other line that
+    is not JSON.
     """
+    if not Path(path).exists():
+        return []
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     rows = []
-    if Path(path).exists():
-        for line in Path(path).read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise UserError(f"{path}, line {number}: this is not JSON; the file is damaged "
+                                "there") from None
     return rows
-
-
-def write_json(path, value):
-    """Write JSON so that a reader never sees half a file."""
-    path = Path(path)
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(scratch, path)
 
 
 def progress(total, desc, machine=None, initial=0):
@@ -133,16 +202,14 @@ def say(text, machine=None):
 
 # What a resumed run may do otherwise: where and how long it runs, and how it splits its work. All
 # but precision and device leave the numbers as they are.
-FREE_TO_CHANGE = {
+LENGTHS = {"steps", "max_steps", "token_budget"}
+FREE_TO_CHANGE = LENGTHS | {
     "resume",
     "init",
     "out",
     "device",
     "precision",
     "compile",
-    "steps",
-    "max_steps",
-    "token_budget",
     "save_every",
     "micro_tokens",
     "gradient_accumulation",
@@ -151,114 +218,170 @@ FREE_TO_CHANGE = {
 # What an earlier run may have left in --out. A new run never begins beside the first kind, which is
 # work; the second kind it removes, so that nothing of an earlier run is taken for its own.
 WORK = ("ckpt.pt", "best.pt", "report.json", "traces.jsonl", "student", "train.npz")
-REMAINS = ("metrics.jsonl", "samples.jsonl", "provenance.json", "*.png", "*.tmp")
+FIGURES = ("rl.png", "behaviours.png", "reward_model.png")
+REMAINS = ("metrics.jsonl", "provenance.json", "val.npz", "test.npz", *FIGURES)
 
 
-def prepare_out(out, config, resume, machine=None, inputs=None):
-    """Make the folder --out and write config.json (rank 0); returns its path.
+class RunFolder:
+    """The folder --out before a run begins there: whether it may, and what it goes on from.
 
-    A run that exists is continued only with --resume, and only with the flags and the input files
-    that it began with. inputs: {flag: path of a file that the run reads}; config.json keeps their
-    fingerprints. Raises UserError otherwise, and when the folder cannot be written; nothing is
-    touched then.
+    config: the script's flags. reads: {flag: path of a file that the run reads, "" for none};
+    starts_from: the same of files that a run with weights of its own, --out/`weights`, reads no
+    more. config.json keeps the fingerprints of both.
+
+    going_on  path of the weights that --resume goes on from; None where it starts from the
+              beginning, as a new run does, or one that was killed before it saved anything
+    finished  whether --resume finds that the run has ended, and nothing is left to do
+
+    A run is continued only with --resume, and only with the flags and the files that it began with.
+    Raises UserError otherwise. Nothing is written before `prepare`.
     """
-    out = Path(out)
-    wanted = dataclasses.asdict(config)
-    wanted["inputs"] = {flag: file_fingerprint(path) for flag, path in (inputs or {}).items()}
-    if resume:
-        began = _read_config(out / "config.json")
-        _check_resumed(out, began, wanted)
-        wanted["init"] = began.get("init", wanted.get("init"))
-    elif found := [name for name in WORK if (out / name).exists()]:
-        raise UserError(f"--out {out} already holds a run ({found[0]}); continue it with --resume "
-                        "or choose another folder")
-    if machine is None or machine.main:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            if not resume and (out / "config.json").exists():
-                _remove_remains(out)
-            write_json(out / "config.json", wanted)
-        except OSError as error:
-            raise UserError(f"cannot write to --out {out}: {error.strerror}") from None
-    return out
+
+    def __init__(self, config, reads=None, starts_from=None, weights="ckpt.pt"):
+        if not config.out:
+            raise UserError("--out is empty: which folder?")
+        self.out = Path(config.out)
+        self.resume = config.resume
+        self.config = dataclasses.asdict(config)
+        self.going_on = None
+        self.finished = False
+        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        if config.resume:
+            self.began = self._read_began(set(self.config))
+            if (self.out / weights).exists():
+                self.going_on = self.out / weights
+                starts_from = None
+            self._check_flags(defaults)
+        else:
+            self._check_free()
+        if not self.finished:
+            check_output(config.out, "out", folder=True)
+        self.config["inputs"] = self._check_inputs((reads or {}) | (starts_from or {}))
+
+    def _read_began(self, names):
+        """config.json of the run that --resume continues. names: fields of this script's flags."""
+        path = self.out / "config.json"
+        if not path.exists():
+            raise UserError(f"--resume: there is no run in --out {self.out}")
+        began = read_json(path)
+        if foreign := sorted(began.keys() - names - {"inputs"}):
+            raise UserError(f"--resume: {path} is of another script or version: it has "
+                            f"{foreign[0]!r}")
+        return began
+
+    def _check_flags(self, defaults):
+        """UserError where a flag that changes the numbers is not what the run began with, or its
+        weights are gone. A flag that its version did not have yet counts as the default."""
+        began = defaults | self.began
+        free = FREE_TO_CHANGE if self.going_on else FREE_TO_CHANGE - {"init"}
+        changed = [name for name, value in self.config.items() if began[name] != value]
+        if other := [f"{_flag(name)} {began[name]}" for name in changed if name not in free]:
+            raise UserError(f"--resume: the run in {self.out} began with other flags: "
+                            f"{', '.join(other)}")
+        left = [name for name in ("report.json", "best.pt") if (self.out / name).exists()]
+        if left and not self.going_on:
+            raise UserError(f"--resume: {self.out} holds {left[0]} and no weights to go on from; "
+                            "choose another --out")
+        self.finished = "report.json" in left and not LENGTHS.intersection(changed)
+        if self.going_on and "init" in self.config:
+            self.config["init"] = began["init"]
+
+    def _check_free(self):
+        """UserError where a new run would stand beside an earlier one or write over other files."""
+        if found := [name for name in WORK if (self.out / name).exists()]:
+            raise UserError(f"--out {self.out} already holds a run ({found[0]}); continue it with "
+                            "--resume or choose another folder")
+        path = self.out / "config.json"
+        names = read_json(path).keys() if path.exists() else ()
+        is_run = {"out", "resume"} <= set(names)
+        if found := [name for name in ("config.json", *REMAINS) if (self.out / name).exists()]:
+            if not is_run:
+                raise UserError(f"--out {self.out} holds a file that a run would write over "
+                                f"({found[0]}); choose another folder")
+
+    def _check_inputs(self, paths):
+        """{flag: fingerprint}, to be kept in config.json; UserError where a file's is not what the
+        run began with."""
+        before = self.began.get("inputs", {}) if self.resume else {}
+        there = {flag: path for flag, path in paths.items() if path and Path(path).is_file()}
+        now = {flag: file_fingerprint(path) for flag, path in there.items()}
+        for flag, fingerprint in now.items():
+            if before.get(flag, fingerprint) != fingerprint:
+                raise UserError(f"--resume: the file of {flag} has changed since the run in "
+                                f"{self.out} began; choose another --out")
+        return before | now
+
+    def prepare(self, machine):
+        """Make the folder and write config.json (rank 0), unless the run is finished; returns its
+        path. What killed saves left is removed, and what is not this run's own. Raises UserError
+        where the folder cannot be written."""
+        if machine.main and not self.finished:
+            names = (*WORK, *REMAINS, "config.json")
+            gone = [path for name in names for path in self.out.glob(f"{name}*.tmp")]
+            others = ("report.json", *FIGURES) if self.resume else REMAINS
+            gone += [self.out / name for name in others]
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+                for path in gone:
+                    path.unlink(missing_ok=True)
+                write_json(self.out / "config.json", self.config)
+            except OSError as error:
+                raise UserError(f"cannot write to --out {self.out}: {error.strerror}") from None
+        return self.out
+
+    def report(self, machine):
+        """Say that the run is finished; returns its report."""
+        say(f"{self.out}: the run is finished; report.json holds its figures", machine)
+        return read_json(self.out / "report.json")
 
 
-def continues_from(out, resume):
-    """The checkpoint that a run begins from: ckpt.pt in --out; None for a new run, and for one that
-    --resume continues but that was stopped before it saved anything. Raises UserError where there
-    is no run to continue.
-    """
-    if not resume:
-        return None
-    if not (Path(out) / "config.json").exists():
-        raise UserError(f"--resume: there is no run in --out {out}")
-    path = Path(out) / "ckpt.pt"
-    return path if path.exists() else None
-
-
-def stop_if_diverged(step, figures, remedy):
-    """Raise UserError where a figure of training step `step` (from 0) is NaN or infinite: from
-    there on all weights would be. figures: {name: float or None}; remedy: what to change, in words.
-    """
-    for name, value in figures.items():
-        if value is not None and not math.isfinite(value):
-            raise UserError(f"step {step}: {name} is {value}, the run has diverged and ends here; "
-                            f"the last checkpoint is kept. {remedy}")
+def _flag(name):
+    return "--" + name.replace("_", "-")
 
 
 def file_fingerprint(path):
-    """16 hex digits that stand for what is in a file; "" where there is none."""
-    if not Path(path).is_file():
-        return ""
+    """16 hex digits that stand for what is in a file."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
 
-def _remove_remains(out):
-    for pattern in REMAINS:
-        for path in out.glob(pattern):
-            path.unlink()
+def stop_if_diverged(step, figures, remedy):
+    """Raise UserError where a figure of training step `step` (from 0) is NaN or infinite: from
+    there on all weights would be. figures: {name: float or None}; remedy: the flags to change."""
+    for name, value in figures.items():
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"step {step}: {name} is {value}, the run has diverged and ends here; "
+                            "its checkpoints are those of before. Begin again in another --out, "
+                            f"from one of them or from the start, with {remedy}")
 
 
-def _read_config(path):
-    """The flags that a run began with: {field: value}. Raises UserError."""
-    if not path.exists():
-        raise UserError(f"--resume: there is no run in --out {path.parent}")
-    try:
-        return json.loads(path.read_text())
-    except ValueError:
-        raise UserError(f"--resume: {path} is damaged: it should hold the flags that the run began "
-                        "with, as JSON") from None
-
-
-def _check_resumed(out, began, wanted):
-    """Raise UserError when a flag that changes the numbers is not what the run began with, or a
-    file that the run reads has other contents now."""
-    free = FREE_TO_CHANGE if (out / "ckpt.pt").exists() else FREE_TO_CHANGE - {"init"}
-    other = []
-    for name, value in wanted.items():
-        if name != "inputs" and name not in free and began.get(name, value) != value:
-            other.append(f"--{name.replace('_', '-')} {began[name]}")
-    if other:
-        raise UserError(f"--resume: the run in {out} began with other flags: {', '.join(other)}")
-    for flag, now in wanted["inputs"].items():
-        if began.get("inputs", {}).get(flag, now) != now:
-            raise UserError(f"--resume: the file of {flag} has changed since the run in {out} "
-                            "began; choose another --out")
+# Ctrl-C; what `kill` and a cluster send; a terminal that was closed
+STOPS = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Interrupt:
-    """Ctrl-C as a wish: the running step is finished and saved, then the script ends.
+    """Ctrl-C, SIGTERM or SIGHUP as a wish: the running step is finished and saved, then the script
+    ends.
 
-    So a continued run gives the same numbers. A second Ctrl-C stops at once.
+    So a continued run gives the same numbers. A second signal stops at once. A context manager:
+    behind it, also where an error ends the run, signals go to whatever handled them before.
     """
 
     def __init__(self):
         self.wanted = False
+        self.before = {}  # {signal: what handled it}
         # Python gives signals to the main thread only
-        self.in_main = threading.current_thread() is threading.main_thread()
-        if self.in_main:
-            self.before = signal.signal(signal.SIGINT, self._pressed)
+        if threading.current_thread() is threading.main_thread():
+            for number in (getattr(signal, name) for name in STOPS):
+                before = signal.getsignal(number)
+                if number == signal.SIGINT or before != signal.SIG_IGN:  # as SIGHUP under nohup
+                    self.before[number] = signal.signal(number, self._pressed)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def _pressed(self, *_):
         if self.wanted:
@@ -276,6 +399,6 @@ class Interrupt:
         raise KeyboardInterrupt
 
     def close(self):
-        """Give Ctrl-C back to whatever handled it before."""
-        if self.in_main:
-            signal.signal(signal.SIGINT, self.before)
+        """Give the signals back to whatever handled them before."""
+        for number, before in self.before.items():
+            signal.signal(number, before)

@@ -5,7 +5,6 @@ CPU, a thread each; killed at any moment, a line goes on where it stopped.
 """
 
 import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -16,6 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 from nanoreason.flags import UserError
 from nanoreason.machine import generator
@@ -58,7 +62,8 @@ def run_stage(config, stage, position, threads, log):
     start = time.time()
     process = subprocess.Popen(
         [sys.executable, str(ROOT / words[0]), *words[1:]], env=environment(threads),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
+        errors="replace",
     )
     for line in process.stdout:
         say(f"{stage.name:>10} | {line.rstrip()}")
@@ -75,7 +80,10 @@ def run_stage(config, stage, position, threads, log):
 
 
 def peak_memory():
-    """GiB of the largest process that this one has run so far."""
+    """GiB of the largest process that this one has run so far; 0.0 where the system does not
+    tell."""
+    if resource is None:
+        return 0.0
     size = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return round(size / (1 << (30 if sys.platform == "darwin" else 20)), 2)
 
@@ -202,7 +210,7 @@ def hardware():
 def cpu_name():
     """The CPU's own name, where Linux tells it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -94,7 +94,7 @@ def environment(threads=0):
     paths = [str(ROOT)]
     if os.environ.get("PYTHONPATH"):
         paths.append(os.environ["PYTHONPATH"])
-    variables = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
+    variables = dict(os.environ, PYTHONPATH=os.pathsep.join(paths), PYTHONIOENCODING="utf-8")
     if threads:
         variables["OMP_NUM_THREADS"] = str(threads)
     return variables

@@ -1,9 +1,11 @@
 """Checkpoints: what they bring back, foreign and damaged files, and a kill while saving."""
 
 import copy
+import errno
 import hashlib
 import os
 import pickle
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -159,9 +161,8 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = _saved(tmp_path / "ckpt.pt")
     before = path.read_bytes()
 
-    def killed(value, target):
-        with open(target, "wb") as f:
-            f.write(b"half")
+    def killed(value, file):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", killed)
@@ -170,10 +171,111 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert path.read_bytes() == before
     assert checkpoint.load(path)["step"] == 1
     monkeypatch.undo()
-    # the scratch file of the killed save is no obstacle
     checkpoint.save(path, make_tiny(seed=1), step=2)
     assert checkpoint.load(path)["step"] == 2
     assert os.listdir(tmp_path) == ["ckpt.pt"]
+
+
+@contextmanager
+def files_of_at_most(size):
+    """While no file may grow beyond `size` bytes, as on a disk that is full."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint_and_nothing_else(
+    tmp_path, monkeypatch
+):
+    path = _saved(tmp_path / "ckpt.pt")
+    before = path.read_bytes()
+    with files_of_at_most(len(before) // 2):
+        with pytest.raises(UserError, match="^cannot write .*ckpt.pt: File too large$"):
+            checkpoint.save(path, make_tiny(seed=1), step=2)
+
+    def full(value, file):  # torch hides the cause
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise RuntimeError("[enforce fail at inline_container.cc:672]")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="^cannot write .*ckpt.pt: No space left on device$"):
+        checkpoint.save(path, make_tiny(seed=1), step=2)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["ckpt.pt"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_neither_saved_nor_loaded(value, tmp_path):
+    path = _saved(tmp_path / "ckpt.pt")
+    before = path.read_bytes()
+    model = make_tiny()
+    model.blocks[1].attn.out.weight.data[3, 4] = value
+    for write in (True, False):  # ranks above 0 write nothing, and end as rank 0 does
+        words = r"^blocks.1.attn.out.weight is not finite .* the run has diverged and ends here"
+        with pytest.raises(UserError, match=words):
+            checkpoint.save(path, model, write)
+    assert path.read_bytes() == before
+    state = torch.load(path, weights_only=True)
+    torch.save(state | dict(weights=model.state_dict()), path)
+    with pytest.raises(UserError, match="ckpt.pt: its weights are not finite"):
+        checkpoint.load_model(path)
+
+
+def test_ranks_above_zero_write_no_checkpoint(tmp_path):
+    checkpoint.save(tmp_path / "ckpt.pt", make_tiny(), write=False, step=1)
+    assert os.listdir(tmp_path) == []
+
+
+def foreign_models(good):
+    """{name: checkpoint} whose shape or weights are not those of this version; good: one that is.
+    """
+    weights = good["weights"]
+    one, *others = weights
+    return {
+        "a key more in the shape": good | dict(model=good["model"] | dict(window=3)),
+        "no shape": {k: v for k, v in good.items() if k != "model"},
+        "another shape": good | dict(model=good["model"] | dict(n_layer=1)),
+        "a weight less": good | dict(weights={name: weights[name] for name in others}),
+        "a weight of another shape": good | dict(weights=weights | {one: torch.zeros(3)}),
+        "compiled": good | dict(weights={f"_orig_mod.{k}": v for k, v in weights.items()}),
+        "weights that are none": good | dict(weights={one: 3}),
+    }
+
+
+@pytest.mark.parametrize("name", foreign_models(dict(weights={"w": 0}, model={})))
+def test_a_model_of_another_version_is_one_line(name, tmp_path):
+    good = torch.load(_saved(tmp_path / "good.pt"), weights_only=True)
+    torch.save(foreign_models(good)[name], tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="ckpt.pt holds no model of this version: ") as error:
+        checkpoint.load_model(tmp_path)
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
+
+
+def test_only_what_a_script_saves_is_continued(tmp_path):
+    checkpoint.save(tmp_path / "ckpt.pt", make_tiny(), step=1)
+    assert checkpoint.load_run(tmp_path / "ckpt.pt", "step")["step"] == 1
+    with pytest.raises(UserError, match="--resume: .*ckpt.pt holds no 'optimizers'"):
+        checkpoint.load_run(tmp_path / "ckpt.pt", "step", "optimizers")
+
+
+def test_the_selected_weights_of_a_run_that_goes_on_are_those_it_has_selected(tmp_path):
+    """best.pt is written last: it may be missing, or old, where ckpt.pt is of its very step."""
+    due = checkpoint.best_is_due
+    assert not due(tmp_path, None, 7)
+    assert due(tmp_path, 7, 7)
+    with pytest.raises(UserError, match="best.pt is not there, or not of step 4"):
+        due(tmp_path, 4, 7)
+    checkpoint.save(tmp_path / "best.pt", make_tiny(), selected=4)
+    assert not due(tmp_path, 4, 7)
+    assert due(tmp_path, 7, 7)
+    with pytest.raises(UserError, match="best.pt is not there, or not of step 5"):
+        due(tmp_path, 5, 7)
 
 
 # The tokenizer of a checkpoint

@@ -464,10 +464,15 @@ def test_a_run_stopped_while_it_samples_and_while_it_trains_leaves_the_same_trac
     assert all(torch.equal(one[name], two[name]) for name in one)
     logs = [read_metrics(folder / "student" / "metrics.jsonl") for folder in (whole, out)]
     assert len(logs[0]) == len(logs[1])
-    monkeypatch.setattr(train_sft, "train", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(train_sft, "train_step", lambda *args: pytest.fail("trained again"))
     (out / "report.json").unlink()
     call(distill, *command, "--resume")
     assert untimed(read(out / "report.json")) == untimed(read(whole / "report.json"))
+    before = (out / "report.json").read_bytes()
+    capfd.readouterr()
+    call(distill, *command, "--resume")
+    assert "the run is finished" in capfd.readouterr().out
+    assert (out / "report.json").read_bytes() == before
     for change, complaint in (
         (["--resume", "--keep", 3], "began with other flags: --keep 4"),
         ([], "already holds a run"),
@@ -484,7 +489,7 @@ def test_a_run_goes_on_only_with_the_teacher_that_began_it(teacher, tmp_path, ca
     checkpoint.save(tmp_path / "ckpt.pt", make_tiny(max_len=64))
     with pytest.raises(SystemExit):
         call(distill, *command, "--resume")
-    assert "are not those that began the run" in capfd.readouterr().err
+    assert "--resume: the file of --teacher has changed" in capfd.readouterr().err
 
 
 def test_two_ranks_leave_the_traces_of_one(teacher, whole, tmp_path):
@@ -511,14 +516,15 @@ def test_a_users_own_questions_are_asked_once_each_and_a_tenth_is_kept_for_the_e
     path = tmp_path / "own.jsonl"
     asked = [*problems, *problems[:5]]
     write_jsonl(path, [{"question": p.question, "answer": p.answer} for p in asked])
-    kept = [p for p in problems if split_of("data", (p.question, p.answer)) == "val"]
+    splits = {p.question: split_of("data", (p.question, p.answer)) for p in problems}
+    kept = [p for p in problems if splits[p.question] == "test"]
     out = tmp_path / "own"
     student = "--student nano --max-steps 1 --epochs 1"
     call(distill, *flags(teacher, out), "--data", path, *student.split())
     report = read(out / "report.json")
     rows = read_rows(out / "traces.jsonl")
     assert len(kept) >= 3
-    assert read(out / "provenance.json")["questions"] == len(problems) - len(kept)
+    assert read(out / "provenance.json")["questions"] == list(splits.values()).count("train")
     assert report["student_figures"]["greedy"]["n"] == len(kept)
     assert rows and not {p.question for p in kept} & {row.question for row in rows}
     assert report["training"]["val_loss"] is None
@@ -565,7 +571,8 @@ FEW = "--families fact --level 4 --questions 20 --samples 2 --max-reasoning-toke
     (NANO, NO_ROOM),
     (["--teacher", "{teacher}", "--student", "{short}", "--max-reasoning-tokens", "20",
       "--families", "fact"], NO_ROOM),
-    ([*NANO, "--out", "{used}"], "already holds a run"),
+    ([*NANO, "--families", "fact", "--max-reasoning-tokens", "12", "--out", "{used}"],
+     "already holds a run"),
     ([*NANO, "--families", "poetry", "--max-reasoning-tokens", "12"],
      "there is no family 'poetry'"),
     (["--teacher", "{teacher}", *FEW, "--collect-only"], "of 32 samples no trace was kept ("),
@@ -651,6 +658,7 @@ def test_the_final_stage_trains_on_the_mix_and_validates_on_its_own_split(
         rows.append({"prompt": f"What is {n}?", "response": f"<think>{n} = {n}</think>{n}"})
     write_jsonl(path, rows)
     splits = [split_of("data", (f"What is {n}?", str(n))) for n in range(400)]
+    own = (splits.count("train"), splits.count("val"))
     n_val = splits.count("val")
     packed = []
     pack = train_sft.pack
@@ -662,7 +670,6 @@ def test_the_final_stage_trains_on_the_mix_and_validates_on_its_own_split(
     monkeypatch.setattr(train_sft, "pack", packing)
     options = "--model nano --max-steps 1 --general 0.3 --safety 0.2 --seed 5"
     call(train_sft, "--stage", "final", "--data", path, *options.split(), "--out", out)
-    own = (400 - n_val, n_val)
     assert [len(some) for some in packed] == [round(n / 0.5) for n in own] and 20 < n_val < 60
     for some, n, split in zip(packed, own, ("train", "val")):
         asked = questions_of(some)

@@ -779,10 +779,12 @@ def test_questions_of_the_users_own_come_from_their_training_split(tmp_path):
     questions = Questions("chain", "1", tokenizer, path)
     train = {p.question for p in questions.own["train"]}
     val = {p.question for p in questions.own["val"]}
-    assert len(train) + len(val) == 60 and val
+    test = {p.question for p in questions.own["test"]}
+    assert len(train) + len(val) + len(test) == 60 and val and test
     whole = questions.draw(3, 0, 500)
     assert {p.question for p in whole} == train and whole[:20] != questions.draw(4, 0, 20)
     assert {p.question for p in questions.held_out(100)} == val
+    assert {p.question for p in questions.held_out(100, "test")} == test
 
 
 # The curriculum

@@ -22,6 +22,7 @@ import train_grpo
 import train_sft
 from nanoreason import checkpoint, grpo_run, plots
 from nanoreason.evaluate import greedy_accuracy
+from nanoreason.flags import UserError
 from nanoreason.machine import generator
 from nanoreason.model import GPT, GPTConfig
 from nanoreason.questions import Questions, advise
@@ -169,7 +170,7 @@ def test_a_run_killed_five_times_leaves_what_an_uninterrupted_one_leaves(
     saved = []
     uninterrupted = begin(whole)
     for moment in moments:
-        process = begin(killed, resume=(killed / "ckpt.pt").exists())
+        process = begin(killed, resume=(killed / "config.json").exists())
         kill_at(process, killed, moment)
         saved.append(step_saved(killed))
     last = begin(killed, resume=True)
@@ -247,10 +248,11 @@ def test_best_pt_holds_the_weights_of_the_best_check_and_of_equals_the_later(
     """
     seen = []
     steps = [0, 2, 4, 6, 7]
+    found = iter([*scores[:2], 0.0, *scores[2:]])
 
     def accuracy(policy, problems, longest):
         seen.append(copy.deepcopy(policy.state_dict()))
-        return dict(acc=scores[len(seen) - 1], n=len(problems), ci=[0.0, 1.0])
+        return dict(acc=next(found), n=len(problems), ci=[0.0, 1.0])
 
     monkeypatch.setattr(grpo_run, "greedy_accuracy", accuracy)
     train(small(start, tmp_path, steps=7, eval_every=2, save_every=1, max_steps=3), MACHINE)
@@ -345,7 +347,7 @@ def test_the_reference_is_the_start_until_it_becomes_the_policy_at_every_nth_ste
 ):
     states = {}
 
-    def keep(path, model, run, **state):
+    def keep(path, model, write, run, **state):
         if run["step"] not in states:
             pair = (model.state_dict(), state["reference"])
             states[run["step"]] = copy.deepcopy(pair)
@@ -407,20 +409,20 @@ def test_k1_takes_the_log_ratio_of_whole_responses_from_the_reward_and_the_std_d
 
 
 @pytest.mark.parametrize(
-    "all_wrong, all_right, best, words",
+    "all_wrong, all_right, collapse, words",
     [
-        (1.0, 0.0, 0.1, "every response of every group is wrong. Try easier questions"),
-        (1.0, 0.0, 0.6, "every response is wrong, where 60% of a step's had been right"),
-        (0.0, 1.0, 1.0, "every response of every group is right. Try harder questions"),
-        (0.75, 0.25, 0.3, "each group is all right or all wrong. Try larger groups"),
+        (1.0, 0.0, "", "every response of every group is wrong. Try easier questions"),
+        (1.0, 0.0, "the policy has collapsed", "the policy has collapsed"),
+        (0.0, 1.0, "", "every response of every group is right. Try harder questions"),
+        (0.75, 0.25, "", "each group is all right or all wrong. Try larger groups"),
     ],
 )
 def test_ten_silent_steps_in_a_row_are_said_once_with_what_to_change(
-    all_wrong, all_right, best, words, capsys
+    all_wrong, all_right, collapse, words, capsys
 ):
     said = {}
     for steps in range(31):
-        advise(dict(all_wrong=all_wrong, all_right=all_right), steps, best, MACHINE)
+        advise(dict(all_wrong=all_wrong, all_right=all_right), steps, collapse, MACHINE)
         said[steps] = capsys.readouterr().out
     assert [steps for steps in said if said[steps]] == [10, 20, 30]
     for steps in (10, 20, 30):
@@ -485,6 +487,152 @@ def test_a_single_step_with_signal_begins_the_count_of_silent_steps_anew(
     assert no_signal_messages(capsys) == []  # 8 silent steps, one with signal, 9 silent ones
     train(small(start, tmp_path / "twice", steps=19), MACHINE)
     assert no_signal_messages(capsys) == [("10", ALL_WRONG)]
+
+
+# A run that has diverged or collapsed
+
+
+def test_a_log_ratio_of_100_gives_a_finite_loss_and_gradient():
+    """Beyond e^88 float32 is infinite, and 0 times that is NaN."""
+    for far in (-100.0, 100.0):
+        for kl, advantage in (("k3", 0.0), ("k2", 0.0), ("none", 1.0), ("none", -1.0)):
+            logp = torch.tensor([-101.0 if far < 0 else -0.5], requires_grad=True)
+            other = logp.detach() - far
+            loss, _, k3 = train_grpo.policy_loss(
+                logp, logp.detach() if kl != "none" else other, other, torch.tensor([advantage]),
+                torch.ones(1), torch.zeros(1, dtype=torch.long), kl=kl, kl_coef=0.01)
+            loss.backward()
+            assert loss.isfinite() and k3.isfinite() and logp.grad.isfinite().all()
+            if kl == "k2":
+                assert logp.grad.item() == pytest.approx(0.01 * far)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_no_step_is_taken_on_a_gradient_that_is_no_number_and_the_run_ends(
+    bad, start, tmp_path, plain_run, monkeypatch
+):
+    """The third optimizer step; what was saved before stays as it was."""
+    losses = []
+    policy_loss = train_grpo.policy_loss
+
+    def spoilt(*args):
+        loss, clipped, kl = policy_loss(*args)
+        losses.append(loss)
+        return loss * (bad if len(losses) == 3 else 1), clipped, kl
+
+    monkeypatch.setattr(train_grpo, "policy_loss", spoilt)
+    settings = dict(minibatches=1, save_every=1, eval_every=1)
+    with pytest.raises(UserError, match=r"^step 2: \w+ is (nan|inf), the run has diverged and ends"
+                                        r" .*lower --learning-rate, or a KL"):
+        train(small(start, tmp_path / "run", **settings), MACHINE)
+    monkeypatch.setattr(train_grpo, "policy_loss", policy_loss)
+    train(small(start, tmp_path / "short", **settings, max_steps=2), MACHINE)
+    for name in ("ckpt.pt", "best.pt"):
+        assert equal(weights(tmp_path / "run" / name), weights(tmp_path / "short" / name))
+    assert untimed(tmp_path / "run") == untimed(tmp_path / "short")
+
+
+def test_weights_that_overflow_end_the_run_also_where_there_is_no_signal_any_more(
+    start, tmp_path, plain_run
+):
+    """With a rate of 1e36 a single step makes all weights infinite."""
+    with pytest.raises(UserError, match=r"^step \d: the norm of the weights is (nan|inf)"):
+        config = small(start, tmp_path, learning_rate=1e36, minibatches=1, save_every=1)
+        train(config, MACHINE)
+    kept = weights(tmp_path / "ckpt.pt") if (tmp_path / "ckpt.pt").exists() else {}
+    assert all(weight.isfinite().all() for weight in kept.values())
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_a_collapse_names_what_prevents_it_while_it_lasts_and_in_the_last_line(
+    start, tmp_path, plain_run, monkeypatch, capsys
+):
+    asked = []
+
+    def respond(question):
+        asked.append(question)
+        (answer,) = {p.answer for p in drawn if p.question == question}
+        right = len(asked) <= 8  # two steps of four questions
+        return [render_response("", answer if right and i < 2 else "nothing") for i in range(4)]
+
+    draw = Questions.draw
+    drawn = []
+
+    def watched(self, step, attempt, count):
+        problems = draw(self, step, attempt, count)
+        drawn.extend(problems)
+        return problems
+
+    monkeypatch.setattr(Questions, "draw", watched)
+    scripted(monkeypatch, respond)
+    train(small(start, tmp_path / "run", steps=14), MACHINE)
+    lines = capsys.readouterr().out.splitlines()
+    words = "are wrong, where 50% of a step's had been right: the policy has collapsed. Begin again"
+    said = [line for line in lines if words in line]
+    assert said[0].startswith("no signal for 10 steps: the last 160 responses are wrong")
+    assert said[1] == lines[-1] and "the last 192 responses are wrong" in said[1]
+    for line in said:
+        assert all(flag in line for flag in ("--learning-rate", "--kl k3", "--clip-ratio"))
+    train(small(start, tmp_path / "run", steps=14, resume=True), MACHINE)
+    assert "the run is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("best, wrong", [(0.2, 1000), (0.6, 64)])
+def test_a_policy_that_never_solved_much_or_fails_for_a_moment_has_not_collapsed(
+    best, wrong, start, tmp_path
+):
+    run = grpo_run.Run(small(start, tmp_path), MACHINE)
+    run.counts |= dict(best=best, wrong=wrong)
+    assert run.collapse == ""
+    run.counts |= dict(best=0.6, wrong=1000)
+    assert "collapsed" in run.collapse
+
+
+# The run folder
+
+
+def test_a_kill_between_ckpt_and_best_pt_loses_neither(start, tmp_path, plain_run, monkeypatch):
+    """Whichever check it is after, the one before the first step among them."""
+    scores = (0.1, 0.3, 0.2, 0.5)  # after steps 0, 2, 4 and 6
+
+    def accuracy(policy, problems, longest):
+        return dict(acc=next(found), n=6, ci=[0.0, 1.0])
+
+    save = checkpoint.save
+
+    def killed(path, *args, **state):
+        if path.name == "best.pt" and state["selected"] == moment:
+            raise KeyboardInterrupt
+        save(path, *args, **state)
+
+    monkeypatch.setattr(grpo_run, "greedy_accuracy", accuracy)
+    settings = dict(eval_every=2, save_every=4)
+    found = iter(scores)
+    train(small(start, tmp_path / "whole", **settings), MACHINE)
+    for moment in (0, 2, 6):
+        out = tmp_path / str(moment)
+        found = iter(scores)
+        monkeypatch.setattr(checkpoint, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(small(start, out, **settings), MACHINE)
+        monkeypatch.setattr(checkpoint, "save", save)
+        train(small(start, out, **settings, resume=True), MACHINE)
+        for name in ("ckpt.pt", "best.pt"):
+            assert equal(weights(out / name), weights(tmp_path / "whole" / name))
+        assert checkpoint.load(out / "best.pt")["selected"] == 6
+    (out / "report.json").unlink()
+    (out / "best.pt").unlink()
+    assert checkpoint.load(out / "ckpt.pt")["run"]["step"] == 6
+    train(small(start, out, **settings, resume=True), MACHINE)  # its weights are those of ckpt.pt
+    assert equal(weights(out / "best.pt"), weights(tmp_path / "whole" / "best.pt"))
+
+
+def test_a_run_goes_on_without_figures_where_its_metrics_are_gone(start, tmp_path):
+    train(small(start, tmp_path), MACHINE)
+    for name in ("metrics.jsonl", "report.json", "rl.png"):
+        (tmp_path / name).unlink()
+    report = train(small(start, tmp_path, resume=True), MACHINE)
+    assert report["steps"] == 6 and not (tmp_path / "rl.png").exists()
 
 
 # Its goal

@@ -2,6 +2,7 @@
 
 import ast
 import ctypes
+import errno
 import io
 import os
 import select
@@ -40,6 +41,17 @@ def test_a_user_error_is_one_line_and_status_2_and_a_bug_is_not_hidden(capsys, m
     assert capsys.readouterr().err == "train.py: no such thing\n"
     with pytest.raises(ZeroDivisionError):
         run_script(lambda: fail(ZeroDivisionError()))
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(capsys):
+    def figure():
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/rl/rl.png")
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(figure)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.endswith("cannot write runs/rl/rl.png: No space left on device\n")
 
 
 # Terminals

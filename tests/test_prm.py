@@ -285,7 +285,7 @@ def test_a_step_gives_every_response_the_same_weight_and_ranks_together_give_the
 
     replicas = Replicas(model, [look], work)
     index = np.arange(10)
-    whole = train_step(replicas, index, MACHINE)
+    whole, _ = train_step(replicas, index, MACHINE)
     together = look.grads
     expected = mean_loss(read_logits(model, examples, read_at), wanted)
     assert whole == pytest.approx(expected, abs=1e-5)
@@ -446,11 +446,9 @@ def test_samples_of_other_weights_are_neither_resumed_nor_reused(
     toy = make_tiny(tokenizer=toy_tokenizer(), max_len=256)
     checkpoint.save(tmp_path / "toy.pt", toy)
     left = (tmp_path / "run" / "ckpt.pt").read_bytes()
-    resumed = "--resume: the samples in .* are not those of the weights in --init"
-    with pytest.raises(UserError, match=resumed):
-        call("run", "--resume", "--init", tmp_path / "other.pt")
-    with pytest.raises(UserError, match="--init and --resume have different tokenizers"):
-        call("run", "--resume", "--init", tmp_path / "toy.pt")
+    for other in ("other.pt", "toy.pt"):  # other weights, another tokenizer
+        with pytest.raises(UserError, match="--resume: the file of --init has changed"):
+            call("run", "--resume", "--init", tmp_path / other)
     with pytest.raises(UserError, match="--reuse: the samples in .* were made with --init"):
         call("new", "--reuse", tmp_path / "run", "--init", tmp_path / "other.pt")
     assert (tmp_path / "run" / "ckpt.pt").read_bytes() == left
@@ -458,6 +456,39 @@ def test_samples_of_other_weights_are_neither_resumed_nor_reused(
     (tmp_path / "run" / "provenance.json").unlink()  # as an earlier version left it
     call("run", "--resume", "--max-steps", 5)
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 5
+
+
+def test_a_reward_model_that_diverges_ends_and_keeps_its_last_good_weights(call, seven, tmp_path):
+    with pytest.raises(UserError, match=r"^step \d+: \S+ is (nan|inf), the run has diverged .*"
+                                        "with a lower --learning-rate$"):
+        call("run", "--learning-rate", "1e30", "--save-every", 1, "--eval-every", 1)
+    for path in (tmp_path / "run").glob("*.pt"):
+        assert all(w.isfinite().all() for w in checkpoint.load(path)["weights"].values())
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
+def test_a_kill_between_ckpt_and_best_pt_loses_neither(call, seven, tmp_path, monkeypatch):
+    flags = ("--max-steps", 12, "--eval-every", 4, "--save-every", 5)
+    call("whole", *flags)
+    save = train_prm.save_reward_model
+
+    def killed(path, *args, **state):
+        if path.name == "best.pt":
+            raise KeyboardInterrupt
+        save(path, *args, **state)
+
+    monkeypatch.setattr(train_prm, "save_reward_model", killed)
+    with pytest.raises(KeyboardInterrupt):
+        call("run", *flags)
+    assert checkpoint.load(tmp_path / "run" / "ckpt.pt")["run"]["step"] == 4
+    monkeypatch.setattr(train_prm, "save_reward_model", save)
+    call("run", *flags, "--resume")
+    one, two = (checkpoint.load(tmp_path / name) for name in ("whole", "run"))
+    assert one["selected"] == two["selected"]
+    assert all(torch.equal(one["weights"][name], two["weights"][name]) for name in one["weights"])
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    call("run", *flags, "--resume")  # finished
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_a_reward_model_has_the_tokenizer_of_its_policy(call, seven, tmp_path):

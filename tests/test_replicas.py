@@ -14,6 +14,7 @@ from conftest import ROOT, make_tiny, tokenizer
 import train_sft
 from nanoreason.machine import Machine
 from nanoreason.corpus import demonstrations, tokenize
+from nanoreason.flags import UserError
 from nanoreason.data import pack
 from nanoreason.optim import AdamW
 from nanoreason.replicas import LARGEST, Replicas, replica_count
@@ -37,7 +38,8 @@ def trained(count, steps=3):
     for step in range(steps):
         for optimizer in optimizers:
             optimizer.lr = 0.01 / (1 + step)  # the other processes must hear of it
-        losses.append(train_sft.train_step(replicas, ROWS, np.arange(7), MACHINE))
+        loss, _ = train_sft.train_step(replicas, ROWS, np.arange(7), MACHINE)
+        losses.append(loss)
     replicas.close()
     return model, losses, optimizers
 
@@ -122,6 +124,57 @@ time.sleep(60)
     while time.time() < until and any(os.path.exists(f"/proc/{pid}/fd/0") for pid in pids[1:]):
         time.sleep(0.1)
     assert not any(os.path.exists(f"/proc/{pid}/fd/0") for pid in pids[1:])
+
+
+@linux
+def test_a_process_that_is_gone_is_one_line():
+    replicas = Replicas(make_tiny(), [], lambda model, share: share and os._exit(9), 2)
+    with pytest.raises(UserError, match="a process of this run was killed"):
+        replicas.gradients([0, 1])
+    replicas.close()
+
+
+@linux
+def test_a_step_on_a_gradient_that_is_no_number_is_not_taken():
+    ids = torch.arange(8)[None]
+    for count in (1, 2):
+        model = make_tiny()
+        optimizer = AdamW(model.parameters(), 0.1)
+
+        def scaled(net, scale):
+            (scale * net(ids).sum()).backward()
+
+        replicas = Replicas(model, [optimizer], scaled, count)
+        before = flat(model)
+        for bad in (float("nan"), float("inf")):
+            replicas.gradients([1.0] * (count - 1) + [bad])
+            assert not np.isfinite(replicas.step())
+            assert torch.equal(flat(model), before) and optimizer.steps == 0
+        replicas.gradients([1.0] * count)
+        assert np.isfinite(replicas.step()) and optimizer.steps == 1
+        assert flat(model).isfinite().all() and not torch.equal(flat(model), before)
+        replicas.close()
+
+
+@linux
+def test_all_processes_end_after_an_error_and_outlive_a_sigterm_to_all_of_them():
+    """As `timeout` and clusters send it: the first process has a step to finish and to save."""
+    code = """
+import os, signal, sys, torch
+sys.path[:0] = ["tests", "."]
+from conftest import make_tiny
+from nanoreason.replicas import Replicas
+from nanoreason.run import Interrupt
+replicas = Replicas(make_tiny(), [], lambda model, share: os.getpid(), 2)
+interrupt = Interrupt()
+replicas.gradients([0, 0])  # all are ready
+os.killpg(0, signal.SIGTERM)
+assert len(set(replicas.gradients([0, 0]))) == 2 and interrupt.wanted
+raise SystemExit(3)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, start_new_session=True, timeout=60)
+    assert done.returncode == 3
 
 
 def test_only_a_small_model_alone_on_a_cpu_has_more_than_one(monkeypatch):

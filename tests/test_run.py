@@ -1,32 +1,65 @@
 """A run's folder: Ctrl-C, progress, metrics and other files, and what a kill must not break."""
 
+import errno
 import json
+import os
+import re
 import signal
 import sys
 import threading
+from dataclasses import dataclass
 
 import pytest
 import torch
 
-from nanoreason.flags import UserError
+from nanoreason.flags import UserError, flag
 from nanoreason.machine import Machine, run_script
-from nanoreason.run import Interrupt, Metrics, prepare_out, read_metrics, StepBar, write_json
-from test_flags import Config
+from nanoreason.run import (
+    STOPS, Interrupt, Metrics, RunFolder, StepBar, read_json, read_metrics, stop_if_diverged,
+    whole_file, write_json,
+)
 
 CPU = torch.device("cpu")
 
 
-def test_one_ctrl_c_is_a_wish_and_two_stop_at_once():
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("name", STOPS)
+def test_one_ctrl_c_or_kill_is_a_wish_and_two_stop_at_once(name):
+    number = getattr(signal, name)
+    before = {name: signal.getsignal(getattr(signal, name)) for name in STOPS}
+    signal.signal(number, signal.default_int_handler)  # whatever runs the tests may ignore it
+    interrupt = Interrupt()
     try:
-        interrupt = Interrupt()
         assert not interrupt.wanted
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         assert interrupt.wanted
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
+        interrupt.close()
+        assert signal.getsignal(number) == signal.default_int_handler
     finally:
-        signal.signal(signal.SIGINT, before)
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def test_ctrl_c_is_given_back_also_where_an_error_ends_the_run():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(UserError):
+        with Interrupt():
+            assert signal.getsignal(signal.SIGINT) != before
+            raise UserError("diverged")
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.skipif("SIGHUP" not in STOPS, reason="no terminals that hang up here")
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        interrupt = Interrupt()
+        signal.raise_signal(signal.SIGHUP)
+        assert not interrupt.wanted
+        interrupt.close()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_stopped_script_says_after_which_step_gives_ctrl_c_back_and_ends_with_130(capsys):
@@ -139,36 +172,280 @@ def test_ranks_above_zero_write_no_metrics(tmp_path):
     assert not (tmp_path / "m.jsonl").exists()
 
 
+def test_a_damaged_line_is_named_and_only_a_last_one_that_was_cut_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0}\n{"step": \xff\x00\n{"step": 2}\n')
+    with pytest.raises(UserError, match="metrics.jsonl, line 2: this is not JSON"):
+        Metrics(path, resume_step=3)
+    assert path.read_bytes().endswith(b'{"step": 2}\n')
+
+
+def test_of_two_runs_in_one_folder_the_one_that_began_first_ends(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = Metrics(path)
+    first.log(step=0, loss=1.0)
+    second = Metrics(path)
+    second.log(step=0, loss=2.0)
+    with pytest.raises(UserError, match="does another run use the same --out"):
+        first.log(step=1, loss=1.0)
+    second.log(step=1, loss=2.0)
+    assert [row["loss"] for row in read_metrics(path)] == [2.0, 2.0]
+
+
 def test_write_json_replaces_whole_files_only(tmp_path):
     path = tmp_path / "report.json"
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["report.json"]
 
 
-def test_an_existing_run_is_continued_only_on_purpose(tmp_path):
-    def steps_written():
-        return json.loads((out / "config.json").read_text())["num_steps"]
+# A full disk
 
-    out = prepare_out(tmp_path / "deep" / "run", Config(num_steps=3), resume=False)
-    assert steps_written() == 3
-    prepare_out(out, Config(num_steps=4), resume=False)  # no checkpoint yet: nothing to lose
-    (out / "ckpt.pt").write_bytes(b"weights")
-    with pytest.raises(UserError):
-        prepare_out(out, Config(num_steps=5), resume=False)
-    assert (out / "ckpt.pt").read_bytes() == b"weights"
-    assert steps_written() == 4
-    prepare_out(out, Config(num_steps=4), resume=True)
-    began = "--resume: the run in .* began with other flags: --num-steps 4$"
-    with pytest.raises(UserError, match=began):
-        prepare_out(out, Config(num_steps=6), resume=True)
-    assert steps_written() == 4
-    (out / "config.json").write_text("{")
-    with pytest.raises(UserError, match="config.json is damaged"):
-        prepare_out(out, Config(num_steps=4), resume=True)
-    assert (out / "config.json").read_text() == "{"
-    assert (out / "ckpt.pt").read_bytes() == b"weights"
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError):
-        prepare_out(tmp_path / "file", Config(), resume=False)
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def fail(*args, **kwargs):
+    raise FULL
+
+
+@pytest.mark.parametrize("where", ["os.fsync", "os.replace"])
+def test_a_full_disk_is_one_line_and_leaves_the_old_file_alone(where, tmp_path, monkeypatch):
+    path = tmp_path / "report.json"
+    write_json(path, {"a": 1})
+    monkeypatch.setattr(where, fail)
+    with pytest.raises(UserError, match=r"^cannot write .*report.json: No space left on device$"):
+        write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["report.json"]
+
+
+def test_what_is_written_before_the_disk_is_full_does_not_stay(tmp_path):
+    with pytest.raises(UserError, match="No space left"):
+        with whole_file(tmp_path / "train.npz") as scratch:
+            scratch.write_bytes(b"half")
+            raise FULL
+    assert os.listdir(tmp_path) == []
+
+
+def test_metrics_that_a_full_disk_cut_are_continued(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    metrics = Metrics(path)
+    metrics.log(step=0, loss=1.0)
+    monkeypatch.setattr("builtins.open", fail)
+    with pytest.raises(UserError, match="cannot write .*metrics.jsonl: No space left on device"):
+        metrics.log(step=1, loss=1.0)
+    monkeypatch.undo()
+    with open(path, "a") as f:
+        f.write('{"step": 1, "lo')  # what fitted
+    Metrics(path, resume_step=1).log(step=1, loss=2.0)
+    assert [row["loss"] for row in read_metrics(path)] == [1.0, 2.0]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_a_device_that_is_really_full(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    metrics = Metrics(tmp_path / "other.jsonl")
+    metrics.path = tmp_path / "metrics.jsonl"
+    status = os.stat("/dev/full")
+    metrics.left = (status.st_ino, status.st_size)
+    with pytest.raises(UserError, match="No space left on device"):
+        metrics.log(step=0, loss=1.0)
+
+
+# The folder of a run
+
+
+@dataclass
+class Config:
+    init: str = flag("", "")
+    out: str = flag("", "")
+    resume: bool = flag(False, "")
+    rate: float = flag(0.1, "")
+    max_steps: int = flag(0, "")
+
+
+class Runs:
+    """Runs in tmp_path/run of a script with the flags above, which reads data and init."""
+
+    def __init__(self, folder):
+        self.out = folder / "deep" / "run"
+        self.data = folder / "data.jsonl"
+        self.init = folder / "init.pt"
+        self.data.write_text("data")
+        self.init.write_text("init")
+
+    def open(self, **flags):
+        """The RunFolder, before it is prepared."""
+        config = Config(init=str(self.init), out=str(self.out), **flags)
+        return RunFolder(config, {"--data": self.data, "--reward-model": ""}, {"--init": self.init})
+
+    def begin(self, **flags):
+        folder = self.open(**flags)
+        assert folder.prepare(Machine(CPU)) == self.out
+        return folder
+
+    def write(self, *names):
+        for name in names:
+            (self.out / name).write_text("{}" if name.endswith(".json") else "work")
+
+    def snapshot(self):
+        return {path.name: path.read_bytes() for path in self.out.iterdir() if path.is_file()}
+
+    def refuses(self, words, **flags):
+        """UserError, and nothing in the folder is touched."""
+        before = self.snapshot() if self.out.exists() else None
+        with pytest.raises(UserError, match=words):
+            self.open(**flags).prepare(Machine(CPU))
+        assert (self.snapshot() if self.out.exists() else None) == before
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return Runs(tmp_path)
+
+
+WORK = ["ckpt.pt", "best.pt", "report.json", "traces.jsonl", "train.npz", "student"]
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_a_new_run_does_not_begin_beside_the_work_of_another(name, runs):
+    runs.begin(rate=0.5)
+    runs.write(name)
+    runs.refuses(rf"already holds a run \({name}\); continue it with --resume", rate=0.7)
+
+
+def test_a_new_run_takes_nothing_of_an_unfinished_one_for_its_own(runs):
+    runs.begin(rate=0.5)
+    runs.write("metrics.jsonl", "provenance.json", "val.npz", "rl.png", "reward_model.png")
+    runs.write("ckpt.pt.12.tmp", "report.json.tmp", "holiday.png", "notes.tmp")
+    folder = runs.begin(rate=0.7)
+    assert folder.going_on is None and not folder.finished
+    assert set(runs.snapshot()) == {"config.json", "holiday.png", "notes.tmp"}
+    assert read_json(runs.out / "config.json")["rate"] == 0.7
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", "rl.png"])
+def test_a_folder_that_no_run_left_is_not_written_over(name, runs):
+    runs.out.mkdir(parents=True)
+    runs.write(name)
+    runs.refuses(rf"holds a file that a run would write over \({name}\)")
+    (runs.out / name).unlink()
+    runs.write("holiday.png")
+    runs.begin()
+    assert set(runs.snapshot()) == {"config.json", "holiday.png"}
+
+
+def test_resume_with_a_typo_makes_nothing(runs, tmp_path):
+    runs.refuses("--resume: there is no run in --out", resume=True)
+    assert sorted(os.listdir(tmp_path)) == ["data.jsonl", "init.pt"]
+    runs.out.mkdir(parents=True)
+    runs.write("ckpt.pt")
+    runs.refuses("--resume: there is no run in --out", resume=True)
+
+
+def test_a_run_that_was_killed_before_it_saved_starts_from_the_beginning(runs):
+    runs.begin(rate=0.5)
+    folder = runs.begin(rate=0.5, resume=True)
+    assert folder.going_on is None and not folder.finished
+    runs.write("ckpt.pt", "ckpt.pt.77.tmp")
+    assert runs.begin(rate=0.5, resume=True).going_on == runs.out / "ckpt.pt"
+    assert set(runs.snapshot()) == {"config.json", "ckpt.pt"}
+
+
+def test_a_run_is_continued_with_its_own_flags_only(runs):
+    runs.begin(rate=0.5)
+    runs.refuses(r"began with other flags: --rate 0.5$", rate=0.7, resume=True)
+    runs.write("ckpt.pt")
+    runs.refuses(r"began with other flags: --rate 0.5$", resume=True)
+    runs.begin(rate=0.5, max_steps=9, resume=True)
+    assert read_json(runs.out / "config.json")["max_steps"] == 9
+
+
+def test_a_flag_that_an_earlier_version_had_not_counts_as_its_default(runs):
+    runs.begin()
+    config = read_json(runs.out / "config.json")
+    del config["rate"], config["inputs"]
+    write_json(runs.out / "config.json", config)
+    runs.refuses("began with other flags: --rate 0.1", rate=0.5, resume=True)
+    runs.begin(resume=True)
+    write_json(runs.out / "config.json", config | {"kind": "orm"})
+    runs.refuses("is of another script or version: it has 'kind'", resume=True)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe{"])
+def test_a_damaged_configuration_is_one_line_and_stays(text, runs):
+    runs.begin()
+    (runs.out / "config.json").write_bytes(text)
+    for resume in (True, False):
+        runs.refuses("config.json is damaged: it should hold a JSON object", resume=resume)
+
+
+def test_a_run_is_continued_with_the_contents_of_the_files_that_it_still_reads(runs):
+    runs.begin()
+    runs.init.write_text("other")
+    runs.refuses("--resume: the file of --init has changed since the run in", resume=True)
+    runs.write("ckpt.pt")
+    assert runs.begin(resume=True).going_on  # the weights are in ckpt.pt now
+    runs.init.unlink()
+    runs.init = runs.init.with_name("elsewhere")
+    runs.begin(resume=True)
+    assert read_json(runs.out / "config.json")["init"].endswith("init.pt")
+    runs.data.write_text("more data")
+    runs.refuses("--resume: the file of --data has changed since the run in", resume=True)
+    runs.data.unlink()
+    runs.begin(resume=True)  # the script says that there is no such file
+    runs.data.write_text("data")
+    runs.begin(resume=True)
+
+
+def test_a_finished_run_is_said_to_be_and_nothing_is_rewritten(runs, capsys):
+    runs.begin(max_steps=3)
+    runs.write("ckpt.pt", "best.pt", "report.json", "rl.png", "metrics.jsonl")
+    before = runs.snapshot()
+    folder = runs.begin(max_steps=3, resume=True)
+    assert folder.finished and folder.report(Machine(CPU)) == {}
+    assert "the run is finished" in capsys.readouterr().out
+    assert runs.snapshot() == before
+    # what a shorter run left is not the report of a longer one
+    folder = runs.begin(max_steps=5, resume=True)
+    assert not folder.finished
+    assert before.keys() - runs.snapshot().keys() == {"report.json", "rl.png"}
+    assert not runs.begin(max_steps=5, resume=True).finished
+
+
+@pytest.mark.parametrize("name", ["best.pt", "report.json"])
+def test_a_run_whose_weights_are_gone_is_not_begun_anew(name, runs):
+    runs.begin()
+    runs.write(name)
+    runs.refuses(f"holds {name} and no weights to go on from", resume=True)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(runs, tmp_path, monkeypatch):
+    runs.out = runs.data  # a file
+    with pytest.raises(UserError, match="^--out .*data.jsonl is no folder$"):
+        runs.open()
+    runs.out = tmp_path / "deeper" / "new"
+    folder = runs.open()
+    monkeypatch.setattr("nanoreason.run.Path.mkdir", fail)
+    with pytest.raises(UserError, match="^cannot write to --out .*new: No space left on device$"):
+        folder.prepare(Machine(CPU))
+    monkeypatch.undo()
+    runs.out = tmp_path / "new"
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(UserError, match="^cannot write .*config.json: No space left on device"):
+        runs.open().prepare(Machine(CPU))
+    assert os.listdir(runs.out) == []
+
+
+# A run that has diverged
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_figure_that_is_no_number_ends_the_run(value):
+    stop_if_diverged(3, dict(loss=1e30, kl=None), "lower --rate")
+    words = re.escape(f"step 3: loss is {value}, the run has diverged and ends here")
+    with pytest.raises(UserError, match=f"{words}.*with lower --rate$"):
+        stop_if_diverged(3, dict(kl=None, loss=value), "lower --rate")

@@ -16,6 +16,7 @@ from conftest import (
     ROOT, encode, make_stopping, render_prompt, render_response, tokenizer, toy_tokenizer,
 )
 
+import distill
 import sample
 import train_grpo
 import train_prm
@@ -193,7 +194,7 @@ def right_in(rows):
 
 
 def evaluate_file(model, data, split, out):
-    """The figures of sample.py --eval on a split of a file; split test: all rows."""
+    """The figures of sample.py --eval on a split of a file, or on all of it."""
     flags = "--eval --max-reasoning-tokens 16 --precision fp32".split()
     flags += ["--split", split, "--cache", ""]
     call(sample, *flags, "--ckpt", model, "--data", data, "--json", out)
@@ -202,11 +203,11 @@ def evaluate_file(model, data, split, out):
 
 def test_one_file_of_questions_and_answers_serves_evaluation(capitals, known, tmp_path):
     rows = read_rows(known)
-    val = [r for r in rows if r.split == "val"]
     assert len(rows) == 60
-    assert len(val) >= 3
     assert 30 < right_in(rows) <= 40
-    for split, some in (("val", val), ("test", rows)):
+    for split in ("val", "test", "all"):
+        some = [row for row in rows if split in (row.split, "all")]
+        assert len(some) >= 3
         figures = evaluate_file(capitals / "sft", known, split, tmp_path / "eval.json")
         assert figures["greedy"]["n"] == len(some)
         assert figures["greedy"]["acc"] == round(right_in(some) / len(some), 4)
@@ -388,6 +389,64 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path):
     assert killed == whole
 
 
+FACTS = "--families fact --level 1 --max-reasoning-tokens 16 --precision fp32 --device cpu"
+RUNS = {  # script: what ends it as a kill before the first save would, and flags of a short run
+    train_sft: ("Metrics", "--stage cold-start --demos 60 --batch-tokens 512 --max-steps 2"),
+    train_grpo: ("Metrics", f"{FACTS} --steps 2 --batch-size 16 --eval-every 0"),
+    train_prm: (
+        "Metrics", f"{FACTS} --questions 24 --val-questions 4 --batch-size 8 --max-steps 3"
+    ),
+    distill: ("sample_traces", f"{FACTS} --questions 30 --samples 4 --collect-only"),
+}
+
+
+@pytest.mark.parametrize("module", RUNS)
+def test_a_run_killed_before_it_saved_is_continued_from_the_start_and_a_finished_one_left_alone(
+    module, capitals, tmp_path, monkeypatch, capsys
+):
+    name, flags = RUNS[module]
+    start = "--teacher" if module is distill else "--init"
+    flags = [*flags.split(), start, capitals / "sft", "--out"]
+    call(module, *flags, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, lambda *args: sys.exit(9))
+        with pytest.raises(SystemExit, match="9"):
+            call(module, *flags, tmp_path / "run")
+    assert set(os.listdir(tmp_path / "run")) & {"ckpt.pt", "best.pt", "traces.jsonl"} == set()
+    call(module, *flags, tmp_path / "run", "--resume")
+    one, two = (tmp_path / name for name in ("whole", "run"))
+    assert without_times(read_metrics(one / "metrics.jsonl")) == without_times(
+        read_metrics(two / "metrics.jsonl"))
+    for path in (*one.glob("*.pt"), *one.glob("*.jsonl"), one / "config.json"):
+        assert (two / path.name).exists()
+    if module is distill:
+        assert (one / "traces.jsonl").read_bytes() == (two / "traces.jsonl").read_bytes()
+        return
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in two.iterdir()}
+    capsys.readouterr()
+    call(module, *flags, two, "--resume")
+    assert "the run is finished; report.json holds its figures" in capsys.readouterr().out
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in two.iterdir()}
+    assert after == before
+
+
+def test_supervised_training_that_diverges_ends_with_one_line_and_its_last_good_weights(
+    tmp_path, capsys
+):
+    flags = """
+        --stage cold-start --model nano --demos 150 --batch-tokens 512 --muon-lr 1e6
+        --adamw-lr 1e36 --save-every 1 --precision fp32 --device cpu
+    """
+    with pytest.raises(SystemExit) as stop:
+        call(train_sft, *flags.split(), "--out", tmp_path)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert "diverged" in error and "--muon-lr and --adamw-lr" in error
+    assert not (tmp_path / "report.json").exists()
+    if (tmp_path / "ckpt.pt").exists():
+        checkpoint.load_model(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def tiny_checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("tiny") / "ckpt.pt"
@@ -515,7 +574,7 @@ MISTAKES = {
             "--max-reasoning-tokens leaves no room for questions: it should be at least 23 less",
         ),
         (TINY + " --families poetry", "there is no family 'poetry'"),
-        (TINY + " --families {nothing}", "there is no family ''"),
+        (TINY + " --families {nothing}", "--families '': an item is empty"),
         (TINY + " --level one", "--level one: levels are whole numbers"),
         (TINY + " --level 6", f"{WANTED_LEVELS}, separated by commas, or auto"),
         (TINY + " --level 0", WANTED_LEVELS),
@@ -553,11 +612,17 @@ MISTAKES = {
         ),
         (
             TINY + " --data {held}",
-            "all its questions fall into the tenth that is kept for validation",
+            "all its questions fall into the fifth that is kept for validation and test",
         ),
-        ("--resume --out {new}", "no checkpoint"),
-        ("--resume --row-tokens 64 --out {sft}", "holds no run of train_grpo.py"),
-        ("--resume --row-tokens 64 --kl k3 --out {rl}", "one that differs in --kl"),
+        ("--resume --out {new}", "--resume: there is no run in --out"),
+        ("--resume --out {used}", "--resume: there is no run in --out"),
+        ("--resume --row-tokens 64 --out {sft}", "ckpt.pt holds no 'run': it is not what this"),
+        ("--resume --row-tokens 64 --kl k3 --out {rl}", "began with other flags: --kl none"),
+        ("--resume --row-tokens 64 --out {alien}", "another script or version: it has 'kind'"),
+        ("--resume --out {scratch}", "config.json is damaged"),
+        (TINY.replace("{new}", "{alien}"), "already holds a run (ckpt.pt)"),
+        (TINY.replace("{new}", "{scratch}"), "config.json is damaged"),
+        (SHORT + " --row-tokens 64 --out={nothing}", "--out is empty"),
         (SHORT + " --row-tokens 64 --out {used}", "already holds a run"),
     ],
     reward_models: [("--seeds one", "--seeds one: whole numbers")],
@@ -622,10 +687,17 @@ def checkpoints_in(folder, tiny):
         places[name] = folder / f"{name}.pt"
         torch.save(state, places[name])
     model = checkpoint.load_model(tiny)
-    for name, state in (("sft", dict(step=3)), ("rl", dict(run=dict(step=1), reference=None))):
+    own = dict(run=dict(step=1), reference=None)
+    states = dict(sft=dict(step=3), rl=own, alien=own)
+    for name, state in states.items():
         places[name] = folder / name
         places[name].mkdir()
         checkpoint.save(places[name] / "ckpt.pt", model, **state)
+        (places[name] / "config.json").write_text('{"row_tokens": 64}')
+    (places["alien"] / "config.json").write_text('{"row_tokens": 64, "kind": "orm"}')
+    places["scratch"] = folder / "scratch"
+    places["scratch"].mkdir()
+    (places["scratch"] / "config.json").write_text('{"row_tokens": 6')
     return places
 
 
@@ -734,7 +806,7 @@ def test_every_script_goes_on_with_the_tokenizer_of_the_checkpoint_it_starts_fro
     capsys.readouterr()
     call(sample, "What is 9 + 8?", "--ckpt", tmp_path / "rl")
     assert "Answer: " in capsys.readouterr().out
-    flags = "--eval --max-reasoning-tokens 12 --ns 1,4 --cache".split()
+    flags = "--eval --split all --max-reasoning-tokens 12 --ns 1,4 --cache".split()
     paths = [tmp_path / "cache", "--data", sums, "--json", tmp_path / "eval.json"]
     call(sample, *flags, *paths, "--ckpt", tmp_path / "rl")
     figures = read_json(tmp_path / "eval.json")
@@ -774,7 +846,7 @@ def sft_gradient(machine):
         return train_sft.add_gradients(net, rows, *share, config, machine, False)
 
     mine = torch.arange(8).numpy()[machine.rank :: machine.world]
-    loss = train_sft.train_step(Replicas(net, [keep], work), rows, mine, machine)
+    loss, _ = train_sft.train_step(Replicas(net, [keep], work), rows, mine, machine)
     return dict(loss=loss, sft=keep.grads)
 
 
