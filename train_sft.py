@@ -365,37 +365,44 @@ def cost_line(shape, config, bf16, machine, replicas):
 class Run:
     """A stage before its first step, and what it leaves after its last.
 
-    first: the step it starts at, above 0 when it is resumed; steps: the step it ends at;
-    loss: of the last step, in nats per token.
+    first: the step it starts at, above 0 when it is resumed; steps: the step it ends at, never an
+    earlier one; loss: of the last step, in nats per token.
     """
 
     def __init__(self, config, machine, folder):
         self.config = config
         self.machine = machine
-        self.out = folder.prepare(machine)
-        going_on = folder.going_on
+        self.out = folder.out
         saved = None
-        if going_on:
-            saved = checkpoint.load_run(going_on, "optimizers", "step")
+        if folder.weights_path:
+            saved = checkpoint.load_run(folder.weights_path, "optimizers", "step")
         elif config.init:
             saved = checkpoint.load(config.init)
         self.model = self._start_model(saved)
-        began_with = saved.get("bf16") if going_on else None
-        self.bf16 = choose_bf16(config.precision, machine, began_with)
-        self.batch_rows = max(machine.world, config.batch_tokens // config.row_tokens)
-        copies = 1 if config.compile else replica_count(self.model, machine, self.batch_rows)
-        say(cost_line(self.model.config, config, self.bf16, machine, copies), machine)
-        self.rows, self.val = load_rows(config, self.model, machine)
-        self.plan = plan_batches(len(self.rows), self.batch_rows, config, machine)
-        self.steps = min(len(self.plan), config.max_steps or len(self.plan))
         self.optimizers = make_optimizers(self.model, config)
         self.first = 0
         self.loss = None
-        if going_on:
+        began_bf16 = None
+        if folder.weights_path:
             for optimizer, state in zip(self.optimizers, saved["optimizers"]):
                 optimizer.load_state_dict(state)
             self.first = saved["step"]
             self.loss = saved.get("loss")
+            began_bf16 = saved.get("bf16")
+        self.bf16 = choose_bf16(config.precision, machine, began_bf16)
+        self.batch_rows = max(machine.world, config.batch_tokens // config.row_tokens)
+        copies = 1 if config.compile else replica_count(self.model, machine, self.batch_rows)
+        say(cost_line(self.model.config, config, self.bf16, machine, copies), machine)
+        from_file = config.data or config.corpus
+        if not from_file:
+            check_data_flags(config, self.model.config.max_len)
+            folder.prepare(machine)  # --resume continues also what was killed as it generated text
+        self.rows, self.val = load_rows(config, self.model, machine)
+        self.plan = plan_batches(len(self.rows), self.batch_rows, config, machine)
+        last = min(len(self.plan), config.max_steps or len(self.plan))
+        self.steps = max(self.first, last)
+        if from_file:
+            folder.prepare(machine)
         self.replicas = self._start_replicas(copies)
         self._announce()
 
@@ -505,7 +512,7 @@ def train(config, machine):
 
 def main():
     config = parse_config(Config, presets=PRESETS, doc=__doc__)
-    train(config, start_machine(config.device))
+    train(config, start_machine(config.device, shapes=1024))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ MODULES = sorted(
     str(p.relative_to(ROOT)) for p in [*ROOT.glob("*.py"), *ROOT.glob("nanoreason/**/*.py")]
 )
 COMMAND = re.compile(r"(?:python|torchrun)\s.*?((?:\w+\.py|-m\s+nanoreason[\w.]*)\b.*)", re.DOTALL)
-READ = ("init", "ckpt", "teacher", "reward_model", "reuse", "data", "plan")  # flags that name input
+# flags that name input
+READ = ("init", "ckpt", "teacher", "reward_model", "reuse", "data", "plan", "corpus", "speedrun",
+        "policy", "reward_models")
 
 
 def spans(markdown):
@@ -120,7 +122,9 @@ def made_by(config, module):
         made |= {stage.flags.get("out") for stage in speedrun.plan(config)}
         made = {str(path) for path in made if path}
     if module == "distill":
-        made |= {f"{config.out}/traces.jsonl", f"{config.out}/student"}
+        made.add(f"{config.out}/traces.jsonl")
+        if not config.collect_only:
+            made.add(f"{config.out}/student")
     return made - {""}
 
 
