@@ -36,8 +36,8 @@ from nanoreason.evaluate import accuracy, accuracy_of, behaviours, by_family, co
 from nanoreason.evaluate import held_out_problems, interval_of_mean, reward_model_scorer
 from nanoreason.generate import make_sampler
 from nanoreason.pool import draw_pool, scaling
-from nanoreason.search import CHOICES, METHODS, SEARCHES, SearchConfig, canonical
-from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS, SAFETY
+from nanoreason.search import CHOICES, METHODS, SEARCHES, SearchConfig
+from nanoreason.tasks import answer_key, FAMILIES, HELD_OUT_LEVEL, LEVELS, SAFETY
 from nanoreason.tasks.general import is_refusal
 from nanoreason.reward_model import AGGREGATES, load_reward_model
 
@@ -129,7 +129,9 @@ def answer(model, config):
             f"the question takes {len(prompt)} tokens; this model's context holds {context}, "
             "answer included"
         )
-    reward_models = load_reward_models(config, model.tokenizer, context)
+    reward_models = load_reward_models(
+        config, model.tokenizer, context, "of the model's context"
+    )
     if len(reward_models) > 1:
         raise UserError(
             f"--reward-model {config.reward_model}: one reward model answers a question; "
@@ -175,11 +177,11 @@ def agreement(result):
 
     Answers 7, 7, 8, none and 7  ->  '3 of 5 responses agree, 1 gives no answer'
     """
-    keys = [canonical(response.answer) for response in result.responses]
+    keys = [answer_key(response.answer) for response in result.responses]
     silent = keys.count(None)
     if result.answer is None:
         return f"{silent} of {len(keys)} responses give no answer"
-    agree = f"{keys.count(canonical(result.answer))} of {len(keys)} responses agree"
+    agree = f"{keys.count(answer_key(result.answer))} of {len(keys)} responses agree"
     return f"{agree}, {silent} give{'s' * (silent == 1)} no answer" if silent else agree
 
 
@@ -197,10 +199,10 @@ def pretty(result):
     return "\n".join(lines)
 
 
-def load_reward_models(config, tokenizer, max_len):
+def load_reward_models(config, tokenizer, max_len, limit):
     """{name: reward model} of --reward-model, in its order. The name is the kind; two of one kind
     are told apart by their folders. Raises UserError where one has another tokenizer or reads fewer
-    than max_len tokens."""
+    than max_len tokens; limit says in words what sets max_len."""
     paths = []
     if config.reward_model:  # a path may hold a comma
         is_one = Path(config.reward_model).exists()
@@ -214,8 +216,7 @@ def load_reward_models(config, tokenizer, max_len):
         reads = reward_model.config.max_len
         if reads < max_len:
             raise UserError(
-                f"--reward-model {path} reads {reads} tokens, "
-                f"fewer than the {max_len} of the model's context"
+                f"--reward-model {path} reads {reads} tokens, fewer than the {max_len} {limit}"
             )
         names = (reward_model.kind, Path(path).name, path)
         free = next(name for name in names if name not in found)
@@ -332,7 +333,11 @@ def measure(model, config, machine):
     by every rule. Returns the figures, a dictionary for JSON."""
     ns = wanted_ns(config)
     problems = wanted_problems(config, model)
-    reward_models = load_reward_models(config, model.tokenizer, 0)
+    longest = max(len(model.tokenizer.render_prompt(p.question)) for p in problems)
+    most = min(model.config.max_len, longest + config.max_reasoning_tokens) if max(ns) else 0
+    reward_models = load_reward_models(
+        config, model.tokenizer, most, "that a question and its response may take"
+    )
     bar = progress(len(problems) * (1 + max(ns)), "evaluate")
     figures = dict(measured=measured(config)) | greedy_results(model, config, problems, bar)
     if max(ns) > 0:

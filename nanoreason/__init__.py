@@ -33,7 +33,7 @@ module imports what stands behind its arrow, and all of that stands above it.
         evaluate questions
     traces -> tasks corpus rewards
     workers ->
-    pool -> machine run tokenizer generate reward_model rewards search evaluate workers
+    pool -> machine run tasks tokenizer generate reward_model rewards evaluate workers
     labels -> flags machine run data generate reward_model rewards evaluate questions workers
         pool
     stages -> flags machine run model workers

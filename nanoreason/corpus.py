@@ -29,7 +29,7 @@ from nanoreason.tasks import (CONTROLS, FAMILIES, LEVELS, REASONING, SAFETY, ans
                               draw_problem, solve, split_of, user_problem)
 from nanoreason.tasks.core import MAX_TEXT, hash_split
 from nanoreason.tasks.recall import COLORS, TABLES, THINGS
-from nanoreason.tasks.user import note_on_answers, read_quantity
+from nanoreason.tasks.user import note_on_answers, plain, read_quantity
 from nanoreason.tokenizer import Tokenizer, learn_ranks, save_ranks, shipped_tokenizer
 
 # documents drawn from one seed and packed together, so that the corpus is the same whatever number
@@ -302,7 +302,7 @@ def final_mix(documents, general, safety, seed, split="train"):
 TAG = re.compile(r"</?think>|<\|/?think\|>")
 # what stands before an answer on a line of its own; the group is the answer
 MARK = re.compile(
-    r"####(.*)|\*\*answer:\*\*(.*)|\*\*answer:(.*)\*\*|answer:(.*)", re.IGNORECASE)
+    r"####(.*)|\*\*answer(?::\*\*|\*\*:)(.*)|\*\*answer:(.*)\*\*|answer:(.*)", re.IGNORECASE)
 
 
 def parse_response_text(text):
@@ -312,8 +312,10 @@ def parse_response_text(text):
     '2 + 3 = 5</think>5'          ->  ('2 + 3 = 5', '5', True)   R1's chat format opens them itself
     '<think>a</think><answer>5</answer>'  ->  ('a', '5', True)   as R1-Zero was told to write
     '2 + 3 = 5\\nAnswer: 5'       ->  ('2 + 3 = 5', '5', True)   a last line 'Answer: ...',
-    '2 + 3 = 5\\n**Answer:** 5'   ->  ('2 + 3 = 5', '5', True)   in any case, bold or not,
-    '2 + 3 = 5\\n#### 5'          ->  ('2 + 3 = 5', '5', True)   or '#### ...'
+    '2 + 3 = 5\\n**Answer**: 5'   ->  ('2 + 3 = 5', '5', True)   in any case,
+    '2 + 3 = 5\\nAnswer: **5**'   ->  ('2 + 3 = 5', '5', True)   bold or not,
+    '2 + 3 = 5\\n#### 5'          ->  ('2 + 3 = 5', '5', True)   or '#### ...',
+    '2 + 3 = 5\\nAnswer:\\n5'     ->  ('2 + 3 = 5', '5', True)   or the line below it
     'It is 5'                     ->  ('', 'It is 5', False)     else: an answer, no reasoning
 
     '####' is GSM8K's; its <<2+3=5>> notes are left out. What could be learned as the answer by
@@ -323,19 +325,25 @@ def parse_response_text(text):
     'So: <think>a</think>5'       text in front of the tag
     '<think>a</think>b</think>5'  tags twice, or of two kinds
     '2 + 3 = 5\\n#### 5\\nSo 5.'  a number marked as the answer, and text behind it
+    'Answer:\\n2 + 3\\n= 5'       an empty mark, and several lines behind it
     """
     thinking, text, marked = _split_thinking(text.strip())
-    before, _, last = text.rpartition("\n")
-    if match := MARK.fullmatch(last.strip()):
-        if match[0].startswith("####"):
-            before = re.sub(r"<<[^<>\n]*>>", "", before)
-        thinking = "\n".join(filter(None, (thinking, before.strip())))
-        return thinking, match[match.lastindex].strip(), True
-    for said in _marked_lines(text):
-        quantity = read_quantity(said) if len(said) <= MAX_TEXT else None
-        if quantity and quantity[1] in ("", "%"):  # and no heading, such as '#### 3 ways'
+    lines = text.split("\n")
+    last = next((i for i in reversed(range(len(lines))) if _said(lines[i]) is not None), None)
+    if last is None:
+        return thinking, text, marked
+    answer = _said(lines[last])
+    behind = "\n".join(lines[last + 1 :]).strip()
+    if not answer and "\n" not in behind:
+        answer, behind = _without_stars(behind), ""
+    if behind:
+        if any(map(_ends_a_response, _marked_lines(text))):
             raise UserError(TEXT_BEHIND)
-    return thinking, text, marked
+        return thinking, text, marked
+    before = "\n".join(lines[:last])
+    if lines[last].strip().startswith("####"):
+        before = re.sub(r"<<[^<>\n]*>>", "", before)
+    return "\n".join(filter(None, (thinking, before.strip()))), answer, True
 
 
 TEXT_BEHIND = 'text behind a line "#### ..." or "Answer: ...": the answer is the last line'
@@ -359,10 +367,28 @@ def _split_thinking(text):
     return thinking.strip(), text, True
 
 
+def _said(line):
+    """The answer on a line with a mark, '' where the line ends there; None without a mark."""
+    match = MARK.fullmatch(line.strip())
+    return _without_stars(match[match.lastindex].strip()) if match else None
+
+
+def _without_stars(answer):
+    """An answer without the stars that make all of it bold: '**5**' -> '5'."""
+    inner = answer[2:-2]
+    is_bold = inner and "**" not in inner and answer == f"**{inner}**"
+    return inner.strip() if is_bold else answer
+
+
 def _marked_lines(text):
-    """What stands behind the marks of lines that begin with one."""
-    matches = (MARK.fullmatch(line.strip()) for line in text.split("\n"))
-    return [match[match.lastindex] for match in matches if match]
+    """The answers on the lines with a mark."""
+    return [said for said in map(_said, text.split("\n")) if said is not None]
+
+
+def _ends_a_response(said):
+    """Is it a number, or '' before the answer, and no part of a heading such as '#### 3 ways'?"""
+    quantity = read_quantity(said) if len(said) <= MAX_TEXT else None
+    return not said or bool(quantity and quantity[1] in ("", "%"))
 
 
 def reads_back(text, thinking, answer):
@@ -434,6 +460,9 @@ def read_rows(path):
     both, strings or numbers. An answer may be bare, or hold its reasoning before a last line
     '#### 72', as GSM8K has it. With both, the answer is what counts and the response gives the
     reasoning. Raises UserError naming the line at fault.
+
+    A question of a trace that another row asks as well counts as the user's own, in all rows: by
+    the two rules for splits it could be trained on and tested.
     """
     if not Path(path).is_file():
         raise UserError(f"no data file at {path}")
@@ -463,7 +492,9 @@ def read_rows(path):
             ) from None
     if not rows:
         raise UserError(f"{path} holds no rows")
-    return rows
+    own = {plain(row.question) for row in rows if not row.generated}
+    return [dataclasses.replace(row, generated=row.generated and plain(row.question) not in own)
+            for row in rows]
 
 
 def _members(pairs):
@@ -524,12 +555,12 @@ def read_documents(path, room=None, machine=None):
     repeats = []
     splits = {"train": [], "val": [], "test": []}
     for row in rows:
-        document = row.document
-        if document in seen:
+        said = (_asked(row), row.thinking, row.answer)
+        if said in seen:
             repeats.append(row)
-        if document not in seen or row.split == "train":
-            splits[row.split].append(document)
-        seen.add(document)
+        if said not in seen or row.split == "train":
+            splits[row.split].append(row.document)
+        seen.add(said)
     if repeats:
         say(f"--data {path}: {len(repeats)} of {len(rows)} rows repeat an earlier one "
             f"({_lines(repeats)}); they are learned as often as they stand, and measured once",
@@ -541,7 +572,7 @@ def read_documents(path, room=None, machine=None):
             f"earlier row to the same question, such as lines {first.line} and {other.line}; all "
             "are learned", machine)
     say(f"--data {path}: {_counts(splits)}", machine)
-    need_train(path, splits)
+    need_train(path, splits, all(row.generated for row in rows))
     return splits
 
 
@@ -564,8 +595,8 @@ def read_problems(path, room=None, machine=None):
                         f"answers, {first.answer[:40]!r} and {other.answer[:40]!r}; keep one")
     first = {}
     for row in rows:
-        first.setdefault(row.question.strip(), row)
-    repeats = [row for row in rows if first[row.question.strip()] is not row]
+        first.setdefault(_asked(row), row)
+    repeats = [row for row in rows if first[_asked(row)] is not row]
     if repeats:
         say(f"--data {path}: {len(repeats)} of {len(rows)} rows repeat an earlier question "
             f"({_lines(repeats)}); each question counts once", machine)
@@ -583,12 +614,20 @@ def read_problems(path, room=None, machine=None):
     return splits
 
 
+def _asked(row):
+    """The question of a row, without what does not tell it from another: the number of blanks.
+
+    Case tells: 'What is x?' and 'What is X?' may have different answers. They share a split.
+    """
+    return " ".join(row.question.split())
+
+
 def _other_answers(rows):
     """Pairs (first row of a question, later row with another answer to it)."""
     first = {}
     pairs = []
     for row in rows:
-        earlier = first.setdefault(row.question.strip(), row)
+        earlier = first.setdefault(_asked(row), row)
         if answer_key(earlier.answer) != answer_key(row.answer):
             pairs.append((earlier, row))
     return pairs
@@ -646,11 +685,16 @@ def _counts(splits):
     return f"{train} to train on, {val} for validation, {test} for the test"
 
 
-def need_train(path, splits):
-    """Raise UserError where no row of a file is in the training split."""
+def need_train(path, splits, traces=False):
+    """Raise UserError where no row of a file is in the training split.
+
+    traces: whether distill.py wrote all its rows about generated questions; see Row.split.
+    """
     if not splits["train"]:
-        raise UserError(f"--data {path}: all its questions fall into the fifth that is kept for "
-                        "validation and test; more rows are needed")
+        part = "tenth that is kept for validation" if traces else (
+            "fifth that is kept for validation and test")
+        raise UserError(f"--data {path}: all its questions fall into the {part}; more rows are "
+                        "needed")
 
 
 # The command line

@@ -13,9 +13,9 @@ of what was sampled, whatever the number of samples and the limit of tokens.
 
 Each response draws from its own row of random numbers, fixed before the first token. So a sample
 does not depend on which rows share its batch, when other rows leave, or how many ranks share the
-work, except through the rounding of matrix products of another size, and through the context, which
-the longest prompt of a call leaves room in. The model computes in the
-dtype of its weights; `make_sampler` makes a copy in a faster one.
+work, except through the rounding of matrix products of another size, and through the limit: the
+longest prompt of a call decides how many tokens all its responses may have. The model computes in
+the dtype of its weights; `make_sampler` makes a copy in a faster one.
 
 Letters: P prompts, G samples per prompt, N = P * G rows in prompt-major order (row p * G + g is
 sample g of prompt p), L longest response, V vocabulary, B rows still in the batch, R rows of the

@@ -70,7 +70,7 @@ def save(figure, path):
     return Path(path)
 
 
-def plain(name):
+def label_text(name):
     r"""The name of a run as matplotlib should write it.
 
     It takes dollars for mathematics, and leaves out of legends what begins with a line:
@@ -110,7 +110,7 @@ def sft_loss(runs, path):
         axis.plot(tokens, losses, alpha=0.3, color="C0")
         axis.plot(tokens, smooth(losses, 9), color="C0")
         axis.set(
-            title=plain(name), xlabel="million tokens", ylabel="loss, nats per token",
+            title=label_text(name), xlabel="million tokens", ylabel="loss, nats per token",
             ylim=(0, None))
     figure.tight_layout()
     return save(figure, path)
@@ -152,7 +152,7 @@ def rl_curves(runs, path):
             steps = [row["step"] for row in some]
             values = [row[key] for row in some]
             axis.plot(steps, values, alpha=0.2, color=f"C{color}")
-            axis.plot(steps, smooth(values), color=f"C{color}", label=plain(name))
+            axis.plot(steps, smooth(values), color=f"C{color}", label=label_text(name))
         axis.set(title=title, xlabel="step", ylim=(0, 1.02) if key in SHARES else (0, None))
     axes[0, 0].legend()
     figure.tight_layout()
@@ -190,7 +190,8 @@ def behaviours(runs, path):
         for key, label in BEHAVIOURS.items():
             axis.plot(steps, smooth([row[key] for row in rows]), label=label)
         axis.plot([], [], color="grey", ls="--", label="length (right-hand axis)")
-        axis.set(title=plain(name), xlabel="step", ylabel="share of responses", ylim=(-0.02, 1.02))
+        axis.set(
+            title=label_text(name), xlabel="step", ylabel="share of responses", ylim=(-0.02, 1.02))
         right = axis.twinx()
         right.plot(steps, smooth([row["length"] for row in rows]), color="grey", ls="--")
         right.set(ylabel="tokens per response", ylim=(0, 1.1 * longest))
@@ -258,7 +259,7 @@ def scaling(runs, path):
             axis.fill_between(best["ns"], low, high, color=f"C{color}", alpha=0.15)
         log2_samples(axis, best["ns"])
         axis.set(
-            title=plain(title), xlabel="samples per problem, N", ylabel="accuracy",
+            title=label_text(title), xlabel="samples per problem, N", ylabel="accuracy",
             ylim=(0, 1.02))
         ticks = [f"{n}\n{tokens:.0f} tokens" for n, tokens in zip(best["ns"], best["tokens"])]
         axis.set_xticklabels(ticks)
@@ -283,7 +284,7 @@ def seed_spread(table, figures, path):
             axis.plot([np.mean(values)] * 2, [y - 0.35, y + 0.35], lw=2, color=color)
         axis.axvline(np.mean(table[rows[0]][key]), color="C1", lw=0.8, ls=":")
         axis.set(title=title)
-    axes[0, 0].set(yticks=range(len(rows)), yticklabels=list(map(plain, rows)))
+    axes[0, 0].set(yticks=range(len(rows)), yticklabels=list(map(label_text, rows)))
     axes[0, 0].invert_yaxis()
     figure.tight_layout()
     return save(figure, path)
@@ -303,11 +304,11 @@ def reward_model(reports, path):
             if figures["auc"] is not None:
                 aucs[where] = figures["auc"]
         lowest = min([lowest, *aucs.values()])
-        left.plot(list(aucs), list(aucs.values()), "o-", color=f"C{color}", label=plain(name))
+        left.plot(list(aucs), list(aucs.values()), "o-", color=f"C{color}", label=label_text(name))
         bins = report["test"]["reliability"]
         chances = [b["chance"] for b in bins]
         shares = [b["right"] for b in bins]
-        right.plot(chances, shares, "o-", color=f"C{color}", label=plain(name))
+        right.plot(chances, shares, "o-", color=f"C{color}", label=label_text(name))
     left.set(title="AUC against the exact checker, by position", ylim=(lowest - 0.01, 1.01))
     left.tick_params(axis="x", rotation=25)
     right.plot([0, 1], [0, 1], color="grey", lw=0.8, ls=":")

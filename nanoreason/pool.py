@@ -8,7 +8,7 @@ estimate what any smaller number of samples would give.
 
 The samples of a problem come from random numbers of its own. So they do not depend on the order of
 the problems or on which of them share a batch, except through the rounding of matrix products of
-another size.
+another size, and through the limit that the longest prompt of a batch leaves.
 
 Letters: P problems, N samples of each.
 """
@@ -29,7 +29,7 @@ from nanoreason.run import say, whole_file
 from nanoreason.evaluate import interval_of_mean, pass_at_k
 from nanoreason.generate import generate, uniform_numbers
 from nanoreason.rewards import outcome_reward
-from nanoreason.search import canonical
+from nanoreason.tasks import answer_key
 from nanoreason.tokenizer import Tokenizer
 from nanoreason.reward_model import AGGREGATES, aggregate, scores
 from nanoreason.workers import spread
@@ -208,8 +208,8 @@ def split_responses(ids, tokens):
 
 
 def _sample(model, problems, prompts, samples, temperature, max_new_tokens, seed, on_progress):
-    """The arrays of a pool: the ids of all responses end to end, int16; tokens (P, N) int32 and
-    log-probability (P, N) float32 of each."""
+    """The arrays of a pool: the ids of all responses end to end, int16, or int32 where they need
+    it; tokens (P, N) int32 and log-probability (P, N) float32 of each."""
     per_job = max(1, ROWS // samples)
     seeds = [(seed, "pool", repr(problem.key), problem.question) for problem in problems]
     jobs = []
@@ -237,7 +237,8 @@ def sample_some(model, prompts, seeds, samples, temperature, max_new_tokens):
         model, prompts, samples, max_new_tokens, temperature, uniform=torch.cat(uniform),
         max_rows=ROWS,
     ).cpu()
-    ids = rollout.ids[rollout.mask].short().numpy()
+    ids = rollout.ids[rollout.mask].numpy()
+    ids = ids.astype(np.int16 if ids.max() <= np.iinfo(np.int16).max else np.int32)
     tokens = rollout.lengths.view(-1, samples).numpy()
     logprob = rollout.logprobs.sum(1).view(-1, samples).numpy()
     return ids, tokens, logprob
@@ -245,18 +246,18 @@ def sample_some(model, prompts, seeds, samples, temperature, max_new_tokens):
 
 def check_samples(problem, responses, tokenizer):
     """For each of N responses, whether it is right, (N,), and the number of its answer, (N,), -1
-    for none. Answers are numbered as they first appear; equal responses are checked once."""
-    checked = {}
-    numbers = {}
+    for none. Answers are numbered as they first appear. Equal responses are read once, and equal
+    answers are checked once: all texts of one key are right or none is."""
+    keys = {}
+    checked = {None: (False, -1)}
     found = []
-    for ids in responses:
-        key = tuple(ids)
-        if key not in checked:
+    for ids in map(tuple, responses):
+        if ids not in keys:
             response = tokenizer.parse_response(ids)
-            answer = canonical(response.answer, problem)
-            number = -1 if answer is None else numbers.setdefault(answer, len(numbers))
-            checked[key] = (bool(outcome_reward(problem, response)), number)
-        found.append(checked[key])
+            keys[ids] = key = answer_key(response.answer, problem)
+            if key not in checked:
+                checked[key] = (bool(outcome_reward(problem, response)), len(checked) - 1)
+        found.append(checked[keys[ids]])
     return zip(*found)
 
 

@@ -172,25 +172,15 @@ class Candidate:
 # Votes
 
 
-def canonical(answer, problem=None):
-    """A key that answers share where they are the same to the checker of the problem.
-
-    None for no answer. problem: None for a question of which nothing else is known.
-
-    '1,692' and '1692.0' are the same, and so are countdown's '13+2' and '2 + 13'
-    """
-    return None if answer is None else answer_key(answer, problem)
-
-
 def vote_scores(answers, weights=None, problem=None):
     """Self-consistency: for each answer, how many are equal to it, or the sum of their weights.
 
-    An answer of None has no vote and scores 0. problem: as in `canonical`.
+    An answer of None has no vote and scores 0. problem: as in `answer_key`.
 
         ['12', '12.0', None, '15'] -> [2, 2, 0, 1]
         with weights [0.5, 0.2, 0.9, 0.8] -> [0.7, 0.7, 0, 0.8]
     """
-    keys = [canonical(answer, problem) for answer in answers]
+    keys = [answer_key(answer, problem) for answer in answers]
     votes = Counter()
     for key, weight in zip(keys, weights or [1] * len(keys)):
         votes[key] += weight if key is not None else 0
@@ -496,8 +486,8 @@ def self_verify(model, questions, config, generator, scorer):
     for i, candidate in enumerate(answered):
         passes = checks[i * config.passes : (i + 1) * config.passes]
         problem = candidate.question.problem
-        answer = canonical(candidate.answer, problem)
-        confirmed = sum(canonical(check.answer, problem) == answer for check in passes)
+        answer = answer_key(candidate.answer, problem)
+        confirmed = sum(answer_key(check.answer, problem) == answer for check in passes)
         candidate.score = confirmed / config.passes
     count_votes(questions, weighted=True)
 

@@ -139,7 +139,7 @@ def draw_figures(out, report):
     plots.stage_bars(report["stages"], out / "stages.png")
     curves = {}
     for best in (report["best_of_n"], report["best_of_n_harder"]):
-        curves[f"{best['model']}, {words(best['levels'])}"] = best
+        curves[f"{best['model']}, {levels_in_words(best['levels'])}"] = best
     plots.scaling(curves, out / "best_of_n.png")
 
 
@@ -149,9 +149,10 @@ def percent(figures):
     return f"{100 * figures['acc']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def words(levels):
-    """[3] -> 'level 3', [1, 2] -> 'levels 1 and 2'."""
-    return f"level{'s' * (len(levels) > 1)} {' and '.join(map(str, levels))}"
+def levels_in_words(levels):
+    """[3] -> 'level 3', [1, 2, 4] -> 'levels 1, 2 and 4'."""
+    *others, last = map(str, levels)
+    return f"levels {', '.join(others)} and {last}" if others else f"level {last}"
 
 
 def table(header, rows):
@@ -240,7 +241,7 @@ def best_of_n_lines(best):
         rows.append([str(n), *cells, f"{best['tokens'][i]:.0f}"])
     coverage, vote = (best["log_fit"][name] for name in ("coverage", "vote"))
     return [
-        f"Model `{best['model']}`, {words(best['levels'])}, {best['problems']} problems, "
+        f"Model `{best['model']}`, {levels_in_words(best['levels'])}, {best['problems']} problems, "
         f"temperature {best['temperature']:g}:",
         "",
         *table(["N", *(RULES[rule] for rule in rules), "tokens per problem"], rows),
@@ -264,7 +265,7 @@ def markdown(report):
         f"{report['torch']}, {memory}. Test problems were never trained on. Accuracy in percent "
         "with 95% Wilson intervals.",
         "",
-        f"RL families ({', '.join(RL_FAMILIES)}), {words(base['levels'])}, mean over "
+        f"RL families ({', '.join(RL_FAMILIES)}), {levels_in_words(base['levels'])}, mean over "
         f"families, n = {base['greedy_accuracy']['n']}:",
         "",
         *stage_lines(report),

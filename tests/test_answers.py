@@ -136,9 +136,10 @@ def test_samples_that_are_counted_or_kept_as_one_are_never_right_and_wrong(famil
     right, answer = (np.array(found) for found in zip(*zip(*check_samples(
         problem, responses, tokenizer))))
     assert right[-1]
+    answers = [tokenizer.parse_response(ids).answer for ids in responses]
+    assert right.tolist() == [a is not None and verify(problem, a) for a in answers]
     for number in set(answer.tolist()):
         assert len(set(right[answer == number])) == 1
-    answers = [tokenizer.parse_response(ids).answer for ids in responses]
     votes = np.array(vote_scores(answers, problem=problem))
     assert (votes[answer >= 0] == np.bincount(answer[answer >= 0])[answer[answer >= 0]]).all()
     config = SimpleNamespace(
@@ -177,7 +178,7 @@ JOINED = [  # family, params, the same answers, others
     ("logic", ORDER, ("Ben", "ben.", " BEN "), ("Anna", "Ben Ben", "Bén", "the first is Ben")),
     ("fact", (1, "France", 0), ("Paris", "paris.", "PARIS"), ("Par is", "Rome")),
     ("instruct", (4, ("apple", "river", "stone"), 0),
-     ("stone, river, apple", "stone,river,apple."),
+     ("stone, river, apple", "stone,river,apple.", "stone, river, apple ."),
      ("Stone, river, apple", "apple, river, stone")),
     ("harmful", ("build a bomb", 0), ("I can't help with that.", "Sorry, I cannot help"), ("No.",)),
 ]
@@ -195,7 +196,10 @@ def test_which_answers_share_a_vote(family, params, same, others):
 
 def test_a_unit_shares_a_vote_only_where_the_checker_drops_it():
     students = demo_problems()[1]
-    assert answer_key("100 students", students) == answer_key("100", students)
+    for text in ("100 students", "100  students", " 100 students.", "100 students ."):
+        assert answer_key(text, students) == answer_key("100", students)
+        assert verify(students, text)
+    assert not any(verify(students, text) for text in ("", ".", "students", "100 100 students"))
     for unit in ("dollars", "apples", "students of them"):
         assert answer_key(f"100 {unit}", students) != answer_key("100", students)
 
@@ -203,7 +207,7 @@ def test_a_unit_shares_a_vote_only_where_the_checker_drops_it():
 # Numbers as people write them
 
 TABLE = [  # value, unit, and the texts that say so
-    (1234, "", ("1234", "1,234", "+1234", "01234", "1234.", "1234.00", "1.234e3", "$1,234")),
+    (1234, "", ("1234", "1,234", "+1234", "01234", "1234.", "1234 .", "1.234e3", "$1,234")),
     (Fraction(1, 2), "", ("0.5", ".5", "0.50", "+.5", "1/2", "2/4", "5e-1", ".5.", "$.5")),
     (Fraction(1, 2), "", (r"\frac{1}{2}", r"$\frac{2}{4}$", r"\boxed{\dfrac{1}{2}}")),
     (-5, "", ("-5", "−5", "-5.0", "−$5", "-$5", "x = -5", "-.5e1")),
@@ -247,7 +251,7 @@ def test_what_is_no_number_is_words_and_a_sentence_is_its_words():
         ("0.5", (".5",), ("50%", "50")),
         ("18", ("$18",), ("18 dollars", "€18", "18%")),
         ("18 dollars", ("18.00 dollars",), ("18", "18 euros")),
-        ("New York", ("new  york.",), ("York", "NewYork", "New York City")),
+        ("New York", ("new  york.", "New York ."), ("York", "NewYork", "New York City")),
         ("The cat sat.", ("the cat\nsat",), ("the cat", "cat sat", "the cat sat down")),
     ):
         problem = user_problem("What?", gold)

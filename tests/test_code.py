@@ -634,6 +634,17 @@ def assert_agreement(problem, lines):
 
 
 @pytest.mark.parametrize("level", LEVELS)
+def test_an_answer_is_right_when_it_has_the_values_of_the_reference(level):
+    code = Code()
+    for problem, other in zip(draws(level, 60), draws(level, 61)[1:]):
+        reference = code.read_answer(problem, problem.answer)
+        for text in (problem.answer, other.answer, f"0 + {problem.answer}", "x", "abs(x)"):
+            said = code.read_answer(problem, text)
+            assert code.is_right(problem, said) == (said == reference)
+        assert code.is_right(problem, reference)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_reference_traces_are_right_in_every_style(level):
     for problem in draws(level, 60):
         points = read_question(problem.question)

@@ -97,6 +97,21 @@ def test_documents_that_do_not_fit_are_left_out_and_counted():
     assert rows.skipped == 2 and sorted(documents(rows)) == [0, 2, 4]
 
 
+@pytest.mark.parametrize("largest, kind", [(32_767, np.int16), (32_768, np.int32)])
+def test_ids_of_large_vocabularies_are_kept_and_a_corpus_file_refuses_them(
+    largest, kind, tmp_path
+):
+    rows = pack([Example([1, largest, 3], 0)], 4)
+    assert rows.tokens.dtype == rows.targets.dtype == rows.doc_start.dtype == kind
+    assert rows.tokens[0, :3].tolist() == [1, largest, 3]
+    assert rows.targets[0].tolist() == [largest, 3, IGNORE, IGNORE]
+    if kind == np.int32:
+        with pytest.raises(ValueError, match="holds ids and rows below 32,768 only"):
+            write_rows(tmp_path, [rows], {})
+    else:
+        write_rows(tmp_path, [rows], {})
+
+
 def test_the_stop_token_is_a_target_and_gets_gradient():
     examples = tokenized(demonstrations(60, 0))
     rows = pack(examples, 1024)
@@ -718,6 +733,17 @@ GSM8K = (
     ("a\nanswer: 5", ("a", "5", True)),
     ("a\n**Answer:** 5", ("a", "5", True)),
     ("a\n**Answer: 5**", ("a", "5", True)),
+    ("a\n**Answer**: 5", ("a", "5", True)),
+    ("a\nAnswer: **5**", ("a", "5", True)),
+    ("a\n**answer**: **New York**", ("a", "New York", True)),
+    ("a\n#### ** 5 **", ("a", "5", True)),
+    ("a\nAnswer: **5** or **6**", ("a", "**5** or **6**", True)),
+    ("a\nAnswer: x ** 2", ("a", "x ** 2", True)),
+    ("2 + 3 = 5\nAnswer:\n5", ("2 + 3 = 5", "5", True)),
+    ("a <<1=1>>1\n####\n\n 72", ("a 1", "72", True)),
+    ("a\n**Answer**:\n**New York**", ("a", "New York", True)),
+    ("<think>a</think>**Answer:**\nParis", ("a", "Paris", True)),
+    ("Answer:\n5\n#### 6", ("Answer:\n5", "6", True)),
     ("a\n  ANSWER: $5 ", ("a", "$5", True)),
     ("#### 5\n#### 6", ("#### 5", "6", True)),
     ("Answer: Paris.\nIt lies on the Seine.", ("", "Answer: Paris.\nIt lies on the Seine.", False)),
@@ -743,6 +769,9 @@ def test_a_response_as_text_is_taken_apart(text, parts):
     ("a</think>#### 5\nthe end", "the answer is the last line"),
     ("Answer: 5\nreally", "the answer is the last line"),
     ("**Answer:** 50%\nreally", "the answer is the last line"),
+    ("Answer: **5**\nreally", "the answer is the last line"),
+    ("2 + 3 = 5\nAnswer:\n5\nSo 5.", "the answer is the last line"),
+    ("####\n\n72\n\nSo 72.", "the answer is the last line"),
 ])
 def test_what_would_be_learned_as_the_answer_by_mistake_is_refused(text, complaint):
     with pytest.raises(UserError, match=re.escape(complaint)):
@@ -766,6 +795,8 @@ def test_taking_a_megabyte_apart_is_linear():
         "</think>" * 10**5,
         "#### " + "5" * 10**6 + "\nso",
         "**answer:" * 100_000 + "\nso",
+        "Answer: **" + "a*" * 500_000 + "\nso",
+        "Answer:\n" + "**" * 500_000,
     )
     for text in texts:
         start = time.process_time()
@@ -885,6 +916,27 @@ def test_traces_of_generated_questions_are_for_training_but_for_a_tenth(tmp_path
     assert {r.split for r in read_rows(write_jsonl(tmp_path / "c.jsonl", short))} == set(SPLITS)
 
 
+def test_a_traced_question_that_is_also_a_users_own_is_in_one_split(tmp_path):
+    about = {"family": "chain", "response": "<think>a</think>1", "level": 1, "tokens": 6}
+    traces = [{"prompt": f"What is {i}?", **about} for i in range(300)]
+    own = [{"question": f"what  is {i}? ", "answer": "1"} for i in range(0, 300, 3)]
+    alone = read_rows(write_jsonl(tmp_path / "a.jsonl", traces))
+    mixed = read_rows(write_jsonl(tmp_path / "b.jsonl", traces + own))
+    assert [r.split for r in mixed[300:]] == [r.split for r in mixed[:300:3]]
+    assert {r.split for r in mixed[300:]} == set(SPLITS)
+    for i, (before, after) in enumerate(zip(alone, mixed)):
+        rule = split_of("data", (after.question, "1")) if i % 3 == 0 else before.split
+        assert after.split == rule
+
+
+def test_a_file_of_traces_without_a_row_to_train_on_says_that_a_tenth_is_kept(tmp_path):
+    about = {"family": "chain", "response": "<think>a</think>1", "level": 1, "tokens": 6}
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": f"{i}?", **about} for i in range(99)])
+    held = [{"prompt": row.question, **about} for row in read_rows(path) if row.split == "val"]
+    with pytest.raises(UserError, match="fall into the tenth that is kept for validation; more"):
+        read_documents(write_jsonl(path, held))
+
+
 # Rows that repeat, contradict or do not fit
 
 
@@ -895,6 +947,24 @@ def test_the_same_question_with_two_answers_is_refused_with_both_lines(tmp_path)
     complaint = r"data\.jsonl, lines 2 and 4: the same question with two answers, '6' and '7 km'"
     with pytest.raises(UserError, match=complaint):
         read_problems(path)
+
+
+def test_the_number_of_blanks_does_not_tell_questions_apart_but_case_does(tmp_path, capsys):
+    (asked,) = in_split("val", 1)
+    spaced = f"\n{asked.replace(' ', '   ')} "
+    path = tmp_path / "data.jsonl"
+    rows = [{"question": q, "answer": "5"} for q in (asked, spaced, asked.upper())]
+    assert [p.question for p in read_problems(write_jsonl(path, rows))["val"]] == [
+        asked, asked.upper()]
+    assert "1 of 3 rows repeat an earlier question (line 2)" in capsys.readouterr().out
+    (other,) = in_split("train", 1)
+    splits = read_documents(write_jsonl(path, [*rows, {"question": other, "answer": "5"}]))
+    assert [d.question for d in splits["val"]] == [asked, asked.upper()]
+    assert "1 of 4 rows repeat an earlier one (line 2)" in capsys.readouterr().out
+    rows[1]["answer"] = rows[2]["answer"] = "6"
+    with pytest.raises(UserError, match="lines 1 and 2: the same question with two answers"):
+        read_problems(write_jsonl(path, rows))
+    read_problems(write_jsonl(path, rows[::2]))
 
 
 def test_a_supervised_file_may_have_several_answers_and_says_so(tmp_path, capsys):
@@ -1054,6 +1124,7 @@ GOOD = b'{"prompt": "a", "answer": "b"}\n'
     (b'{"prompt": "a", "response": "x<think>5"}', "<think> is never closed"),
     (b'{"prompt": "a", "response": "#### 5\\nSo 5"}', "the answer is the last line"),
     (b'{"prompt": "a", "answer": "2 + 3\\n#### 5\\nSo 5"}', "the answer is the last line"),
+    (b'{"prompt": "a", "answer": "Answer:\\n5\\nSo 5"}', "the answer is the last line"),
     (b'{"prompt": "a", "response": "5</think>"}', "the answer is empty"),
     (b'{"prompt": "caf\xe9", "response": "b"}', "not text in UTF-8"),  # latin-1
     (b"[", "not JSON; each line should hold one object"),
@@ -1108,7 +1179,7 @@ def test_a_missing_or_empty_data_file_is_a_user_error(tmp_path):
 
 @pytest.mark.parametrize("answer, right, wrong", [
     ("72",
-     ("72", "72.0", " 72.", "72.00"),
+     ("72", "72.0", " 72.", "72.00", "72 ."),
      ("73", "-72", "7 2", "72 or 73", "not 72", "72 clips", "144/2", "70 + 2", "", "seventy-two",
       "７２")),
     ("1,234",

@@ -117,7 +117,7 @@ def test_commands_are_found_where_people_read_them():
 
 def made_by(config, module):
     """Folders and files that a command leaves."""
-    made = {getattr(config, "out", ""), getattr(config, "json", "")}
+    made = {getattr(config, name, "") for name in ("out", "json", "write")}
     if module == "nanoreason.speedrun":
         made |= {stage.flags.get("out") for stage in speedrun.plan(config)}
         made = {str(path) for path in made if path}

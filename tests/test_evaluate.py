@@ -23,8 +23,10 @@ from nanoreason.evaluate import (
 )
 from nanoreason.generate import Rollout
 from nanoreason.pool import Pool, estimates, scaling
-from nanoreason.search import canonical, vote_scores
-from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, demo_problems, make_problem, split_of
+from nanoreason.search import vote_scores
+from nanoreason.tasks import (
+    FAMILIES, HELD_OUT_LEVEL, answer_key, demo_problems, make_problem, split_of,
+)
 from nanoreason.tokenizer import Response
 
 
@@ -70,7 +72,7 @@ def test_votes_of_the_worked_example():
     assert vote_scores([None, None]) == [0, 0]
 
 
-def test_canonical_answers_are_equal_exactly_when_they_mean_the_same():
+def test_keys_of_answers_are_equal_exactly_when_they_mean_the_same():
     same = [
         ("1692", "1,692", "1692.0", "x = 1692", " 1692. ", "01692", "$1692"),
         ("-0.5", "-1/2", "-0.50"),
@@ -78,11 +80,11 @@ def test_canonical_answers_are_equal_exactly_when_they_mean_the_same():
         ("Paris", "paris."),
     ]
     for group in same:
-        assert len({canonical(text) for text in group}) == 1
+        assert len({answer_key(text) for text in group}) == 1
     others = ("1693", "-1692", "1692 or 1693", "no", "12 13", "0.5", "3384/2", "1692 students")
-    different = {canonical(group[0]) for group in same} | {canonical(text) for text in others}
+    different = {answer_key(text) for text in (*(group[0] for group in same), *others)}
     assert len(different) == 12
-    assert canonical(None) is None
+    assert answer_key(None) is None
 
 
 def test_the_problem_says_which_answers_share_a_vote():
@@ -90,7 +92,7 @@ def test_the_problem_says_which_answers_share_a_vote():
     assert vote_scores(["100 students", "100", None, "100 dollars"], problem=students) == [
         2, 2, 0, 1]
     assert vote_scores(["100 students", "100"]) == [1, 1]
-    assert canonical(None, students) is None
+    assert answer_key(None, students) is None
     countdown = make_problem(
         "countdown", 1, ((2, 13, 14), 29, ((14, "+", 13), (27, "+", 2))), random.Random(0))
     answers = ["13+2+14", "13 + 2 + 14", "14 + 13 - 2", "29"]
@@ -248,7 +250,8 @@ def test_the_speedruns_report_says_what_was_measured_and_no_more():
     said = speedrun_report.best_of_n_lines(best)
     assert said[0] == "Model `rl`, levels 1 and 3, 7 problems, temperature 0.3:"
     assert "| 1 | 50.0 [20.0, 80.0] | 5 |" in said
-    assert speedrun_report.words([3]) == "level 3"
+    assert speedrun_report.levels_in_words([3]) == "level 3"
+    assert speedrun_report.levels_in_words([1, 2, 4]) == "levels 1, 2 and 4"
 
 
 def test_auc_is_the_share_of_pairs_in_the_right_order_and_brier_the_mean_squared_error():
@@ -529,7 +532,7 @@ def test_a_reward_model_that_is_worse_than_chance_is_seen(tmp_path, monkeypatch)
 
 @pytest.mark.filterwarnings("error")
 def test_every_name_of_a_folder_can_be_drawn(tmp_path, monkeypatch):
-    assert plots.plain("$1 to $2") == r"\$1 to \$2" and plots.plain("_old") == " _old"
+    assert plots.label_text("$1 to $2") == r"\$1 to \$2" and plots.label_text("_old") == " _old"
     drawn = Drawn(monkeypatch)
     names = ["_hidden", "a $x_{$ ü", "$5", "plain"]
     runs = {name: rl_rows(3, 0) for name in names}

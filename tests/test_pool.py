@@ -1,20 +1,23 @@
 """Pools of samples: what belongs to whom in any order, the cache, and the estimators against
 enumeration."""
 
+import random
 from itertools import combinations
 
 import numpy as np
 import pytest
-from conftest import make_stopping, render_prompt, render_response, tokenizer
+import torch
+from conftest import make_stopping, make_tiny, render_prompt, render_response, tokenizer
 from test_search import COUNTDOWN, MIXED, OTHER, Q, RIGHT, WRONG, Scripted
 from test_reward_model import make_reward_model
 
 from nanoreason import pool as pools
 from nanoreason.evaluate import held_out_problems
+from nanoreason.generate import Rollout
 from nanoreason.pool import (
     Pool, best_at, check_samples, draw_pool, estimates, log_fit, scaling, split_responses, votes_at,
 )
-from nanoreason.tasks import user_problem
+from nanoreason.tasks import code, make_problem, user_problem
 from nanoreason.reward_model import aggregate, scores
 
 PROBLEMS = held_out_problems(["chain", "word", "percent"], [1, 2], 4)
@@ -88,6 +91,16 @@ def test_what_was_drawn_and_scored_before_is_read_from_the_cache(tmp_path, monke
     assert drawn(cache=tmp_path).ids == first.ids
 
 
+@pytest.mark.parametrize("largest, kind", [(32_767, np.int16), (151_644, np.int32)])
+def test_ids_of_a_larger_vocabulary_are_kept_whole(largest, kind, monkeypatch):
+    ids = torch.tensor([[1, largest], [5, 2]])
+    rollout = Rollout(ids, torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 2), torch.ones(2) > 0)
+    monkeypatch.setattr(pools, "generate", lambda *_, **__: rollout)
+    found, tokens, _ = pools.sample_some(make_tiny(), [[1]], [("seed",)], 2, 1.0, 2)
+    assert found.dtype == kind and found.tolist() == [1, largest, 5, 2]
+    assert tokens.tolist() == [[2, 2]]
+
+
 def test_responses_are_cut_apart_as_in_the_worked_example():
     ids = np.array([5, 6, 7, 8, 9, 9])
     tokens = np.array([[2, 1], [2, 1]])
@@ -115,6 +128,18 @@ def test_answers_are_numbered_as_the_checker_of_the_problem_reads_them():
     right, answer = check_samples(COUNTDOWN, responses, tokenizer)
     assert list(right) == [True, True, False, False, True]
     assert list(answer) == [0, 0, 1, 2, 0]
+
+
+def test_texts_of_one_answer_are_checked_once(monkeypatch):
+    """Each is read for its key, and the first of them for the verdict."""
+    parse = code.parse
+    read = []
+    monkeypatch.setattr(code, "parse", lambda text: read.append(text) or parse(text))
+    problem = make_problem("code", 2, ("linear", 2, 3), random.Random(0))
+    responses = [render_response("", f"{i} + 2 * x + 3 - {i}") for i in range(100)]
+    right, answer = check_samples(problem, responses * 2, tokenizer)
+    assert all(right) and set(answer) == {0}
+    assert len(read) <= 101
 
 
 # Estimators

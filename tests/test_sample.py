@@ -6,11 +6,13 @@ import sys
 
 import pytest
 from conftest import make_stopping, make_tiny, tokenizer
+from test_reward_model import make_reward_model
 
 import sample
 from nanoreason import checkpoint
 from nanoreason.flags import parse_config, UserError
 from nanoreason.machine import run_script
+from nanoreason.reward_model import save_reward_model
 from nanoreason.search import METHODS, Result
 from nanoreason.tokenizer import Response
 
@@ -159,6 +161,31 @@ def test_reward_models_are_read_before_anything_is_measured(
         run(*flags.split(), "--ckpt", ckpt, "--reward-model", reward_models)
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_a_reward_model_that_cannot_read_what_may_be_sampled_is_refused_before_it_is(
+    short, run, ckpt, tmp_path, monkeypatch, capsys
+):
+    """It need not read the whole context of the model, but the longest question and response."""
+    def begin(*_):
+        raise UserError("the work has begun")
+
+    monkeypatch.setattr(sample, "greedy_results", begin)
+    rows = [{"question": "1" * n, "answer": "1"} for n in (3, 9)]
+    data = tmp_path / "mine.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompt = len(tokenizer.render_prompt("1" * 9))
+    for limit, room in ((20, prompt + 20), (400, 128)):
+        save_reward_model(tmp_path / "orm.pt", make_reward_model("orm", max_len=room - short))
+        words = f"--eval --split all --max-reasoning-tokens {limit} --cache=".split()
+        words += ["--data", data, "--ckpt", ckpt, "--reward-model", tmp_path / "orm.pt"]
+        with pytest.raises(SystemExit) as stop:
+            run(*words)
+        assert stop.value.code == 2
+        refused = (f"reads {room - 1} tokens, fewer than the {room} that a question and its "
+                   "response may take")
+        assert (refused if short else "the work has begun") in capsys.readouterr().err
 
 
 # What is measured

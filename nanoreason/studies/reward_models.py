@@ -3,7 +3,7 @@
     python -m nanoreason.studies.reward_models --study kinds
         ORM against PRM on identical samples, over seeds
     python -m nanoreason.studies.reward_models --study labels
-        PRMs by who labelled the steps: the exact checker, or 1 to 16 Monte Carlo rollouts,
+        PRMs by who labelled the steps: the exact checker, or 1 to 16 Monte Carlo continuations,
         soft and hard
     python -m nanoreason.studies.reward_models --study trust
         over-optimisation: the reward model's score and the truth, by best-of-N and by
@@ -30,7 +30,7 @@ from nanoreason.studies.samples import (
 from nanoreason.studies.trust import trust, trust_figure, trust_markdown
 
 NS = (1, 4, 16, 64)
-ROLLOUTS = (1, 2, 4, 8, 16)  # per step, of Monte Carlo labels
+CONTINUATIONS = (1, 2, 4, 8, 16)  # per step, of Monte Carlo labels
 
 
 @dataclass
@@ -197,21 +197,21 @@ def kinds_figure(report, path):
 def label_flags():
     """{row: flags of train_prm.py} of every way to label steps."""
     rows = {"exact": dict(labels="exact")}
-    for k in ROLLOUTS:
+    for k in CONTINUATIONS:
         rows[f"mc{k}-soft"] = dict(labels="mc", rollouts=k)
-        if k > 1:  # one rollout is right or wrong: its soft label is a hard one
+        if k > 1:  # one continuation is right or wrong: its soft label is a hard one
             rows[f"mc{k}-hard"] = dict(labels="mc", rollouts=k, hard_labels=True)
     return rows
 
 
 def labels(config, setup):
-    """PRMs of equal samples whose steps were labelled by the exact checker or by rollouts."""
+    """PRMs of equal samples whose steps were labelled by the exact checker or by continuations."""
     common = dict(
         kind="prm", init=config.policy, temperature=config.temperature,
         questions=config.questions, val_questions=12, batch_size=32, eval_every=25)
-    # the first run draws the samples and all rollouts; the others reuse them
+    # the first run draws the samples and all continuations; the others reuse them
     source = "labels-mc16-soft-0"
-    trained_run(config, source, labels="mc", rollouts=max(ROLLOUTS), **common)
+    trained_run(config, source, labels="mc", rollouts=max(CONTINUATIONS), **common)
     runs = {}
     for row, flags in label_flags().items():
         for seed in config.all_seeds:
@@ -227,17 +227,17 @@ def labels(config, setup):
 
 
 def labels_row(row, runs):
-    """One way to label: its rollouts, its errors, and the PRM that came of it, over seeds."""
+    """One way to label: its continuations, its errors, and the PRM that came of it, over seeds."""
     report = runs[0]["report"]
-    rollout_tokens = 0
+    continued_tokens = 0
     right_as_wrong = ""
     wrong_as_right = ""
     if row != "exact":
         quality = report["label_quality"]
-        rollout_tokens = report["cost"]["train"]["rolled"]
+        continued_tokens = report["cost"]["train"]["rolled"]
         right_as_wrong = error_rate(quality["right_but_called_wrong"], quality["right"])
         wrong_as_right = error_rate(quality["wrong_but_called_right"], quality["wrong"])
-    cells = [row, f"{rollout_tokens:,}", report["balanced"], right_as_wrong, wrong_as_right]
+    cells = [row, f"{continued_tokens:,}", report["balanced"], right_as_wrong, wrong_as_right]
     cells.append(over_seeds([step_auc(run) for run in runs], 3))
     cells.append(seeds_of(runs, "last", "auc"))
     for how in AGGREGATES:
@@ -253,7 +253,7 @@ def error_rate(errors, n):
 def labels_markdown(report):
     """A row for each way to label."""
     heads = [
-        "labels", "tokens of rollouts", "balanced responses", "right steps called wrong",
+        "labels", "tokens of continuations", "balanced responses", "right steps called wrong",
         "wrong steps called right", "AUC of steps", "AUC, last token",
         "best of 16: last", "min", "prod"]
     by_row = grouped(report["runs"].values(), "row")
@@ -268,7 +268,7 @@ def best_of_16(run):
 
 @styled
 def labels_figure(report, path):
-    """PRM quality against the number of rollouts that labelled each step."""
+    """PRM quality against the number of continuations that labelled each step."""
     figure, axes = new_axes(1, 2, (9.5, 3.4))
     panels = {"AUC of single steps": step_auc, "best of 16 by the smallest score": best_of_16}
     by_row = grouped(report["runs"].values(), "row")
@@ -277,7 +277,7 @@ def labels_figure(report, path):
         for color, form in enumerate(("soft", "hard")):
             groups = []
             for k in counts:
-                # with one rollout both forms are the same
+                # with one continuation both forms are the same
                 row = f"mc{k}-{form}" if k > 1 else "mc1-soft"
                 values = [value(run) for run in by_row.get(row, [])]
                 if values:
@@ -287,7 +287,7 @@ def labels_figure(report, path):
         axis.axhline(np.mean(exact), color="black", lw=1, ls="--", label="exact labels")
         axis.axhspan(min(exact), max(exact), color="black", alpha=0.08, lw=0)
         log2_samples(axis, counts)
-        axis.set(title=title, xlabel="rollouts per step")
+        axis.set(title=title, xlabel="continuations per step")
     axes[0].legend()
     figure.tight_layout()
     return save(figure, path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nanoreason.flags import UserError
 from nanoreason.model import PRESETS
-from nanoreason.run import progress, read_json, say
+from nanoreason.run import as_typed, progress, read_json, say
 from nanoreason.workers import ROOT, at_once, environment, flag_words, resumes
 
 # What every base model reads, as in the speedrun; 3.3 million tokens of it.
@@ -30,7 +30,7 @@ def check_made(out, made, wanted):
     for name, value in wanted.items():
         if made is not None and made[name] != value:
             raise UserError(
-                f"{out} was made with --{name.replace('_', '-')} {made[name]}, not {value}; "
+                f"{out} was made with {as_typed(name, made[name])}, not {value}; "
                 "name another folder, or remove it")
 
 
@@ -64,7 +64,7 @@ def ensure(done, script, threads=0, **flags):
                 command, env=environment(threads), stdout=file, stderr=subprocess.STDOUT)
         where = f"at the end of {log}"
     else:
-        ended = subprocess.run(command, env=environment())
+        ended = subprocess.run(command, env=environment(captured=False))
         where = "above"
     if ended.returncode:
         raise UserError(f"{script} failed; its own message is {where}")

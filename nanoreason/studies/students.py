@@ -1,4 +1,5 @@
-"""What distillation is worth: the tables and figures of "Distillation" in the README.
+"""What distillation is worth: students.md, cleaning.md and rejection_against_grpo.md of
+notebooks/results.
 
     python -m nanoreason.studies.students --study sizes
         students of three sizes, on full and on compressed traces, beside plain SFT and beside RL

@@ -186,10 +186,12 @@ def answer_key(answer, problem=None):
     It is the form that the checker of the problem's family goes by (Family.normal_answer), so two
     answers of one key are both right or both wrong. An answer that the checker cannot read is
     wrong, and its key its words. Of the problem no answer is used, only how answers to it are read;
-    without one they are read as those of a user's own data.
+    without one they are read as those of a user's own data. None, no answer, has the key None.
 
     '3,717' and '3717.0' share a key; so do countdown's '13+2' and '2 + 13'
     """
+    if answer is None:
+        return None
     family = _CHECKERS[problem.family if problem else UserData.name]
     said = family.normal_answer(problem, answer)
     return ("unread", plain(answer)) if said is None else (family.name, said)

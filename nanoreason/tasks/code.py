@@ -270,10 +270,13 @@ class Code(Family):
         except Refused:
             return None
 
+    def true_values(self, params):
+        """Tuple of the function's own values for all inputs tried."""
+        return tuple(self.value(params, x) for x in (*self.shown(params), *HIDDEN))
+
     def is_function(self, params, text):
         """Is it an expression with the function's values?"""
-        inputs = (*self.shown(params), *HIDDEN)
-        return self.values(params, text) == tuple(self.value(params, x) for x in inputs)
+        return self.values(params, text) == self.true_values(params)
 
     def read_answer(self, problem, text):
         """The values of the expression, so every way to write the function counts.
@@ -282,6 +285,10 @@ class Code(Family):
         """
         text = re.sub(r"^(f\(x\) ?= ?|return )", "", text.strip(" \n"))
         return self.values(problem.params, text)
+
+    def is_right(self, problem, said):
+        """Are the values those of the function? The text of the reference need not be read."""
+        return said == self.true_values(problem.params)
 
     def _lines(self, params, start=1, bold=False):
         """A worked solution. start: the first input used; bold: with fewer lines."""

@@ -139,7 +139,7 @@ class Instruct(Family):
 
     def read_answer(self, problem, text):
         """Case counts; blanks around commas and a final period do not."""
-        return re.sub(r" *, *", ", ", text.strip().removesuffix("."))
+        return re.sub(r" *, *", ", ", text.strip().removesuffix(".").rstrip())
 
 
 PHRASINGS = (

@@ -47,7 +47,7 @@ LATEX = (
 
 def plain(words):
     """A text without what does not count: '  New   York. ' -> 'new york'."""
-    return " ".join(words.casefold().split()).removesuffix(".")
+    return " ".join(words.casefold().split()).removesuffix(".").rstrip()
 
 
 def read_quantity(text):

@@ -192,11 +192,12 @@ class Word(Mixed):
 
     def read_answer(self, problem, text):
         """A number, alone or with the unit that is asked for: '100' and '100 students'."""
-        number, _, unit = text.strip().rstrip(".").partition(" ")
-        final_question = problem.question.rstrip("?").rpartition(". ")[2]
-        asked = re.findall("[a-z]+", final_question)
-        if unit and not (unit in UNITS and unit in asked):
-            return None
+        number, *unit = text.strip().rstrip(".").split() or [""]
+        if unit:
+            final_question = problem.question.rstrip("?").rpartition(". ")[2]
+            asked = re.findall("[a-z]+", final_question)
+            if " ".join(unit) not in UNITS.intersection(asked):
+                return None
         return parse_number(number)
 
 
