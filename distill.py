@@ -51,7 +51,8 @@ from nanoreason.model import PRESETS as MODELS
 from nanoreason.pool import draw_pool, fingerprint, processes
 from nanoreason.questions import Questions
 from nanoreason.reward_model import AGGREGATES, load_reward_model
-from nanoreason.run import RunFolder, StepBar, read_json, say, write_json, write_text
+from nanoreason.run import RunFolder, StepBar, check_provenance, read_json, say, write_json
+from nanoreason.run import write_text
 from nanoreason.traces import account, fates, filter_pool
 from nanoreason.workers import spread
 
@@ -67,7 +68,7 @@ class Config:
                     "must see it")
     resume: bool = flag(False, "continue the run in --out")
     data: str = flag("", "JSONL file of questions and answers to ask instead of generated ones; a "
-                     "tenth is kept for the evaluation")
+                     "tenth is kept for validation and a tenth for the test")
     families: str = flag("multiplication,chain,percent,word,equation", "families of the questions")
     level: str = flag("1,2", "levels of the questions; like families separated by commas")
     questions: int = flag(4000, "questions to draw from the training split; those drawn twice are "
@@ -167,10 +168,10 @@ def collect_traces(teacher, reward_model, problems, config, machine):
     figures of the latter. Raises UserError where nothing was kept."""
     path = Path(config.out) / "traces.jsonl"
     about = Path(config.out) / "provenance.json"
-    began = read_json(about) if config.resume and (about.exists() or path.exists()) else {}
+    provenance = read_json(about) if config.resume and (about.exists() or path.exists()) else {}
     if config.resume and path.exists():
-        return began
-    bf16 = choose_bf16(config.precision, machine, began.get("bf16"))
+        return provenance
+    bf16 = choose_bf16(config.precision, machine, provenance.get("bf16"))
     figures = dict(teacher=config.teacher, weights=fingerprint(teacher), bf16=bf16)
     if machine.main:
         write_json(about, figures)
@@ -263,7 +264,7 @@ def distill(config, machine):
     reads = {flag: checkpoint.file_of(path) for flag, path in reads.items()}
     start = "" if config.student in MODELS else checkpoint.file_of(config.student)
     folder = RunFolder(config, reads | {"--data": config.data}, {"--student": start},
-                       weights="student/ckpt.pt")
+                       weights_name="student/ckpt.pt")
     if folder.finished:
         return folder.report(machine)
     teacher = checkpoint.load_model(config.teacher, machine.device)
@@ -279,6 +280,9 @@ def distill(config, machine):
     questions = Questions(
         config.families, config.level, teacher.tokenizer, config.data, config.seed, room, machine)
     problems = ask(questions, config)
+    if config.resume:
+        named = f"--teacher {config.teacher}"
+        check_provenance(config.out, fingerprint(teacher), "--resume", named)
     out = folder.prepare(machine)
     figures = collect_traces(teacher, reward_model, problems, config, machine)
     say(f"distill: {figures['traces']} traces of {figures['mean_tokens_kept']} tokens to "

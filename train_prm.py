@@ -158,8 +158,7 @@ def train_step(replicas, index, machine):
     shares = np.array_split(index, replicas.count)
     loss = sum(replicas.gradients([(share, responses) for share in shares]))
     machine.sum_gradients(reward_model)
-    torch.nn.utils.clip_grad_norm_(reward_model.parameters(), 1.0)
-    norm = replicas.step()
+    norm = replicas.step(max_norm=1.0)
     return machine.total(loss), norm
 
 
@@ -194,36 +193,37 @@ def make_optimizer(reward_model, config, state):
 
 
 def open_run(config, machine):
-    """RunFolder, checkpoint of the weights to start from, policy; the last two None where the run
-    is finished."""
+    """RunFolder, policy, reward model to train, its optimizer and counts, and whether it began in
+    bf16 (None for a new one); all but the first None where the run is finished."""
     check_config(config)
     start = checkpoint.file_of(config.init)
     samples = config.reuse and f"{config.reuse}/train.npz"
     folder = RunFolder(config, {"--init": start, "--data": config.data, "--reuse": samples})
     if folder.finished:
-        return folder, None, None
+        return folder, None, None, None, None, None
     state = checkpoint.load(start)
-    if folder.going_on:
-        state = checkpoint.load_run(folder.going_on, "run", "optimizer", "verifier")
+    if folder.weights_path:
+        state = checkpoint.load_run(folder.weights_path, "run", "optimizer", "verifier")
     policy = checkpoint.load_model(start, machine.device)
-    begin_samples(config, machine, policy, folder.prepare(machine))
-    return folder, state, policy
+    reward_model = start_reward_model(state, config.kind).to(machine.device)
+    optimizer, counts = make_optimizer(reward_model, config, state)
+    begin_samples(config, machine, policy, folder)
+    began_bf16 = state.get("bf16") if folder.weights_path else None
+    return folder, policy, reward_model, optimizer, counts, began_bf16
 
 
 def train(config, machine):
     """The whole run; returns the report that is also written to --out."""
-    folder, state, policy = open_run(config, machine)
+    folder, policy, reward_model, optimizer, counts, began_bf16 = open_run(config, machine)
     if folder.finished:
         return folder.report(machine)
     out = folder.out
-    bf16 = choose_bf16(config.precision, machine, state.get("bf16") if folder.going_on else None)
+    bf16 = choose_bf16(config.precision, machine, began_bf16)
     data = label_responses(config, machine, make_sampler(policy, bf16), out)
     examples = data["train"].examples
     read_at, labels = targets(data["train"], config)
     kept = balance(labels, config.seed)
     plan = make_plan(kept, examples, config, machine)
-    reward_model = start_reward_model(state, config.kind).to(machine.device)
-    optimizer, counts = make_optimizer(reward_model, config, state)
 
     def work(model, share):
         return add_gradients(model, examples, read_at, labels, *share, machine.device, bf16)

@@ -105,8 +105,8 @@ def best_is_due(out, chosen, step):
     """Whether best.pt has yet to be written, as a run was killed after it had saved ckpt.pt.
 
     chosen: step whose weights the run has selected, None for none; step: that of ckpt.pt in `out`.
-    best.pt is written after ckpt.pt, of the same step, so it is never of steps that a resumed run
-    has yet to make. Raises UserError where it is gone, or is not of the step that was selected.
+    best.pt is written after ckpt.pt, of the same step, so best.pt is never newer than ckpt.pt.
+    Raises UserError where it is gone, or is not of the step that was selected.
     """
     if chosen is None:
         return False

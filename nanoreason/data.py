@@ -41,9 +41,9 @@ class Example:
 class Rows:
     """N packed rows of T tokens.
 
-    tokens: (N, T) int16.
-    targets: (N, T) int16, IGNORE where nothing is learned.
-    doc_start: (N, T) int16, the index in its row at which each token's document starts.
+    tokens: (N, T) int16, or int32 where ids or T need it, and so are the next two.
+    targets: (N, T), IGNORE where nothing is learned.
+    doc_start: (N, T), the index in its row at which each token's document starts.
     owner: (N, T) int32, the index of the example that a token belongs to, -1 for padding; None
         for rows from a file.
     real: tokens that are no padding.
@@ -84,9 +84,11 @@ def pack(examples, T, window=256):
     out and counted in `skipped`.
     """
     rows, skipped = assign_rows([len(e.ids) for e in examples], T, window)
-    tokens = np.zeros((len(rows), T), dtype=np.int16)
-    targets = np.full((len(rows), T), IGNORE, dtype=np.int16)
-    doc_start = np.tile(np.arange(T, dtype=np.int16), (len(rows), 1))  # padding sees only itself
+    largest = max((max(e.ids, default=0) for e in examples), default=0)
+    kind = np.int16 if max(largest, T) <= np.iinfo(np.int16).max else np.int32
+    tokens = np.zeros((len(rows), T), dtype=kind)
+    targets = np.full((len(rows), T), IGNORE, dtype=kind)
+    doc_start = np.tile(np.arange(T, dtype=kind), (len(rows), 1))  # padding sees only itself
     owner = np.full((len(rows), T), -1, dtype=np.int32)
     for r, indices in enumerate(rows):
         start = 0
@@ -303,7 +305,8 @@ def write_rows(folder, parts, about):
 
     One raw file per array, and meta.json, which is written last: a folder without it was never
     finished. about: what made the rows, kept in meta.json. Returns the counts that it holds.
-    Raises FileExistsError for a finished folder.
+    Raises FileExistsError for a finished folder, and ValueError for ids or rows that int16 cannot
+    hold.
     """
     folder = Path(folder)
     if (folder / "meta.json").exists():
@@ -313,6 +316,8 @@ def write_rows(folder, parts, about):
     count = dict(rows=0, row_tokens=0, real=0, skipped=0)
     for part in parts:
         for name, file in files.items():
+            if getattr(part, name).dtype.itemsize > 2:
+                raise ValueError(f"{folder}: a corpus file holds ids and rows below 32,768 only")
             file.write(getattr(part, name).astype("<i2").tobytes())
         count["rows"] += len(part)
         count["row_tokens"] = part.tokens.shape[1]

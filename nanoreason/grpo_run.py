@@ -11,14 +11,16 @@ from nanoreason.generate import MAX_ROWS, make_sampler
 from nanoreason.machine import choose_bf16
 from nanoreason.model import memory_line, rl_memory, training_memory
 from nanoreason.optim import AdamW
-from nanoreason.questions import Questions, advise
+from nanoreason.questions import NO_SIGNAL, Questions, advise
 from nanoreason.reward_model import load_reward_model
 from nanoreason.run import RunFolder, read_metrics, say, stop_if_diverged, write_json
 
 GOAL_PROBLEMS = 1000  # validation problems that --goal is measured on
 REMEDY = "a lower --learning-rate, or a KL to the reference (--kl k3)"  # for a run that diverged
-COLLAPSED_FROM = 0.3  # solve rate of a step, behind which only wrong responses are a collapse ...
-COLLAPSED_AFTER = 80  # ... from so many in a row on
+# A policy that has solved this share of a step's questions, and then gives this many wrong
+# responses in a row, has collapsed.
+COLLAPSED_FROM = 0.3
+COLLAPSED_AFTER = 80
 
 
 class Run:
@@ -30,7 +32,7 @@ class Run:
 
         step, sampled_tokens    so far
         silent                  steps in a row without a group whose task rewards differ
-        wrong                   responses in a row that are all wrong, of whole steps
+        wrong                   responses since the last step with a right one
         best                    highest solve rate of a step
         reached                 whether --goal is reached
         checks                  {steps done: greedy accuracy on validation problems}
@@ -45,19 +47,19 @@ class Run:
             {"--data": config.data, "--reward-model": checkpoint.file_of(config.reward_model)},
             {"--init": checkpoint.file_of(config.init)},
         )
-        going_on = self.folder.going_on
-        state = self._load(going_on)
+        weights_path = self.folder.weights_path
+        state = self._load(weights_path)
         self.reward_model = None
         if config.reward_model:
             self.reward_model = load_reward_model(
                 config.reward_model, config.reward, machine.device
             )
-            start = "--resume" if going_on else "--init"
+            start = "--resume" if weights_path else "--init"
             checkpoint.check_tokenizers({
                 start: self.model.tokenizer, "--reward-model": self.reward_model.tokenizer
             })
         self.questions = self._questions()
-        self.out = self.folder.prepare(machine)
+        self.out = self.folder.out
         self.reference = None
         if config.kl != "none":
             self.reference = copy.deepcopy(self.model).requires_grad_(False)
@@ -69,10 +71,11 @@ class Run:
             step=0, sampled_tokens=0, silent=0, wrong=0, best=0.0, reached=False, checks={}
         )
         self.best_is_due = False  # whether the next checkpoint is also to be best.pt
-        if going_on:
+        if weights_path:
             self._resume(state)
-        began = state.get("bf16") if going_on else None
-        self.bf16 = choose_bf16(config.precision, machine, began)
+        self.folder.prepare(machine)
+        began_bf16 = state.get("bf16") if weights_path else None
+        self.bf16 = choose_bf16(config.precision, machine, began_bf16)
         self.model.checkpoint_activations = config.checkpoint_activations
         self.sampler = make_sampler(self.model, self.bf16)
         self.last_step = min(config.steps, config.max_steps or config.steps)
@@ -83,12 +86,11 @@ class Run:
             if not self.validation:
                 say("no question for validation: no best.pt is kept", machine)
 
-    def _load(self, going_on):
-        """The checkpoint to start from; sets self.model. going_on: path of the run's own, if any.
-        """
+    def _load(self, weights_path):
+        """The checkpoint to start from; sets self.model. weights_path: of the run's own, if any."""
         config = self.config
-        if going_on:
-            state = checkpoint.load_run(going_on, "run", "optimizer", "reference", "difficulty")
+        if weights_path:
+            state = checkpoint.load_run(weights_path, "run", "optimizer", "reference", "difficulty")
         else:
             state = checkpoint.load(config.init)
         self.model = checkpoint.build_model(state, self.machine.device)
@@ -166,11 +168,14 @@ class Run:
         self.counts["silent"] = self.counts["silent"] + 1 if row["no_signal"] == 1 else 0
         self.counts["best"] = max(self.counts["best"], row["solve_rate"])
         self.counts["wrong"] = 0 if row["solve_rate"] else self.counts["wrong"] + config.batch_size
-        advise(row, self.counts["silent"], self.collapse, self.machine)
+        if not self.collapse:
+            advise(row, self.counts["silent"], self.machine)
+        elif self.counts["wrong"] // config.batch_size % NO_SIGNAL == 0:
+            say(self.collapse, self.machine)
 
     @property
     def collapse(self):
-        """What to say of a policy that has solved questions and solves none any more; else ""."""
+        """What to say of a policy that solved questions and now solves none; "" of any other."""
         wrong = self.counts["wrong"]
         best = self.counts["best"]
         if best < COLLAPSED_FROM or wrong < COLLAPSED_AFTER:

@@ -33,7 +33,8 @@ from nanoreason.pool import (
 from nanoreason.questions import Questions, own_share
 from nanoreason.reward_model import read_logits, where_to_read
 from nanoreason.rewards import exact_step_rewards, outcome_reward
-from nanoreason.run import progress, read_json, say, write_json
+from nanoreason.run import as_typed, check_provenance, file_fingerprint, progress, read_json, say
+from nanoreason.run import write_json
 from nanoreason.workers import spread
 
 
@@ -287,10 +288,12 @@ def check_config(config):
     if config.kind == "orm" and config.labels == "mc":
         raise UserError("--kind orm learns from final answers, which are always checked exactly; "
                         "--labels mc is for --kind prm")
+    if config.reuse and Path(config.reuse).resolve() == Path(config.out).resolve():
+        raise UserError("--reuse and --out are the same folder")
 
 
 SAME = (  # what the run of --reuse must have been asked for as well
-    "init", "data", "families", "level", "questions", "samples", "val_questions", "temperature",
+    "init", "families", "level", "questions", "samples", "val_questions", "temperature",
     "max_reasoning_tokens",
 )
 
@@ -303,9 +306,15 @@ def reused_seed(config):
     if "rollouts" not in old:
         raise UserError(f"--reuse {config.reuse} is no run of train_prm.py")
     other = [name for name in SAME if old.get(name) != getattr(config, name)]
+    if bool(old.get("data")) != bool(config.data):
+        other.append("data")
     if other:
-        flags = ", ".join(f"--{name.replace('_', '-')} {old.get(name)}" for name in other)
+        flags = ", ".join(as_typed(name, old.get(name)) for name in other)
         raise UserError(f"--reuse: the samples in {config.reuse} were made with {flags}")
+    if config.data and Path(config.data).is_file():
+        if old.get("inputs", {}).get("--data") != file_fingerprint(config.data):
+            raise UserError(f"--reuse: the samples in {config.reuse} are of another --data, or of "
+                            "an earlier version, which split it otherwise")
     there = old["rollouts"] if old["labels"] == "mc" else 0
     if config.labels == "mc" and there < config.rollouts:
         raise UserError(
@@ -315,24 +324,22 @@ def reused_seed(config):
     return old["seed"]
 
 
-def begin_samples(config, machine, policy, out):
-    """Make --out ready for samples, and note there whose they are.
+def begin_samples(config, machine, policy, folder):
+    """Check whose samples are there, and note it in --out, which is made ready for them.
 
-    Raises UserError where --resume or --reuse finds samples of other weights than --init has.
+    folder: the RunFolder. Raises UserError, and leaves all as it is, where --resume or --reuse
+    finds samples of other weights than --init has.
     """
-    if config.reuse:
-        if Path(config.reuse).resolve() == out.resolve():
-            raise UserError("--reuse and --out are the same folder")
-        reused_seed(config)  # other flags are told first
-    path = Path(config.reuse or out) / "provenance.json"
     weights = fingerprint(policy)
-    if (config.reuse or config.resume) and path.exists():
-        if read_json(path)["weights"] != weights:
-            flag = "--reuse" if config.reuse else "--resume"
-            raise UserError(f"{flag}: the samples in {path.parent} are not those of the weights "
-                            f"in --init {config.init}")
-    elif machine.main and not config.reuse:
-        write_json(path, dict(init=config.init, weights=weights))
+    named = f"--init {config.init}"
+    if config.reuse:
+        reused_seed(config)  # other flags are told first
+        check_provenance(config.reuse, weights, "--reuse", named)
+    elif config.resume:
+        check_provenance(folder.out, weights, "--resume", named)
+    out = folder.prepare(machine)
+    if machine.main and not config.reuse:
+        write_json(out / "provenance.json", dict(init=config.init, weights=weights))
 
 
 def label_responses(config, machine, policy, out):

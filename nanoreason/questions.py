@@ -130,15 +130,12 @@ def read_levels(text):
     return tuple(whole_numbers(text, "level"))
 
 
-def advise(row, steps, collapse, machine):
+def advise(row, steps, machine):
     """Every NO_SIGNAL of `steps` training steps in a row without a group whose task rewards differ:
-    say so, and what to change. row: metrics of the last one; collapse: what to say of a policy that
-    had solved questions and solves none any more, "" of any other."""
+    say so, and what to change. row: metrics of the last one."""
     if steps == 0 or steps % NO_SIGNAL:
         return
-    if collapse:
-        what = collapse
-    elif row["all_wrong"] == 1:
+    if row["all_wrong"] == 1:
         what = ("every response of every group is wrong. Try easier questions (--level 1, or "
                 "auto), a start that sometimes succeeds (a cold start, more SFT), larger groups "
                 "(--num-samples-per-prompt) or longer responses (--max-reasoning-tokens)")

@@ -122,7 +122,15 @@ class Replicas:
             try:
                 pipe.send((None, self._do(rank, task, argument)))
             except Exception as error:
-                pipe.send((error, None))
+                self._send_error(pipe, error)
+
+    @staticmethod
+    def _send_error(pipe, error):
+        """Tell the first process, or end where it is gone, as after a second Ctrl-C."""
+        try:
+            pipe.send((error, None))
+        except OSError:
+            os._exit(0)
 
     def _do(self, rank, task, argument):
         """One task of the process `rank`.
@@ -175,15 +183,18 @@ class Replicas:
                 total += flat
         return results
 
-    def step(self):
+    def step(self, max_norm=None):
         """One step of all optimizers, and gradients forgotten.
 
-        Returns the norm of the gradient. Where it is NaN or infinite there is no step: the weights
-        stay those of before.
+        max_norm: a longer gradient is scaled down to it. Returns the norm of the gradient before
+        that. Where it is NaN or infinite there is no step: the weights stay those of before.
         """
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads).item()
+        params = list(self.model.parameters())
+        total = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+        norm = total.item()
         if math.isfinite(norm):
+            if max_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(params, max_norm, total)
             self._take_step()
         # DDP keeps gradients in its buckets, and several processes in their shared memory
         stay = self.count > 1 or isinstance(self.model, DistributedDataParallel)

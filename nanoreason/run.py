@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -19,6 +20,11 @@ def cannot_write(path, error):
     """The UserError of a file that could not be written. error: an OSError, of a full disk perhaps;
     what a run had saved before is whole, and --resume goes on from it."""
     return UserError(f"cannot write {path}: {error.strerror or error}")
+
+
+def cannot_read(path, error):
+    """The UserError of a file that could not be read. error: an OSError."""
+    return UserError(f"cannot read {path}: {error.strerror or error}")
 
 
 @contextmanager
@@ -61,7 +67,7 @@ def read_json(path):
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise cannot_read(path, error) from None
     except ValueError:
         value = None
     if not isinstance(value, dict):
@@ -79,12 +85,12 @@ class Metrics:
     def __init__(self, path, resume_step=0, write=True):
         self.path = Path(path)
         self.write = write
-        self.left = None  # (number of the file on its disk, bytes in it), as this run left it
+        self.last_seen = None  # (bytes in the file, its last line), as this run left it
         if write:
             before = read_metrics(self.path) if resume_step else []
             kept = [json.dumps(row) + "\n" for row in before if row["step"] < resume_step]
             write_text(self.path, "".join(kept))
-            self.left = _identity(os.stat(self.path))
+            self.last_seen = self.path.stat().st_size, kept[-1].encode() if kept else b""
 
     def log(self, **row):
         """Append one row; it holds at least `step`. Raises UserError where the disk is full, and
@@ -96,20 +102,23 @@ class Metrics:
                 row[name] = float(f"{value:.6g}")
         line = json.dumps(row).encode() + b"\n"
         try:
-            with open(self.path, "ab") as f:
-                if _identity(os.fstat(f.fileno())) != self.left:
+            with open(self.path, "ab+") as f:
+                if self._now(f) != self.last_seen:
                     raise UserError(f"{self.path} was changed while this run was writing it: does "
                                     "another run use the same --out? This one ends here")
                 f.write(line)
                 f.flush()
-                self.left = _identity(os.fstat(f.fileno()))
+                self.last_seen = self.last_seen[0] + len(line), line
         except OSError as error:
             raise cannot_write(self.path, error) from None
 
-
-def _identity(status):
-    """What changes when another run replaces a file or adds to it. status: of os.stat."""
-    return status.st_ino, status.st_size
+    def _now(self, f):
+        """What `last_seen` would be now: another run changes it when it begins the file anew or
+        adds to it. Not the number of the file, which on network folders changes by itself."""
+        _, last = self.last_seen
+        size = os.fstat(f.fileno()).st_size
+        f.seek(max(0, size - len(last)))
+        return size, f.read(len(last))
 
 
 def read_metrics(path):
@@ -120,7 +129,10 @@ def read_metrics(path):
     """
     if not Path(path).exists():
         return []
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise cannot_read(path, error) from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
@@ -200,8 +212,8 @@ def say(text, machine=None):
         sys.stdout.flush()
 
 
-# What a resumed run may do otherwise: where and how long it runs, and how it splits its work. All
-# but precision and device leave the numbers as they are.
+# What a resumed run may do otherwise: where and how long it runs, and how it splits its work. Its
+# numbers stay the same up to rounding, but for precision, device and compile.
 LENGTHS = {"steps", "max_steps", "token_budget"}
 FREE_TO_CHANGE = LENGTHS | {
     "resume",
@@ -226,95 +238,105 @@ class RunFolder:
     """The folder --out before a run begins there: whether it may, and what it goes on from.
 
     config: the script's flags. reads: {flag: path of a file that the run reads, "" for none};
-    starts_from: the same of files that a run with weights of its own, --out/`weights`, reads no
-    more. config.json keeps the fingerprints of both.
+    starts_from: the same of files read only while --out has no weights yet, as --init; these are
+    --out/`weights_name`. config.json keeps the fingerprints of both.
 
-    going_on  path of the weights that --resume goes on from; None where it starts from the
-              beginning, as a new run does, or one that was killed before it saved anything
-    finished  whether --resume finds that the run has ended, and nothing is left to do
+    weights_path  path of the weights that --resume goes on from; None where it starts from the
+                  beginning, as a new run does, or one that was killed before it saved anything
+    finished      whether --resume finds that the run has ended, and nothing is left to do
 
-    A run is continued only with --resume, and only with the flags and the files that it began with.
-    Raises UserError otherwise. Nothing is written before `prepare`.
+    A run is continued only with --resume, and only with the flags and the files that it began with;
+    a file may stand elsewhere. Raises UserError otherwise. Nothing is written before `prepare`.
     """
 
-    def __init__(self, config, reads=None, starts_from=None, weights="ckpt.pt"):
+    def __init__(self, config, reads=None, starts_from=None, weights_name="ckpt.pt"):
         if not config.out:
             raise UserError("--out is empty: which folder?")
         self.out = Path(config.out)
         self.resume = config.resume
         self.config = dataclasses.asdict(config)
-        self.going_on = None
+        self.weights_path = None
         self.finished = False
-        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        paths = dict(reads or {})
         if config.resume:
-            self.began = self._read_began(set(self.config))
-            if (self.out / weights).exists():
-                self.going_on = self.out / weights
-                starts_from = None
-            self._check_flags(defaults)
+            began_config = self._read_began()
+            if (self.out / weights_name).exists():
+                self.weights_path = self.out / weights_name
         else:
             self._check_free()
+        if not self.weights_path:
+            paths |= starts_from or {}
+        there = {flag: path for flag, path in paths.items() if path and Path(path).is_file()}
+        inputs = {flag: file_fingerprint(path) for flag, path in there.items()}
+        if config.resume:
+            defaults = {field.name: field.default for field in dataclasses.fields(config)}
+            inputs = self._check_inputs(defaults | began_config, inputs)
         if not self.finished:
             check_output(config.out, "out", folder=True)
-        self.config["inputs"] = self._check_inputs((reads or {}) | (starts_from or {}))
+        self.config["inputs"] = inputs
 
-    def _read_began(self, names):
-        """config.json of the run that --resume continues. names: fields of this script's flags."""
+    def _check_inputs(self, began_config, inputs):
+        """UserError where the run began with other flags or files; returns {flag: fingerprint}, to
+        be kept in config.json. inputs: the same of the files that are there now."""
+        before = began_config.get("inputs", {})
+        same_files = {flag for flag in inputs if before.get(flag) == inputs[flag]}
+        self._check_flags(began_config, same_files)
+        by_earlier_version = "inputs" not in began_config
+        if by_earlier_version and self.config.get("data") and not self.finished:
+            raise UserError(f"--resume: the run in {self.out} was begun by an earlier version, "
+                            "which split --data otherwise; choose another --out")
+        for flag, fingerprint in inputs.items():
+            if before.get(flag, fingerprint) != fingerprint:
+                raise UserError(f"--resume: the file of {flag} has changed since the run in "
+                                f"{self.out} began; choose another --out")
+        return before | inputs
+
+    def _read_began(self):
+        """config.json of the run that --resume continues."""
         path = self.out / "config.json"
         if not path.exists():
             raise UserError(f"--resume: there is no run in --out {self.out}")
         began = read_json(path)
-        if foreign := sorted(began.keys() - names - {"inputs"}):
+        if foreign := sorted(began.keys() - self.config.keys() - {"inputs"}):
             raise UserError(f"--resume: {path} is of another script or version: it has "
                             f"{foreign[0]!r}")
         return began
 
-    def _check_flags(self, defaults):
+    def _check_flags(self, began_config, same_files):
         """UserError where a flag that changes the numbers is not what the run began with, or its
-        weights are gone. A flag that its version did not have yet counts as the default."""
-        began = defaults | self.began
-        free = FREE_TO_CHANGE if self.going_on else FREE_TO_CHANGE - {"init"}
-        changed = [name for name, value in self.config.items() if began[name] != value]
-        if other := [f"{_flag(name)} {began[name]}" for name in changed if name not in free]:
+        weights are gone. began_config: of that run; a flag that its version did not have yet counts
+        as the default. same_files: flags whose file it is, under another name perhaps."""
+        free = FREE_TO_CHANGE if self.weights_path else FREE_TO_CHANGE - {"init"}
+        changed = [name for name, value in self.config.items() if began_config[name] != value]
+        other = [as_typed(name, began_config[name]) for name in changed
+                 if name not in free and flag_of(name) not in same_files]
+        if other:
             raise UserError(f"--resume: the run in {self.out} began with other flags: "
                             f"{', '.join(other)}")
         left = [name for name in ("report.json", "best.pt") if (self.out / name).exists()]
-        if left and not self.going_on:
+        if left and not self.weights_path:
             raise UserError(f"--resume: {self.out} holds {left[0]} and no weights to go on from; "
                             "choose another --out")
         self.finished = "report.json" in left and not LENGTHS.intersection(changed)
-        if self.going_on and "init" in self.config:
-            self.config["init"] = began["init"]
+        if self.weights_path and "init" in self.config:
+            self.config["init"] = began_config["init"]
 
     def _check_free(self):
         """UserError where a new run would stand beside an earlier one or write over other files."""
         if found := [name for name in WORK if (self.out / name).exists()]:
             raise UserError(f"--out {self.out} already holds a run ({found[0]}); continue it with "
                             "--resume or choose another folder")
+        found = [name for name in ("config.json", *REMAINS) if (self.out / name).exists()]
         path = self.out / "config.json"
-        names = read_json(path).keys() if path.exists() else ()
-        is_run = {"out", "resume"} <= set(names)
-        if found := [name for name in ("config.json", *REMAINS) if (self.out / name).exists()]:
-            if not is_run:
-                raise UserError(f"--out {self.out} holds a file that a run would write over "
-                                f"({found[0]}); choose another folder")
-
-    def _check_inputs(self, paths):
-        """{flag: fingerprint}, to be kept in config.json; UserError where a file's is not what the
-        run began with."""
-        before = self.began.get("inputs", {}) if self.resume else {}
-        there = {flag: path for flag, path in paths.items() if path and Path(path).is_file()}
-        now = {flag: file_fingerprint(path) for flag, path in there.items()}
-        for flag, fingerprint in now.items():
-            if before.get(flag, fingerprint) != fingerprint:
-                raise UserError(f"--resume: the file of {flag} has changed since the run in "
-                                f"{self.out} began; choose another --out")
-        return before | now
+        if found and not (path.exists() and {"out", "resume"} <= read_json(path).keys()):
+            raise UserError(f"--out {self.out} holds a file that a run would write over "
+                            f"({found[0]}); choose another folder")
 
     def prepare(self, machine):
         """Make the folder and write config.json (rank 0), unless the run is finished; returns its
-        path. What killed saves left is removed, and what is not this run's own. Raises UserError
-        where the folder cannot be written."""
+        path. What killed saves left is removed, and what is not this run's own: so it comes behind
+        all checks of what the run reads. Raises UserError where the folder cannot be written."""
+        machine.total(0)  # no rank may find what rank 0 writes here, and take it for another run's
         if machine.main and not self.finished:
             names = (*WORK, *REMAINS, "config.json")
             gone = [path for name in names for path in self.out.glob(f"{name}*.tmp")]
@@ -335,14 +357,36 @@ class RunFolder:
         return read_json(self.out / "report.json")
 
 
-def _flag(name):
+def flag_of(name):
+    """max_steps  ->  --max-steps"""
     return "--" + name.replace("_", "-")
 
 
+def as_typed(name, value):
+    """A flag as one types it, to be read by the user who has to.
+
+        compile False  ->  --no-compile      resume True  ->  --resume      init ""  ->  --init ''
+    """
+    if isinstance(value, bool):
+        return flag_of(name if value else f"no_{name}")
+    return f"{flag_of(name)} {shlex.quote(str(value))}"
+
+
 def file_fingerprint(path):
-    """16 hex digits that stand for what is in a file."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()[:16]
+    """16 hex digits that stand for what is in a file. Raises UserError where it cannot be read."""
+    try:
+        with open(path, "rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise cannot_read(path, error) from None
+
+
+def check_provenance(folder, weights, flag, named):
+    """UserError where the samples in a run folder are not those of the model that --teacher or
+    --init names. weights: its fingerprint; flag: what led to the folder."""
+    path = Path(folder) / "provenance.json"
+    if path.exists() and read_json(path).get("weights", weights) != weights:
+        raise UserError(f"{flag}: the samples in {folder} are not those of the weights in {named}")
 
 
 def stop_if_diverged(step, figures, remedy):
@@ -363,8 +407,10 @@ class Interrupt:
     """Ctrl-C, SIGTERM or SIGHUP as a wish: the running step is finished and saved, then the script
     ends.
 
-    So a continued run gives the same numbers. A second signal stops at once. A context manager:
-    behind it, also where an error ends the run, signals go to whatever handled them before.
+    So a continued run gives the same numbers. A second signal stops at once. Under torchrun SIGTERM
+    ends a rank at once, since it also says that another rank is gone; Ctrl-C is saved. A context
+    manager: behind it, also where an error ends the run, signals go to whatever handled them
+    before.
     """
 
     def __init__(self):

@@ -86,15 +86,18 @@ def flag_words(flags):
     return words
 
 
-def environment(threads=0):
+def environment(threads=0, captured=True):
     """Environment variables under which a script finds this package.
 
-    threads: of its matrix products; 0 leaves them as they are here.
+    threads: of its matrix products; 0 leaves them as they are here. captured: what it prints goes
+    to a pipe or a log, which are read as UTF-8; a terminal has an encoding of its own.
     """
     paths = [str(ROOT)]
     if os.environ.get("PYTHONPATH"):
         paths.append(os.environ["PYTHONPATH"])
-    variables = dict(os.environ, PYTHONPATH=os.pathsep.join(paths), PYTHONIOENCODING="utf-8")
+    variables = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
+    if captured:
+        variables["PYTHONIOENCODING"] = "utf-8"
     if threads:
         variables["OMP_NUM_THREADS"] = str(threads)
     return variables

@@ -490,6 +490,12 @@ def test_a_run_goes_on_only_with_the_teacher_that_began_it(teacher, tmp_path, ca
     with pytest.raises(SystemExit):
         call(distill, *command, "--resume")
     assert "--resume: the file of --teacher has changed" in capfd.readouterr().err
+    config = read(tmp_path / "run" / "config.json")
+    del config["inputs"]  # as an earlier version left it
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit):
+        call(distill, *command, "--resume")
+    assert "are not those of the weights in --teacher" in capfd.readouterr().err
 
 
 def test_two_ranks_leave_the_traces_of_one(teacher, whole, tmp_path):

@@ -409,20 +409,19 @@ def test_k1_takes_the_log_ratio_of_whole_responses_from_the_reward_and_the_std_d
 
 
 @pytest.mark.parametrize(
-    "all_wrong, all_right, collapse, words",
+    "all_wrong, all_right, words",
     [
-        (1.0, 0.0, "", "every response of every group is wrong. Try easier questions"),
-        (1.0, 0.0, "the policy has collapsed", "the policy has collapsed"),
-        (0.0, 1.0, "", "every response of every group is right. Try harder questions"),
-        (0.75, 0.25, "", "each group is all right or all wrong. Try larger groups"),
+        (1.0, 0.0, "every response of every group is wrong. Try easier questions"),
+        (0.0, 1.0, "every response of every group is right. Try harder questions"),
+        (0.75, 0.25, "each group is all right or all wrong. Try larger groups"),
     ],
 )
 def test_ten_silent_steps_in_a_row_are_said_once_with_what_to_change(
-    all_wrong, all_right, collapse, words, capsys
+    all_wrong, all_right, words, capsys
 ):
     said = {}
     for steps in range(31):
-        advise(dict(all_wrong=all_wrong, all_right=all_right), steps, collapse, MACHINE)
+        advise(dict(all_wrong=all_wrong, all_right=all_right), steps, MACHINE)
         said[steps] = capsys.readouterr().out
     assert [steps for steps in said if said[steps]] == [10, 20, 30]
     for steps in (10, 20, 30):
@@ -569,7 +568,7 @@ def test_a_collapse_names_what_prevents_it_while_it_lasts_and_in_the_last_line(
     lines = capsys.readouterr().out.splitlines()
     words = "are wrong, where 50% of a step's had been right: the policy has collapsed. Begin again"
     said = [line for line in lines if words in line]
-    assert said[0].startswith("no signal for 10 steps: the last 160 responses are wrong")
+    assert said[0].startswith("the last 160 responses are wrong")
     assert said[1] == lines[-1] and "the last 192 responses are wrong" in said[1]
     for line in said:
         assert all(flag in line for flag in ("--learning-rate", "--kl k3", "--clip-ratio"))
@@ -586,6 +585,20 @@ def test_a_policy_that_never_solved_much_or_fails_for_a_moment_has_not_collapsed
     assert run.collapse == ""
     run.counts |= dict(best=0.6, wrong=1000)
     assert "collapsed" in run.collapse
+
+
+def test_a_collapse_is_said_also_where_wrong_responses_earn_unequal_rewards(
+    start, tmp_path, capsys
+):
+    """Groups with signal: the format earns, the answers do not."""
+    run = grpo_run.Run(small(start, tmp_path), MACHINE)
+    run.counts["best"] = 0.6
+    capsys.readouterr()
+    said = []
+    for step in range(1, 21):
+        run.finish_step(dict(solve_rate=0.0, no_signal=0.5, all_wrong=1.0, sampled_tokens=9))
+        said += [step] * ("the policy has collapsed" in capsys.readouterr().out)
+    assert said == [10, 20]
 
 
 # The run folder

@@ -183,10 +183,12 @@ def test_files_are_in_utf8_whatever_the_locale(name):
             continue  # os.open: numbers, no text
         named = {keyword.arg for keyword in node.keywords}
         if called in READERS:
-            given = [ast.literal_eval(a) for a in node.args if isinstance(a, ast.Constant)]
-            modes = [text for text in given if isinstance(text, str) and "b" in text]
+            at = 1 if isinstance(node.func, ast.Name) else 0  # open(path, mode), path.open(mode)
+            modes = [keyword.value for keyword in node.keywords if keyword.arg == "mode"]
+            modes += node.args[at : at + 1]
+            in_bytes = called == "open" and any("b" in ast.unparse(mode) for mode in modes)
             by_place = called != "open" and len(node.args) > READERS[called]
-            assert "encoding" in named or modes or by_place, f"line {node.lineno}"
+            assert "encoding" in named or in_bytes or by_place, f"line {node.lineno}"
         if "text" in named or "universal_newlines" in named:
             assert "encoding" in named, f"line {node.lineno}"
 
@@ -256,6 +258,6 @@ def test_precision_is_what_was_asked_or_what_the_run_began_with(monkeypatch):
         monkeypatch.setattr("nanoreason.machine.bf16_pays", lambda device: pays)
         assert choose_bf16("auto", machine) == pays
         # a resumed run does not change its mind
-        assert choose_bf16("auto", machine, began=not pays) == (not pays)
-        assert choose_bf16("bf16", machine, began=False)
-        assert not choose_bf16("fp32", machine, began=True)
+        assert choose_bf16("auto", machine, began_bf16=not pays) == (not pays)
+        assert choose_bf16("bf16", machine, began_bf16=False)
+        assert not choose_bf16("fp32", machine, began_bf16=True)

@@ -272,7 +272,7 @@ class Look:
 def test_a_step_gives_every_response_the_same_weight_and_ranks_together_give_the_step_of_one(
     monkeypatch,
 ):
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: None)
+    monkeypatch.setattr(torch.nn.utils, "clip_grads_with_norm_", lambda *args: None)
     examples = [Example(p + r, len(p)) for p, r in zip(PROMPTS, RESPONSES)]
     read_at = [where_to_read("prm", r, tokenizer) for r in RESPONSES]
     noise = generator(0, "labels")
@@ -417,7 +417,6 @@ def test_a_reward_model_learns_what_is_right_and_a_killed_run_gives_the_same_num
     assert load_reward_model(whole).kind == "orm"
     assert (whole / "reward_model.png").read_bytes()[:4] == b"\x89PNG"
     call("parts", "--max-steps", 23)
-    (tmp_path / "parts" / "report.json").unlink()
     call("parts", "--resume")
     rows = [untimed(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
     assert rows[0] == rows[1] and len(rows[0]) > 30
@@ -430,7 +429,14 @@ def test_a_reward_model_learns_what_is_right_and_a_killed_run_gives_the_same_num
         call("new2", "--reuse", whole, "--kind", "prm", "--labels", "mc")
     monkeypatch.setattr(labels, "generate", lambda *a, **k: pytest.fail("sampled again"))
     monkeypatch.setattr(labels, "sample_some", lambda *a, **k: pytest.fail("sampled again"))
-    call("prm", "--reuse", whole, "--kind", "prm", "--seed", 5, "--max-steps", 3)
+    rows = (tmp_path / "q.jsonl").read_text()
+    (tmp_path / "copy.jsonl").write_text(rows)
+    (tmp_path / "q.jsonl").write_text(rows.replace("What of 1", "And what of 1"))
+    with pytest.raises(UserError, match="--reuse: the samples in .* are of another --data"):
+        call("new3", "--reuse", whole)
+    assert not any((tmp_path / name).exists() for name in ("new", "new2", "new3"))
+    call("prm", "--reuse", whole, "--kind", "prm", "--seed", 5, "--max-steps", 3, "--data",
+         tmp_path / "copy.jsonl")
     reusing = json.loads((tmp_path / "prm" / "report.json").read_text())
     assert reusing["responses"] == report["responses"]
 

@@ -157,6 +157,44 @@ def test_a_step_on_a_gradient_that_is_no_number_is_not_taken():
 
 
 @linux
+def test_a_long_gradient_is_scaled_down_as_torch_does_it_and_its_own_norm_is_returned():
+    ids = torch.arange(8)[None]
+    for count in (1, 2):
+        models = []
+        for ours in (True, False):
+            model = make_tiny()
+            optimizer = AdamW(model.parameters(), 0.1)
+
+            def work(net, share):
+                net(ids).sum().backward()
+
+            replicas = Replicas(model, [optimizer], work, count)
+            replicas.gradients([None] * count)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
+            if ours:
+                assert replicas.step(max_norm=0.5) == norm > 0.5
+            else:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                assert replicas.step() == pytest.approx(0.5, rel=1e-4)
+            models.append(flat(model))
+            replicas.close()
+        assert torch.equal(*models)
+
+
+def test_a_process_ends_in_silence_where_nobody_hears_of_its_error(monkeypatch):
+    class Gone:
+        def send(self, message):
+            raise BrokenPipeError
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit, match="0"):
+        Replicas._send_error(Gone(), ValueError())
+
+
+@linux
 def test_all_processes_end_after_an_error_and_outlive_a_sigterm_to_all_of_them():
     """As `timeout` and clusters send it: the first process has a step to finish and to save."""
     code = """

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -15,8 +16,8 @@ import torch
 from nanoreason.flags import UserError, flag
 from nanoreason.machine import Machine, run_script
 from nanoreason.run import (
-    STOPS, Interrupt, Metrics, RunFolder, StepBar, read_json, read_metrics, stop_if_diverged,
-    whole_file, write_json,
+    STOPS, Interrupt, Metrics, RunFolder, StepBar, as_typed, read_json, read_metrics,
+    stop_if_diverged, whole_file, write_json,
 )
 
 CPU = torch.device("cpu")
@@ -192,6 +193,21 @@ def test_of_two_runs_in_one_folder_the_one_that_began_first_ends(tmp_path):
     assert [row["loss"] for row in read_metrics(path)] == [2.0, 2.0]
 
 
+def test_a_file_that_only_got_another_number_on_its_disk_is_gone_on_with(tmp_path):
+    """As it happens on network folders."""
+    path = tmp_path / "metrics.jsonl"
+    metrics = Metrics(path)
+    for step in range(3):
+        metrics.log(step=step, loss=1.0)
+        shutil.copy(path, tmp_path / "copy")
+        os.replace(tmp_path / "copy", path)
+    resumed = Metrics(path, resume_step=2)
+    shutil.copy(path, tmp_path / "copy")
+    os.replace(tmp_path / "copy", path)
+    resumed.log(step=2, loss=2.0)
+    assert [row["loss"] for row in read_metrics(path)] == [1.0, 1.0, 2.0]
+
+
 def test_write_json_replaces_whole_files_only(tmp_path):
     path = tmp_path / "report.json"
     write_json(path, {"a": 1})
@@ -249,8 +265,7 @@ def test_a_device_that_is_really_full(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     metrics = Metrics(tmp_path / "other.jsonl")
     metrics.path = tmp_path / "metrics.jsonl"
-    status = os.stat("/dev/full")
-    metrics.left = (status.st_ino, status.st_size)
+    metrics.last_seen = (0, b"")
     with pytest.raises(UserError, match="No space left on device"):
         metrics.log(step=0, loss=1.0)
 
@@ -262,7 +277,9 @@ def test_a_device_that_is_really_full(tmp_path):
 class Config:
     init: str = flag("", "")
     out: str = flag("", "")
+    data: str = flag("", "")
     resume: bool = flag(False, "")
+    exact: bool = flag(False, "")
     rate: float = flag(0.1, "")
     max_steps: int = flag(0, "")
 
@@ -322,7 +339,7 @@ def test_a_new_run_takes_nothing_of_an_unfinished_one_for_its_own(runs):
     runs.write("metrics.jsonl", "provenance.json", "val.npz", "rl.png", "reward_model.png")
     runs.write("ckpt.pt.12.tmp", "report.json.tmp", "holiday.png", "notes.tmp")
     folder = runs.begin(rate=0.7)
-    assert folder.going_on is None and not folder.finished
+    assert folder.weights_path is None and not folder.finished
     assert set(runs.snapshot()) == {"config.json", "holiday.png", "notes.tmp"}
     assert read_json(runs.out / "config.json")["rate"] == 0.7
 
@@ -349,9 +366,9 @@ def test_resume_with_a_typo_makes_nothing(runs, tmp_path):
 def test_a_run_that_was_killed_before_it_saved_starts_from_the_beginning(runs):
     runs.begin(rate=0.5)
     folder = runs.begin(rate=0.5, resume=True)
-    assert folder.going_on is None and not folder.finished
+    assert folder.weights_path is None and not folder.finished
     runs.write("ckpt.pt", "ckpt.pt.77.tmp")
-    assert runs.begin(rate=0.5, resume=True).going_on == runs.out / "ckpt.pt"
+    assert runs.begin(rate=0.5, resume=True).weights_path == runs.out / "ckpt.pt"
     assert set(runs.snapshot()) == {"config.json", "ckpt.pt"}
 
 
@@ -375,6 +392,63 @@ def test_a_flag_that_an_earlier_version_had_not_counts_as_its_default(runs):
     runs.refuses("is of another script or version: it has 'kind'", resume=True)
 
 
+def test_the_flags_of_a_run_are_named_as_one_types_them(runs):
+    runs.begin()
+    runs.refuses("began with other flags: --no-exact, --rate 0.1$", resume=True, exact=True,
+                 rate=0.5)
+    assert as_typed("exact", True) == "--exact"
+    assert as_typed("data", "") == "--data ''"
+    assert as_typed("max_steps", 3) == "--max-steps 3"
+    assert as_typed("data", "my rows.jsonl") == "--data 'my rows.jsonl'"
+
+
+def test_a_file_under_another_name_is_the_same_file(runs, tmp_path):
+    runs.begin(data=str(runs.data))
+    shutil.copy(runs.data, tmp_path / "copy.jsonl")
+    runs.data = tmp_path / "copy.jsonl"
+    runs.begin(data=str(runs.data), resume=True)
+    assert read_json(runs.out / "config.json")["data"] == str(runs.data)
+    (tmp_path / "other.jsonl").write_text("more data")
+    runs.data = tmp_path / "other.jsonl"
+    runs.refuses("began with other flags: --data .*copy.jsonl$", data=str(runs.data), resume=True)
+
+
+def test_own_data_that_an_earlier_version_split_otherwise_is_not_gone_on_with(runs, capsys):
+    data = str(runs.data)
+    runs.begin(data=data)
+    config = read_json(runs.out / "config.json")
+    del config["inputs"]
+    write_json(runs.out / "config.json", config)
+    runs.write("ckpt.pt")
+    runs.refuses("was begun by an earlier version, which split --data", data=data, resume=True)
+    runs.write("report.json")
+    assert runs.begin(data=data, resume=True).finished
+
+
+def test_no_rank_sees_what_another_writes_before_it_has_looked_itself(runs):
+    """rank 0 waits for the others between the check and the first write."""
+    waits = []
+
+    class Waiting(Machine):
+        def total(self, value):
+            waits.append(runs.out.exists())
+            return float(value)
+
+    runs.open().prepare(Waiting(CPU))
+    runs.write("metrics.jsonl")
+    runs.open(resume=True).prepare(Waiting(CPU, rank=1, world=2))
+    assert waits == [False, True]
+
+
+def test_a_file_that_cannot_be_read_is_one_line(runs, monkeypatch):
+    def closed(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", closed)
+    with pytest.raises(UserError, match="^cannot read .*data.jsonl: Permission denied$"):
+        runs.open()
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe{"])
 def test_a_damaged_configuration_is_one_line_and_stays(text, runs):
     runs.begin()
@@ -388,7 +462,7 @@ def test_a_run_is_continued_with_the_contents_of_the_files_that_it_still_reads(r
     runs.init.write_text("other")
     runs.refuses("--resume: the file of --init has changed since the run in", resume=True)
     runs.write("ckpt.pt")
-    assert runs.begin(resume=True).going_on  # the weights are in ckpt.pt now
+    assert runs.begin(resume=True).weights_path  # the weights are in ckpt.pt now
     runs.init.unlink()
     runs.init = runs.init.with_name("elsewhere")
     runs.begin(resume=True)

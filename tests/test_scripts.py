@@ -2,6 +2,7 @@
 mistake, two ranks against one."""
 
 import copy
+import dataclasses
 import json
 import os
 import random
@@ -715,6 +716,31 @@ def test_every_mistake_ends_in_one_line_and_status_2(module, flags, complaint, p
     assert (places["used"] / "ckpt.pt").read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("module", [train_sft, train_prm, train_grpo])
+def test_a_mistake_in_what_a_run_reads_removes_nothing_of_an_earlier_one(
+    module, tiny_checkpoint, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "metrics.jsonl").write_text("{}")
+    config = module.Config(init=str(tiny_checkpoint), out=str(out))
+    (out / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    words = ["--out", out, "--init"]
+    cases = [([*words, tmp_path / "nowhere"], "no checkpoint at")]
+    if module is train_prm:
+        cases.append(([*words, tiny_checkpoint, "--reuse", tmp_path], "is no run of train_prm.py"))
+    resumed = [*words, tiny_checkpoint, "--resume", "--max-steps", 3]
+    for command, complaint in [*cases, (resumed, "ckpt.pt is damaged")]:
+        if command is resumed:
+            for name in ("ckpt.pt", "report.json", "rl.png"):
+                (out / name).write_text("{}")
+        before = {path: path.read_bytes() for path in out.iterdir()}
+        with pytest.raises(SystemExit):
+            call(module, *command)
+        assert complaint in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_a_reader_that_leaves_early_is_no_mistake(tiny_checkpoint):
     """As `sample.py ... | head -1`: what is written to a closed pipe is lost in silence."""
     for words in (["sample.py", "hello", "--ckpt", tiny_checkpoint], ["train_sft.py", "--help"]):
@@ -776,6 +802,14 @@ def test_supervised_training_stopped_by_max_steps_goes_on_as_if_it_had_not_been(
     last_loss = seen[0][-1][1]
     after = read_json(parts / "report.json")["train_loss"]
     assert after == before == pytest.approx(last_loss, rel=1e-5)
+    # a length that is already behind the run changes nothing
+    done = len(seen[0])
+    for length in (3, done):
+        call(train_sft, *flags, "--out", parts, "--resume", "--max-steps", length)
+        state = checkpoint.load(parts)
+        assert state["step"] == read_json(parts / "report.json")["steps"] == done
+        assert all(torch.equal(one[key], state["weights"][key]) for key in one)
+        assert read_json(parts / "report.json")["tokens_per_second"] == 0
     # over as many passes as that takes
     call(train_sft, *flags, "--out", tmp_path / "long", "--total-steps", 20)
     assert len(read_metrics(tmp_path / "long" / "metrics.jsonl")) == 20

@@ -8,7 +8,7 @@ import torch
 
 from nanoreason.flags import UserError
 from nanoreason.studies.runs import ensure, ensure_all
-from nanoreason.workers import spread
+from nanoreason.workers import environment, spread
 
 
 def place(shared, job):
@@ -33,6 +33,12 @@ def test_results_come_in_the_order_of_the_jobs_from_processes_of_one_thread():
     (only,) = spread(place, 3.0, jobs[:1], 2)
     assert only[1] == os.getpid()
     assert list(spread(place, 3.0, [], 2)) == []
+
+
+def test_what_is_read_from_a_pipe_is_in_utf8_and_a_terminal_keeps_its_encoding(monkeypatch):
+    monkeypatch.delenv("PYTHONIOENCODING", raising=False)
+    assert environment()["PYTHONIOENCODING"] == "utf-8"
+    assert "PYTHONIOENCODING" not in environment(captured=False)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
