@@ -44,7 +44,7 @@ import torch.distributed as dist
 import train_sft
 from nanoreason import checkpoint
 from nanoreason.evaluate import greedy_figures
-from nanoreason.flags import UserError, check_output, flag, parse_config
+from nanoreason.flags import RATE_LIMIT, UserError, check_output, flag, parse_config
 from nanoreason.generate import make_sampler
 from nanoreason.machine import choose_bf16, run_script, start_machine
 from nanoreason.model import PRESETS as MODELS
@@ -94,8 +94,9 @@ class Config:
     collect_only: bool = flag(False, "end with the traces: rejection sampling")
     epochs: int = flag(2, "the student's passes over the traces", low=1)
     batch_tokens: int = flag(1536, "tokens per step of its training, over all ranks", low=64)
-    muon_lr: float = flag(0.002, "peak learning rate of its matrices", low=0)
-    adamw_lr: float = flag(0.0015, "peak learning rate of its embeddings and norms", low=0)
+    muon_lr: float = flag(0.002, "peak learning rate of its matrices", low=0, high=RATE_LIMIT)
+    adamw_lr: float = flag(0.0015, "peak learning rate of its embeddings and norms", low=0,
+                           high=RATE_LIMIT)
     eval_problems: int = flag(100, "test problems per family for both models; 0: none", low=0)
     precision: str = flag("auto", "bf16 where it is faster, or one", ("auto", "fp32", "bf16"))
     device: str = flag("auto", "where to run", ("auto", "cpu", "cuda", "mps"))

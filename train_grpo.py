@@ -40,7 +40,7 @@ from dataclasses import dataclass
 import torch
 
 from nanoreason.experience import Means, sample_groups, sequence_kl, token_logprobs
-from nanoreason.flags import flag, parse_config
+from nanoreason.flags import RATE_LIMIT, flag, parse_config
 from nanoreason.generate import refresh_sampler
 from nanoreason.grpo_run import Run, progress_line
 from nanoreason.machine import autocast, run_script, start_machine
@@ -87,7 +87,7 @@ class Config:
     refresh_reference: int = flag(0, "steps until --kl has a new reference; 0: never", low=0)
     minibatches: int = flag(2, "optimizer steps per rollout; a group is never split", low=1)
     inner_epochs: int = flag(1, "passes over each rollout", low=1)
-    learning_rate: float = flag(3e-4, "peak learning rate of AdamW", low=0)
+    learning_rate: float = flag(3e-4, "peak learning rate of AdamW", low=0, high=RATE_LIMIT)
     warmup_steps: int = flag(2, "steps in which the rate climbs", low=0)
     grad_clip: float = flag(1.0, "largest norm of the gradient; 0: no limit", low=0)
     row_tokens: int = flag(128, "length of a packed row of the update", low=16)

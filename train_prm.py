@@ -43,7 +43,7 @@ import torch
 import torch.nn.functional as F
 
 from nanoreason import checkpoint, plots
-from nanoreason.flags import flag, parse_config
+from nanoreason.flags import RATE_LIMIT, flag, parse_config
 from nanoreason.generate import make_sampler
 from nanoreason.labels import announce, balance, begin_samples, check_config, label_quality
 from nanoreason.labels import label_responses, make_plan, quality
@@ -82,7 +82,7 @@ class Config:
     max_reasoning_tokens: int = flag(200, "longest response, in tokens", low=1)
     epochs: int = flag(4, "passes over the labelled responses, at most", low=1)
     batch_size: int = flag(128, "responses per training step, over all ranks", low=1)
-    learning_rate: float = flag(5e-4, "peak learning rate of AdamW", low=0)
+    learning_rate: float = flag(5e-4, "peak learning rate of AdamW", low=0, high=RATE_LIMIT)
     warmup_steps: int = flag(20, "training steps in which the rate climbs; then it falls", low=0)
     weight_decay: float = flag(0.01, "decoupled weight decay", low=0)
     eval_every: int = flag(50, "training steps between validations", low=1)

@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from nanoreason import checkpoint, corpus
-from nanoreason.flags import flag, parse_config, UserError
+from nanoreason.flags import RATE_LIMIT, UserError, flag, parse_config
 from nanoreason.machine import autocast, choose_bf16, generator, run_script, start_machine
 from nanoreason.run import Interrupt, Metrics, RunFolder, StepBar, say, stop_if_diverged
 from nanoreason.run import write_json
@@ -96,8 +96,10 @@ class Config:
         8192, "tokens in one forward pass of one rank; less saves memory", low=64)
     row_tokens: int = flag(256, "length of a packed row", low=16)
     muon_lr: float = flag(
-        0.004, "peak learning rate of the matrices (update RMS matched to AdamW's)", low=0)
-    adamw_lr: float = flag(0.003, "peak learning rate of embeddings and norms", low=0)
+        0.004, "peak learning rate of the matrices (update RMS matched to AdamW's)", low=0,
+        high=RATE_LIMIT)
+    adamw_lr: float = flag(0.003, "peak learning rate of embeddings and norms", low=0,
+                           high=RATE_LIMIT)
     weight_decay: float = flag(0.01, "decoupled weight decay of the matrices", low=0)
     warmup: float = flag(0.02, "share of the steps in which the rate climbs", low=0, high=1)
     cooldown: float = flag(
@@ -473,10 +475,10 @@ class Run:
         )
         if self.machine.main:
             write_json(self.out / "report.json", report)
-        validation = "no data for validation"
+        losses = f"loss {self.loss:.3f} nats per token, no data for validation"
         if val_loss is not None:
-            validation = f"validation {val_loss:.3f}"
-        say(f"{self.config.stage}: loss {self.loss:.3f}, {validation} nats per token, "
+            losses = f"loss {self.loss:.3f}, validation {val_loss:.3f} nats per token"
+        say(f"{self.config.stage}: {losses}, "
             f"{report['tokens_per_second']:.0f} tokens/s, {seconds:.0f}s", self.machine)
         return report
 

@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+RATE_LIMIT = 1e9  # of learning rates: larger ones overflow float32 within a step
+
 
 class UserError(Exception):
     """Something that the user can put right.

@@ -520,6 +520,7 @@ MISTAKES = {
         ("--init {half} --out {new}", "half.pt: the description of a tokenizer is damaged"),
     ],
     train_sft: [
+        ("--stage base --muon-lr 1e39", "--muon-lr is 1e+39; it must be at least 0 and at most"),
         ("--epochs 0", "at least 1"),
         ("--muon-lr fast", "invalid float"),
         ("--stage cold-start --data nowhere.jsonl --out {new}", "no data file"),
