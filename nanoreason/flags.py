@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-RATE_LIMIT = 1e9  # of learning rates: larger ones overflow float32 within a step
+RATE_LIMIT = 1e36  # of learning rates: a step with larger ones overflows float32
 
 
 class UserError(Exception):
