@@ -452,6 +452,7 @@ def check_config(config):
 
 
 def main():
+    """Answer the question, or measure."""
     config = parse_config(Config, doc=__doc__, positional="question")
     check_config(config)
     machine = start_machine(config.device)

@@ -81,6 +81,12 @@ def label_text(name):
     return " " + name if name.startswith("_") else name
 
 
+def log_x(axis):
+    """A log axis for x, labelled at powers of ten alone: within one decade labels would overlap."""
+    axis.set_xscale("log")
+    axis.tick_params(axis="x", which="minor", labelbottom=False)
+
+
 def log2_samples(axis, ns):
     """Numbers of samples on a log axis, each with its own tick."""
     axis.set_xscale("log", base=2)

@@ -173,6 +173,7 @@ def prepare(config):
 
 
 def main():
+    """Run what is missing of the stages, or the race, and report."""
     config = parse_config(Config, doc=__doc__)
     if config.race:
         race(config)

@@ -555,6 +555,7 @@ def device_name(device):
 
 
 def main():
+    """Measure the parts that the flags name, and print and keep their figures."""
     config = parse_config(Config, doc=__doc__)
     check_config(config)
     check_output(config.json, "json")

@@ -256,6 +256,7 @@ def markdown(config, table, seeds):
 
 
 def main():
+    """Run and measure the rows that are missing, and publish their table."""
     config = parse_config(Config, doc=__doc__)
     check_output(config.out, "out", folder=True)
     seeds = whole_numbers(config.seeds, "seeds")

@@ -10,7 +10,7 @@ from nanoreason.evaluate import interval_of_mean, reward_model_scorer
 from nanoreason.generate import generate
 from nanoreason.machine import generator
 from nanoreason.model import GPT
-from nanoreason.plots import new_axes, save, styled
+from nanoreason.plots import log_x, new_axes, save, styled
 from nanoreason.pool import WORTH_IT, processes
 from nanoreason.reward_model import AGGREGATES, RewardModel
 from nanoreason.run import progress, write_json
@@ -344,7 +344,7 @@ def budget_figure(report, path):
         errors = np.abs(np.array([row["ci"] for row in rows]).T - y)  # (2, rows)
         color = "black" if name == "auto" else f"C{index}"
         axis.errorbar(x, y, errors, fmt="o-", ms=4, elinewidth=0.6, color=color, label=name)
-    axis.set_xscale("log")
+    log_x(axis)
     axis.set(
         xlabel="sampled tokens per question", ylabel=f"accuracy, n = {report['problems']}")
     legend_beside(axis)

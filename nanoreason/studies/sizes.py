@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nanoreason.evaluate import greedy_accuracy
 from nanoreason.model import training_flops
-from nanoreason.plots import new_axes, save, styled
+from nanoreason.plots import log_x, new_axes, save, styled
 from nanoreason.reward_model import load_reward_model
 from nanoreason.studies.reports import (
     band, legend_beside, mean_tokens, percent, table_lines, with_intervals)
@@ -204,7 +204,7 @@ def sizes_figure(report, path):
     for axis, title in zip(axes, BINS):
         for color, (name, curve) in enumerate(curves.items()):
             draw_size(axis, name, curve, title, f"C{color}")
-        axis.set_xscale("log")
+        log_x(axis)
         axis.set(title=title, xlabel="inference GFLOP per question", ylim=(0, 1.02))
     axes[0].set(ylabel="accuracy")
     legend_beside(axes[-1])

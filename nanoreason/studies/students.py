@@ -29,13 +29,13 @@ from nanoreason.flags import UserError, flag, listed, parse_config, whole_number
 from nanoreason.generate import make_sampler
 from nanoreason.machine import choose_bf16, generator, run_script, start_machine
 from nanoreason.model import PRESETS
-from nanoreason.plots import new_axes, save, seed_spread, styled
+from nanoreason.plots import log_x, new_axes, save, seed_spread, styled
 from nanoreason.questions import Questions
 from nanoreason.run import write_json
 from nanoreason.studies.reports import (
     grouped, legend_beside, make_study, seeds_and_means, table_and_note)
 from nanoreason.studies.runs import (
-    RATES, all_of, check_made, check_sizes, ensure, ensure_all, read_if_made, train, train_base,
+    RATES, all_of, check_made, ensure, ensure_all, read_if_made, train, train_base,
     train_cold_start)
 from nanoreason.studies.samples import sample_and_check
 from nanoreason.tasks import solve
@@ -348,7 +348,7 @@ def sizes_figure(report, path):
             seeds_and_means(axis, groups, f"C{color}", road)
         acc = overall(teacher) / 100
         axis.plot(teacher[key], acc, "k*", ms=11, label="teacher")
-        axis.set_xscale("log")
+        log_x(axis)
         axis.axhline(0.9 * acc, color="grey", lw=0.9, ls=":", label="90% of the teacher's")
     axes[0].set(
         xlabel="parameters", ylim=(0, 1.02),
@@ -553,7 +553,7 @@ def rejection_figure(report, path):
                 groups.append(([row["tokens"] for row in rows], [value(row) / 100 for row in rows]))
             seeds_and_means(axis, groups, f"C{color}", way)
         axis.axhline(value(start) / 100, color="grey", lw=0.9, ls=":", label="cold start")
-        axis.set_xscale("log")
+        log_x(axis)
         axis.set(title=title, xlabel="sampled tokens", ylim=(0, 1.02))
         axis.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
         axis.set_xticks([], minor=True)
