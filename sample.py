@@ -5,9 +5,13 @@ greedy response, many samples and a vote, a reward model's choice, a search over
 thinking (nanoreason/search.py has them all). With --eval, accuracy is measured on problems that
 training never saw, unless --split says otherwise: greedy, sampled, and for every N of --ns the
 coverage (some sample is right: unbiased pass@k), the vote and the choice of each reward model. All
-of them are estimated from the same max(N) samples per problem, which --cache keeps.
+of them are estimated from the same max(N) samples per problem, which --cache keeps. --no-think
+makes the same model answer at once.
 
-    one question     python sample.py "What is 15% of 80?" --ckpt runs/speedrun/rl
+    one question     python sample.py "What is 847 × 293?"      the final model that ships
+                     python sample.py "What is 15% of 80?" --ckpt pretrained:r1-zero
+    a chat           python sample.py                           on a terminal
+    many questions   python sample.py < questions.txt           one a line; writes JSON lines
     a vote of 64     python sample.py "What is 847 × 293?" --ckpt runs/speedrun/rl
                          --method vote --n 64
     a search         python sample.py "What is 47 × 6?" --ckpt runs/speedrun/cold
@@ -21,20 +25,23 @@ of them are estimated from the same max(N) samples per problem, which --cache ke
 """
 
 import json
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from nanoreason import checkpoint
+from nanoreason import checkpoint, pretrained
+from nanoreason.chat import answer_text, command_flags, GREY, HELP, Screen, Stream, thinking_text
 from nanoreason.flags import check_output, flag, listed, parse_config, UserError, whole_numbers
-from nanoreason.machine import choose_bf16, generator, run_script, start_machine
+from nanoreason.machine import choose_bf16, complain, generator, run_script, seed_for
+from nanoreason.machine import start_machine
 from nanoreason.run import progress, say, write_json
 from nanoreason.corpus import read_problems, Room
 from nanoreason.evaluate import accuracy, accuracy_of, behaviours, by_family, collect
 from nanoreason.evaluate import held_out_problems, interval_of_mean, reward_model_scorer
-from nanoreason.generate import make_sampler
+from nanoreason.generate import generate, make_sampler
 from nanoreason.pool import draw_pool, scaling
 from nanoreason.search import CHOICES, METHODS, SEARCHES, SearchConfig
 from nanoreason.tasks import answer_key, FAMILIES, HELD_OUT_LEVEL, LEVELS, SAFETY
@@ -46,8 +53,16 @@ from nanoreason.reward_model import AGGREGATES, load_reward_model
 class Config:
     """The flags of this script."""
 
-    question: str = flag("", "the question to answer")
-    ckpt: str = flag("", "checkpoint or run folder")
+    question: str = flag(
+        "", "the question to answer; without one a chat, or in a pipe a question per line"
+    )
+    ckpt: str = flag(
+        "",
+        "checkpoint, run folder, or a model that ships: pretrained:NAME; empty: pretrained:final",
+    )
+    think: bool = flag(
+        True, "let the model think; --no-think forces an empty think block: it answers at once"
+    )
     method: str = flag(
         "greedy", "how to spend compute on one question", choices=tuple(METHODS)
     )
@@ -80,7 +95,7 @@ class Config:
         "`python -m nanoreason.studies.compute --study budget` leaves it",
     )
     temperature: float = flag(1.0, "sampling temperature", low=0.01)
-    max_reasoning_tokens: int = flag(400, "longest response, in tokens", low=1)
+    max_reasoning_tokens: int = flag(800, "longest response, in tokens", low=1)
     eval: bool = flag(False, "measure accuracy instead of answering a question")
     data: str = flag(
         "",
@@ -120,33 +135,72 @@ class Config:
 # One question
 
 
-def answer(model, config):
-    """Answer one question; prints the reasoning and the answer, returns the search.Result."""
-    prompt = model.tokenizer.render_prompt(config.question)
+def load_sampler(config, machine):
+    """The model of --ckpt, ready to sample; with --no-think its responses begin with an empty think
+    block."""
+    trained = checkpoint.load_model(config.ckpt, machine.device)
+    tokenizer = trained.tokenizer
+    opening = () if config.think else (tokenizer.think, tokenizer.end_think)
+    return make_sampler(trained, choose_bf16(config.precision, machine), opening)
+
+
+def read_question(model, question):
+    """Ids of the prompt. Raises UserError where they leave no room for an answer."""
+    prompt = model.tokenizer.render_prompt(question)
     context = model.config.max_len
     if len(prompt) >= context:
         raise UserError(
             f"the question takes {len(prompt)} tokens; this model's context holds {context}, "
             "answer included"
         )
-    reward_models = load_reward_models(
-        config, model.tokenizer, context, "of the model's context"
-    )
+    return prompt
+
+
+def one_reward_model(config, model):
+    """The reward model that chooses or guides, or None. Raises UserError for several."""
+    context = model.config.max_len
+    reward_models = load_reward_models(config, model.tokenizer, context, "of the model's context")
     if len(reward_models) > 1:
         raise UserError(
             f"--reward-model {config.reward_model}: one reward model answers a question; "
             "several are for --eval"
         )
+    return next(iter(reward_models.values()), None)
+
+
+def solve(model, reward_model, question, config):
+    """Answer one question by --method: the search.Result."""
+    prompt = read_question(model, question)
     scorer = None
-    kind = ""
-    for reward_model in reward_models.values():  # one or none
+    if reward_model:
         scorer = reward_model_scorer(reward_model, [prompt], config.aggregate)
-        kind = reward_model.kind
-    search_config = search_settings(config, kind)
-    solve = METHODS[config.method]
-    (result,) = solve(model, [prompt], search_config, generator(config.seed, "sample"), scorer)
+    search_config = search_settings(config, reward_model.kind if reward_model else "")
+    by_method = METHODS[config.method]
+    random = generator(config.seed, "sample")
+    (result,) = by_method(model, [prompt], search_config, random, scorer)
+    return result
+
+
+def answer(model, config):
+    """Answer the question; prints the reasoning and the answer, returns the search.Result."""
+    result = solve(model, one_reward_model(config, model), config.question, config)
     show(config.question, result)
     return result
+
+
+def answer_figures(question, result, config):
+    """A Result as a dictionary for JSON."""
+    return dict(
+        question=question,
+        thinking=result.response.thinking,
+        answer=result.answer,
+        tokens=result.completion_tokens,
+        method=config.method,
+        think=config.think,
+        n=len(result.responses),
+        answers=[response.answer for response in result.responses],
+        flops=result.flops,
+    )
 
 
 def search_settings(config, kind):
@@ -187,16 +241,7 @@ def agreement(result):
 
 def pretty(result):
     """A response for people to read: the steps, then the answer."""
-    lines = [""]
-    lines += [f"  {step}" for step in result.response.steps]
-    if not result.response.steps:
-        lines.append("  (answered at once, without thinking)")
-    lines.append("")
-    if result.answer is None:
-        lines.append("No answer: the response was cut off or broke the format.")
-    else:
-        lines.append(f"Answer: {result.answer}")
-    return "\n".join(lines)
+    return f"\n{thinking_text(result.response)}\n\n{answer_text(result.response)}"
 
 
 def load_reward_models(config, tokenizer, max_len, limit):
@@ -256,6 +301,153 @@ def plan_row(row):
     """A row of a plan from JSON: (bound of the score, method, n)."""
     bound, name, n = row
     return float(bound), str(name), int(n)
+
+
+# Many questions: a chat on a terminal, JSON lines in a pipe
+
+
+def chat(config, machine, read, screen):
+    """Answer what is typed until its end (Ctrl-D).
+
+    read: a function that returns the next line, given a prompt to show; screen: a Screen. Ctrl-C
+    stops an answer. A mistake is one line, and the chat goes on.
+    """
+    model = load_sampler(config, machine)
+    reward_model = one_reward_model(config, model)
+    screen.say(f"{in_words(config, model)}\nAsk a question; /help lists commands.")
+    turn = 0
+    while True:
+        try:
+            line = read("> ").strip()
+        except EOFError:
+            screen.say("")
+            return
+        except KeyboardInterrupt:
+            screen.say("")
+            continue
+        try:
+            if line == "/help":
+                screen.say(HELP)
+            elif line.startswith("/"):
+                changed = changed_config(config, command_flags(line))
+                if (changed.ckpt, changed.think) != (config.ckpt, config.think):
+                    model, reward_model = reload(changed, machine)
+                config = changed
+                screen.say(in_words(config, model), GREY)
+            elif line:
+                turn += 1
+                respond(model, reward_model, line, config, turn, screen)
+        except UserError as error:
+            screen.say(str(error))
+        except KeyboardInterrupt:
+            screen.say("\nstopped")
+
+
+def in_words(config, model):
+    """Who answers, and how."""
+    method = config.method
+    if method not in ("greedy", "sample", "auto"):
+        method += f" {config.n}"
+    if method != "greedy":
+        method += f" at temperature {config.temperature:g}"
+    how = "thinks" if config.think else "answers at once"
+    return f"{config.ckpt} ({model.num_params / 1e6:.2f}M parameters), {method}, {how}"
+
+
+def reload(config, machine):
+    """Sampler and reward model of changed flags."""
+    model = load_sampler(config, machine)
+    return model, one_reward_model(config, model)
+
+
+def changed_config(config, words):
+    """The Config with some flags as `words` give them. Raises UserError for a bad value, and where
+    they do not go together."""
+    changed = parse_config(Config, ["--preset=now", *words], presets={"now": asdict(config)})
+    check_think(changed)
+    return changed
+
+
+def respond(model, reward_model, question, config, turn, screen):
+    """Answer one question of the chat. A single response is shown as it comes; of several the
+    chosen one, once all are there. turn: asked again, a question gets other samples."""
+    config = replace(config, seed=seed_for(config.seed, "chat", turn))
+    begun = time.time()
+    if config.method in ("greedy", "sample"):
+        tokens = stream(model, question, config, screen)
+    else:
+        screen.say(f"  {config.method}, n = {config.n} ...", GREY)
+        result = solve(model, reward_model, question, config)
+        screen.show(result.response)
+        if len(result.responses) > 1:
+            screen.say(agreement(result))
+        tokens = result.completion_tokens
+    screen.say(f"{tokens} tokens, {time.time() - begun:.1f} s", GREY)
+
+
+def stream(model, question, config, screen):
+    """Show one response to a question token by token; returns its number of tokens."""
+    prompt = read_question(model, question)
+    temperature = 0.0 if config.method == "greedy" else config.temperature
+    shown = Stream(screen, model.tokenizer)
+    rollout = generate(
+        model, [prompt], 1, config.max_reasoning_tokens, temperature,
+        generator(config.seed, "sample"), on_token=shown.add,
+    )
+    ids = rollout.response(0)
+    shown.end(model.tokenizer.parse_response(ids))
+    return len(ids)
+
+
+def answer_lines(config, machine, lines, out):
+    """Answer a question per line: a JSON line each, at once.
+
+    lines: bytes; blank ones are skipped. A question that cannot be answered has its "error", and
+    the others are answered; then UserError says how many.
+    """
+    model = load_sampler(config, machine)
+    reward_model = one_reward_model(config, model)
+    count = 0
+    failed = 0
+    for line in lines:
+        question = line.decode("utf-8-sig", "replace").strip()
+        if not question:
+            continue
+        count += 1
+        try:
+            line.decode("utf-8")
+            result = solve(model, reward_model, question, config)
+            row = answer_figures(question, result, config)
+        except (UserError, UnicodeDecodeError) as error:
+            failed += 1
+            row = dict(question=question, error=str(error))
+        out.write(json.dumps(row) + "\n")
+        out.flush()
+    if failed:
+        raise UserError(f"{failed} of {count} questions could not be answered")
+    if not count:
+        complain("no question: give one, or one per line on stdin")
+
+
+def answer_stdin(config, machine):
+    """A chat where a person types, JSON lines where another program writes."""
+    if sys.stdin is None:  # the caller has closed it
+        answer_lines(config, machine, [], sys.stdout)
+    elif sys.stdin.isatty():
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(errors="replace")  # no byte that is typed may end the chat
+        with_history()
+        chat(config, machine, input, Screen(sys.stdout))
+    else:
+        answer_lines(config, machine, sys.stdin.buffer, sys.stdout)
+
+
+def with_history():
+    """Let `input` edit lines and remember them, where Python has readline."""
+    try:
+        import readline  # noqa: F401, imported for what it does to input
+    except ImportError:
+        pass
 
 
 # --eval
@@ -320,12 +512,14 @@ def wanted_problems(config, model):
 def measured(config):
     """What --eval measures on, in words. Training never sees `val` and `test`; it chooses weights
     by `val`."""
+    how = "" if config.think else ", answered at once"
     if not config.data:
-        return f"{config.split} split, levels {', '.join(map(str, wanted_levels(config)))}"
+        levels = ", ".join(map(str, wanted_levels(config)))
+        return f"{config.split} split, levels {levels}{how}"
     name = Path(config.data).name
     if config.split == "all":
-        return f"all rows of {name}, training rows among them"
-    return f"{config.split} split of {name} (10% kept from training)"
+        return f"all rows of {name}, training rows among them{how}"
+    return f"{config.split} split of {name} (10% kept from training){how}"
 
 
 def measure(model, config, machine):
@@ -339,7 +533,8 @@ def measure(model, config, machine):
         config, model.tokenizer, most, "that a question and its response may take"
     )
     bar = progress(len(problems) * (1 + max(ns)), "evaluate")
-    figures = dict(measured=measured(config)) | greedy_results(model, config, problems, bar)
+    figures = dict(measured=measured(config), think=config.think)
+    figures |= greedy_results(model, config, problems, bar)
     if max(ns) > 0:
         pool = draw_pool(
             model, problems, max(ns), config.temperature, config.max_reasoning_tokens,
@@ -364,9 +559,13 @@ def greedy_results(model, config, problems, bar):
         if family in SAFETY:
             own = [s.response for p, s in zip(problems, samples) if p.family == family]
             refused[family] = accuracy_of([is_refusal(r.answer or "") for r in own])
+    families = by_family(problems, checked)
+    for (family, level), which in cells(problems).items():
+        tokens = [samples[i].tokens for i in which]
+        families[family]["levels"][level]["mean_tokens"] = round(float(np.mean(tokens)), 2)
     return {
         "greedy": accuracy_of([sample.correct for sample in samples]),
-        "families": by_family(problems, checked),
+        "families": families,
         "split": config.split,
         "levels": sorted({problem.level for problem in problems}),
         "seed": config.seed,
@@ -376,27 +575,49 @@ def greedy_results(model, config, problems, bar):
     }
 
 
-def sampled_results(pool, temperature):
-    """Figures of all samples of a pool. With several samples per problem the interval is that of a
-    mean over problems, because samples of one problem are not independent."""
-    per_problem = pool.right.mean(1)  # (P,), share of right samples
-    n = pool.right.size
-    if pool.samples == 1:
-        interval = accuracy(int(pool.right.sum()), n)["ci"]
+def cells(problems):
+    """{(family, level): indices of its problems}, levels as text, as JSON has them."""
+    found = {}
+    for i, problem in enumerate(problems):
+        found.setdefault((problem.family, str(problem.level)), []).append(i)
+    return found
+
+
+def sample_figures(right, tokens):
+    """{"acc", "n", "ci", "mean_tokens"} of samples. right, tokens: (P, N).
+
+    n counts samples. With several per problem the interval is that of a mean over problems, because
+    samples of one problem are not independent.
+    """
+    per_problem = right.mean(1)  # (P,), share of right samples
+    if right.shape[1] == 1:
+        interval = accuracy(int(right.sum()), right.size)["ci"]
     else:
         interval = interval_of_mean(per_problem)
+    return {
+        "acc": round(float(per_problem.mean()), 4),
+        "n": right.size,
+        "ci": interval,
+        "mean_tokens": round(float(tokens.mean()), 2),
+    }
+
+
+def sampled_results(pool, temperature):
+    """Figures of all samples of a pool."""
     families = {}
+    per_problem = pool.right.mean(1)  # (P,)
     for family in dict.fromkeys(problem.family for problem in pool.problems):
         own = [share for share, p in zip(per_problem, pool.problems) if p.family == family]
         families[family] = round(float(np.mean(own)), 4)
+    levels = {}
+    for (family, level), which in cells(pool.problems).items():
+        accuracies = sample_figures(pool.right[which], pool.tokens[which])
+        levels.setdefault(family, {})[level] = accuracies
     responses = [pool.tokenizer.parse_response(ids) for own in pool.ids for ids in own]
-    return {
-        "acc": round(float(per_problem.mean()), 4),
-        "n": n,
+    return sample_figures(pool.right, pool.tokens) | {
         "temperature": temperature,
-        "ci": interval,
         "families": families,
-        "mean_tokens": round(float(pool.tokens.mean()), 2),
+        "levels": levels,
         "behaviours": behaviours(responses),
     }
 
@@ -435,12 +656,33 @@ def scaling_line(name, values, form):
     return f"{name:<24}" + "".join(f"{format(value, form):>10}" for value in values)
 
 
+# Flags that go together, and main
+
+
+WITHOUT_THINKING = ("greedy", "sample", *CHOICES)  # methods that need no thinking to work on
+
+
+def check_think(config):
+    """Raise UserError where --method works on the thinking that --no-think forbids."""
+    if not config.think and not config.eval and config.method not in WITHOUT_THINKING:
+        raise UserError(
+            f"--method {config.method} works on the thinking, and --no-think leaves none; "
+            f"{', '.join(WITHOUT_THINKING)} can answer at once"
+        )
+
+
 def check_config(config):
     """Raise UserError for what can be seen to be wrong before any work, outputs included."""
-    if not config.ckpt:
-        raise UserError("--ckpt is missing: which model should answer?")
-    if bool(config.question.strip()) == config.eval:
+    if not config.ckpt and not pretrained.is_shipped():
+        raise UserError("--ckpt is missing: which model should answer? This checkout ships none "
+                        "(nanoreason/pretrained holds no weights)")
+    is_asked = bool(config.question.strip())
+    if config.question and is_asked == config.eval:
         raise UserError('give either a question ("What is 15% of 80?") or --eval')
+    if config.json and not config.question and not config.eval:
+        raise UserError("--json is for one question and for --eval; a pipe gets JSON lines on "
+                        "stdout")
+    check_think(config)
     check_output(config.json, "json")
     if config.eval:
         wanted_families(config)
@@ -451,13 +693,26 @@ def check_config(config):
             raise UserError("--split all is for the rows of --data; generated problems have no end")
 
 
+def with_shipped_model(config):
+    """The Config with the shipped final model as its --ckpt; says so in one line."""
+    config = replace(config, ckpt=pretrained.DEFAULT)
+    params = checkpoint.load_model(config.ckpt).num_params
+    complain(f"using the shipped final model (nanoreason/pretrained, {params / 1e6:.2f}M "
+             "parameters); --ckpt chooses another")
+    return config
+
+
 def main():
-    """Answer the question, or measure."""
+    """Answer a question or many, or measure."""
     config = parse_config(Config, doc=__doc__, positional="question")
     check_config(config)
     machine = start_machine(config.device)
-    trained = checkpoint.load_model(config.ckpt, machine.device)
-    model = make_sampler(trained, choose_bf16(config.precision, machine))
+    if not config.ckpt:
+        config = with_shipped_model(config)
+    if not config.question and not config.eval:
+        answer_stdin(config, machine)
+        return
+    model = load_sampler(config, machine)
     start = time.time()
     if config.eval:
         figures = measure(model, config, machine)
@@ -465,16 +720,7 @@ def main():
         say(table(figures))
     else:
         result = answer(model, config)
-        figures = dict(
-            question=config.question,
-            method=config.method,
-            n=len(result.responses),
-            answer=result.answer,
-            thinking=result.response.thinking,
-            answers=[response.answer for response in result.responses],
-            tokens=result.completion_tokens,
-            flops=result.flops,
-        )
+        figures = answer_figures(config.question, result, config)
     if config.json:
         write_json(config.json, figures)
 

@@ -51,6 +51,7 @@ from nanoreason.tasks import REASONING
 from nanoreason.tokenizer import shipped_tokenizer
 
 VAL_DEMOS = 300  # demonstrations of the validation split
+MANY = 10  # documents of a family and level; to lose all of so many is an error
 REMEDY = "lower --muon-lr and --adamw-lr"  # for a run that has diverged
 
 
@@ -64,6 +65,8 @@ class Config:
     resume: bool = flag(False, "continue the run in --out")
     model: str = flag(
         "micro", "size of a model that starts from random weights", choices=tuple(MODELS))
+    shares: str = flag("easy", corpus.SHARES_HELP, choices=tuple(corpus.LEVEL_RATES))
+    styles: str = flag("mixed", corpus.STYLES_HELP, choices=tuple(corpus.STYLE_RATES))
     data: str = flag(
         "", "JSONL file to train on instead of generated text; one prompt and response, or "
         "question and answer, per line; a tenth of the questions is kept for validation and a "
@@ -192,21 +195,36 @@ def load_rows(config, model, machine=None):
     The second may be empty, for a small file. Raises UserError for flags that do not fit together,
     or do not fit the model.
     """
-    families = check_data_flags(config, model.config.max_len)
+    recipe = check_data_flags(config, model.config.max_len)
     if config.stage == "base" and not config.data:
-        return base_rows(config, families, model.tokenizer)
+        return base_rows(config, recipe, model.tokenizer)
     if config.data:
         documents = corpus.read_documents(config.data, data_room(config, model), machine)
     else:
         documents = {}
         for split, count in (("train", config.demos), ("val", VAL_DEMOS)):
-            documents[split] = corpus.demonstrations(count, config.seed, split, families)
+            documents[split] = corpus.demonstrations(count, config.seed, split, recipe)
     if config.stage == "final":
         for split in ("train", "val"):
             documents[split] = corpus.final_mix(
                 documents[split], config.general, config.safety, config.seed, split)
     examples = [corpus.tokenize(documents[split], model.tokenizer) for split in ("train", "val")]
     return [pack(own, config.row_tokens) for own in examples]
+
+
+def left_out(kinds, row_tokens):
+    """Which generated documents are longer than a row, by family and level, in words; '' for none.
+
+    {'chain level 1': (0, 90), 'primality level 5': (9, 40)}  ->  'primality level 5: 9 of 40'
+
+    Raises UserError where a family and level is left out altogether.
+    """
+    lost = [kind for kind, (out, count) in kinds.items() if out == count >= MANY]
+    if lost:
+        raise UserError(f"no document about {', '.join(sorted(lost))} fits into --row-tokens "
+                        f"{row_tokens}; a higher one makes room")
+    return ", ".join(f"{kind}: {out} of {count}" for kind, (out, count) in sorted(kinds.items())
+                     if out)
 
 
 def data_room(config, model):
@@ -221,7 +239,7 @@ def data_room(config, model):
 
 
 def check_data_flags(config, max_len):
-    """The families of --families; UserError for flags of the data that do not fit together."""
+    """The Recipe of the flags; UserError for flags of the data that do not fit together."""
     if config.row_tokens > max_len:
         raise UserError(f"--row-tokens {config.row_tokens} is longer than the model's context of "
                         f"{max_len}")
@@ -237,16 +255,16 @@ def check_data_flags(config, max_len):
     if config.stage == "final" and others >= 1:
         raise UserError(f"--general and --safety together are {others:g}; less than 1 leaves room "
                         "for --data")
-    return families
+    return corpus.Recipe(families, config.shares, config.styles)
 
 
-def base_rows(config, families, tokenizer):
+def base_rows(config, recipe, tokenizer):
     """Rows of stage base: generated on the way, or mapped from the folder of --corpus.
 
     Returns those of the training and of the validation split.
     """
     mix = corpus.BaseMix(tables=config.tables, textbook=config.textbook,
-                         reasoned=config.reasoned, families=families)
+                         reasoned=config.reasoned, recipe=recipe)
     documents = corpus.base_chunk(mix, config.seed, 0, split="val")
     val = pack(corpus.tokenize(documents, tokenizer), config.row_tokens)
     if config.corpus:
@@ -439,6 +457,8 @@ class Run:
             f"of {self.config.row_tokens} tokens ({rows.real_share:.1%} real, {rows.skipped} "
             f"documents too long), {self.steps} steps, {precision} on {self.machine.device}",
             self.machine)
+        if not self.config.data and (what := left_out(rows.kinds, self.config.row_tokens)):
+            say(f"{self.config.stage}: left out, longer than a row: {what}", self.machine)
 
     def set_rates(self, step):
         """Give the optimizers the learning rates of a step; returns the factor on their peaks."""

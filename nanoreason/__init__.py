@@ -2,6 +2,7 @@
 
     nanoreason/*.py       the core, and what every script shares
     nanoreason/tasks/     the world: problem families, worked solutions, exact checkers
+    nanoreason/pretrained/  the models that ship with the code, to be used: pretrained:final
     nanoreason/studies/   what stands behind the results; a first reader skips it
     nanoreason/bench/     how fast it is, beside the roofline and installed peers; skip it too
 
@@ -20,7 +21,9 @@ module imports what stands behind its arrow, and all of that stands above it.
     replicas -> flags run
     data -> attention
     corpus -> flags machine run tokenizer tasks data
-    checkpoint -> flags run tokenizer model
+    pretrained -> flags run
+    checkpoint -> flags run tokenizer model pretrained
+    chat -> flags pretrained
     generate -> model
     plots ->
     reward_model -> flags machine model data checkpoint
@@ -40,6 +43,8 @@ module imports what stands behind its arrow, and all of that stands above it.
     race -> flags run stages
     speedrun_report -> run tasks plots evaluate pool stages
     speedrun -> flags machine run tasks stages race speedrun_report
+    pretrained.card -> flags run tasks pretrained reward_model speedrun_report
+    pretrained.__main__ -> flags machine run pretrained checkpoint reward_model pretrained.card
 
 bench and studies import the core; studies alone import scripts; nothing else imports those two.
 """

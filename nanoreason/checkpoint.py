@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from nanoreason import pretrained
 from nanoreason.flags import UserError
 from nanoreason.model import GPT, GPTConfig
 from nanoreason.run import whole_file
@@ -60,11 +61,14 @@ def save(path, model, write=True, **state):
 
 
 def file_of(path):
-    """The checkpoint file that `path`, a file or the folder of a run, stands for; "" for "".
+    """The checkpoint file that `path` stands for: a file, the folder of a run, or the name of a
+    shipped model, pretrained:NAME; "" for "".
 
     A folder stands for the model that the run selected: best.pt where there is one, else ckpt.pt,
-    the latest.
+    the latest. Raises UserError for a name that no shipped model has.
     """
+    if str(path).startswith(pretrained.PREFIX):
+        return pretrained.file_of(str(path))
     if not path or not Path(path).is_dir():
         return path
     best = Path(path) / "best.pt"
@@ -74,10 +78,12 @@ def file_of(path):
 def load(path, device="cpu"):
     """Read a checkpoint dict, tensors on `device`; its "tokenizer" is a Tokenizer.
 
-    path: a file, or the folder of a run (`file_of`). Raises UserError for a missing, damaged or
-    foreign file.
+    path: a file, the folder of a run, or the name of a shipped model (`file_of`), whose file must
+    be the one that was shipped. Raises UserError for a missing, damaged or foreign file.
     """
     path = Path(file_of(path))
+    if path.parent.resolve() == pretrained.FOLDER:
+        pretrained.check_file(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     try:

@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nanoreason.flags import UserError, flag, listed, parse_config
@@ -35,11 +35,22 @@ from nanoreason.tokenizer import Tokenizer, learn_ranks, save_ranks, shipped_tok
 # documents drawn from one seed and packed together, so that the corpus is the same whatever number
 # of processes makes it
 CHUNK = 2000
-STYLE_RATES = {"terse": 0.35, "steps": 0.35, "check": 0.12, "slip": 0.10, "another": 0.08}
-# how often a family is worked, in the base corpus and the demonstrations; 1 where not named
-FAMILY_RATES = {"addition": 0.6, "primality": 0.6, "logic": 0.4, "countdown": 0.4, "code": 0.4}
-# of worked solutions; questions answered at once come from all levels alike
-LEVEL_RATES = {1: 0.42, 2: 0.42, 3: 0.08, 4: 0.05, 5: 0.03}
+# {--styles: how often a worked solution is written in each of tasks.STYLES}
+STYLE_RATES = {
+    "mixed": {"terse": 0.35, "steps": 0.35, "check": 0.12, "slip": 0.10, "another": 0.08},
+    "steps": {"terse": 0.04, "steps": 0.64, "check": 0.16, "slip": 0.10, "another": 0.06},
+    "direct": {"direct": 1.0},
+}
+# {--shares: how often a level is worked}; questions answered at once come from all levels alike
+LEVEL_RATES = {
+    "easy": {1: 0.42, 2: 0.42, 3: 0.08, 4: 0.05, 5: 0.03},
+    "even": dict.fromkeys(LEVELS, 0.2),
+}
+# {--shares: how often a family is worked or asked}, 1 where not named
+FAMILY_RATES = {
+    "easy": {"addition": 0.6, "primality": 0.6, "logic": 0.4, "countdown": 0.4, "code": 0.4},
+    "even": {},
+}
 MOST_TEXT = 0.8  # share of the base corpus that text outside conversations may take
 
 
@@ -50,12 +61,13 @@ class Conversation:
     question: str
     thinking: str
     answer: str
+    kind: str = field(default="", compare=False)  # as of data.Example
 
     def example(self, tokenizer):
         """The Example of its ids; the question is context."""
         prompt = tokenizer.render_prompt(self.question)
         response = tokenizer.render_response(self.thinking, self.answer)
-        return Example(prompt + response, len(prompt))
+        return Example(prompt + response, len(prompt), self.kind)
 
 
 @dataclass(frozen=True)
@@ -64,16 +76,43 @@ class Passage:
 
     text: str
     question: str = ""
+    kind: str = field(default="", compare=False)  # as of data.Example
 
     def example(self, tokenizer):
         """The Example of its ids, with the stop token behind them."""
         context = tokenizer.encode(self.question)
-        return Example([*context, *tokenizer.encode(self.text), tokenizer.end], len(context))
+        ids = [*context, *tokenizer.encode(self.text), tokenizer.end]
+        return Example(ids, len(context), self.kind)
 
 
 def tokenize(documents, tokenizer):
     """Examples of Conversations and Passages, in their order."""
     return [document.example(tokenizer) for document in documents]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which problems are worked, and how.
+
+    families: of the worked solutions and questions; leave one out to hold it out. shares: 'easy',
+    mostly levels 1 and 2 and the families of numbers, which minutes of training suffice for, or
+    'even'. styles: 'mixed'; 'steps', mostly every step; or 'direct', without any reasoning.
+    """
+
+    families: tuple = REASONING
+    shares: str = "easy"
+    styles: str = "mixed"
+
+    def family(self, rng):
+        """A family at its rate."""
+        rates = FAMILY_RATES[self.shares]
+        return rng.choices(self.families, weights=[rates.get(f, 1.0) for f in self.families])[0]
+
+    def draw(self, rng, split):
+        """(problem of `split`, a style), both at their rates."""
+        family = self.family(rng)
+        style = pick(STYLE_RATES[self.styles], rng)
+        return draw_problem(family, pick(LEVEL_RATES[self.shares], rng), rng, split), style
 
 
 @dataclass(frozen=True)
@@ -85,7 +124,7 @@ class BaseMix:
     prose: float = 0.04  # plain sentences
     controls: float = 0.1  # factual recall and simple questions
     reasoned: float = 0.12  # of the remaining questions: the share answered with reasoning
-    families: tuple = REASONING  # of the worked solutions and questions; leave one out to hold out
+    recipe: Recipe = Recipe()  # of the worked solutions and questions
 
 
 # Documents: Conversations and Passages
@@ -96,36 +135,29 @@ def pick(rates, rng):
     return rng.choices(list(rates), weights=list(rates.values()))[0]
 
 
-def pick_family(families, rng):
-    """One of the families, at their FAMILY_RATES."""
-    return rng.choices(families, weights=[FAMILY_RATES.get(name, 1.0) for name in families])[0]
+def kind_of(problem):
+    """What a document about the problem is of: 'chain level 3'."""
+    return f"{problem.family} level {problem.level}"
 
 
-def worked(family, rng, style, level, split):
-    """Conversation about one problem of `split`, worked in `style`."""
-    problem = draw_problem(family, level, rng, split)
-    return Conversation(problem.question, "\n".join(solve(problem, style, rng)), problem.answer)
-
-
-def reasoned(families, rng, split):
-    """Conversation about one problem with its reasoning, style and level at their rates."""
-    family = pick_family(families, rng)
-    style = pick(STYLE_RATES, rng)
-    return worked(family, rng, style, pick(LEVEL_RATES, rng), split)
+def reasoned(recipe, rng, split):
+    """Conversation about one problem with its reasoning."""
+    problem, style = recipe.draw(rng, split)
+    thinking = "\n".join(solve(problem, style, rng))
+    return Conversation(problem.question, thinking, problem.answer, kind_of(problem))
 
 
 def direct(family, rng, split):
     """Conversation about one problem of any level, answered at once."""
-    return worked(family, rng, "direct", rng.choice(LEVELS), split)
+    problem = draw_problem(family, rng.choice(LEVELS), rng, split)
+    return Conversation(problem.question, "", problem.answer, kind_of(problem))
 
 
-def textbook(families, rng, split):
+def textbook(recipe, rng, split):
     """Passage with one worked solution."""
-    family = pick_family(families, rng)
-    problem = draw_problem(family, pick(LEVEL_RATES, rng), rng, split)
-    steps = solve(problem, pick(STYLE_RATES, rng), rng)
-    solution = "\n".join([*steps, f"Answer: {problem.answer}"])
-    return Passage(solution, question=problem.question + "\n")
+    problem, style = recipe.draw(rng, split)
+    solution = "\n".join([*solve(problem, style, rng), f"Answer: {problem.answer}"])
+    return Passage(solution, problem.question + "\n", kind_of(problem))
 
 
 def table_line(rng):
@@ -142,7 +174,7 @@ def table_line(rng):
 
 def _table_entry(rng):
     """(family or None, params, line): the line, and the problem that it would answer."""
-    kind = rng.choice("tmaassd%")
+    kind = rng.choice("tmaassnd%")
     if kind in "tm":
         return _product_entry(rng, tens=kind == "t")
     if kind == "a":
@@ -154,6 +186,11 @@ def _table_entry(rng):
         b = rng.randint(1, rng.choice((9, 30, 60)))
         c = rng.randint(1, rng.choice((9, 60, 250)))
         return None, (), f"{b + c} - {b} = {c}"
+    if kind == "n":  # of either sign: '-9 - -17 = 8'
+        size = rng.choice((20, 99, 300))
+        a = rng.randint(-size, size)
+        b = rng.randint(-size, size)
+        return None, (), f"{a} - {b} = {a - b}"
     if kind == "d":
         b = rng.randint(2, 9)
         c = rng.randint(2, 40)
@@ -202,12 +239,12 @@ def base_example(mix, rng, split):
     if kind == "prose":
         return Passage(prose(rng))
     if kind == "textbook":
-        return textbook(mix.families, rng, split)
+        return textbook(mix.recipe, rng, split)
     if kind == "control":
         return direct(rng.choice(CONTROLS), rng, split)
     if rng.random() < mix.reasoned:
-        return reasoned(mix.families, rng, split)
-    return direct(pick_family(mix.families, rng), rng, split)
+        return reasoned(mix.recipe, rng, split)
+    return direct(mix.recipe.family(rng), rng, split)
 
 
 def base_chunk(mix, seed, index, split="train"):
@@ -243,7 +280,7 @@ def base_rows(tokens, seed, mix, T, tokenizer, workers=1):
             pool.terminate()
 
 
-def demonstrations(n, seed, split="train", families=REASONING):
+def demonstrations(n, seed, split="train", recipe=Recipe()):
     """n cold-start demonstrations, Conversations that always reason, in any style.
 
     A few controls stay direct. The first m are the same for every n >= m.
@@ -254,7 +291,7 @@ def demonstrations(n, seed, split="train", families=REASONING):
         if rng.random() < 0.05:
             documents.append(direct(rng.choice(CONTROLS), rng, split))
         else:
-            documents.append(reasoned(families, rng, split))
+            documents.append(reasoned(recipe, rng, split))
     return documents
 
 
@@ -739,11 +776,15 @@ def rank_texts(seed=0, problems=3000):
     texts = []
     for family in FAMILIES:
         for _ in range(problems):
-            problem = draw_problem(family, pick(LEVEL_RATES, rng), rng, "train")
+            problem = draw_problem(family, pick(LEVEL_RATES["easy"], rng), rng, "train")
             texts += [problem.question] * (3 if family == "word" else 1)
-            texts.append("\n".join(solve(problem, pick(STYLE_RATES, rng), rng)))
+            texts.append("\n".join(solve(problem, pick(STYLE_RATES["mixed"], rng), rng)))
             texts.append(problem.answer)
     return texts + [prose(rng) for _ in range(problems)]
+
+
+SHARES_HELP = "worked solutions mostly of levels 1 and 2, or of all families and levels alike"
+STYLES_HELP = ("how they are worked: mixed, mostly every step, or direct, without any reasoning")
 
 
 @dataclass
@@ -758,6 +799,8 @@ class Config:
     families: str = flag(
         ",".join(REASONING),
         "families of the corpus to write, separated by commas; leave some out to hold them out")
+    shares: str = flag("easy", SHARES_HELP, choices=tuple(LEVEL_RATES))
+    styles: str = flag("mixed", STYLES_HELP, choices=tuple(STYLE_RATES))
     workers: int = flag(
         0, "processes; 0: as many as there are cores. The corpus is the same for any number", low=0)
 
@@ -786,7 +829,8 @@ def main():
     if config.learn_ranks:
         save_ranks(learn_ranks(rank_texts()))
     if config.write:
-        mix = BaseMix(families=reasoning_families(config.families))
+        families = reasoning_families(config.families)
+        mix = BaseMix(recipe=Recipe(families, config.shares, config.styles))
         workers = config.workers or os.cpu_count()
         write_corpus(config.write, config.tokens, config.seed, mix, config.row_tokens,
                      shipped_tokenizer(), workers)

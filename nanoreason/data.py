@@ -13,8 +13,9 @@ Token 7 is the prompt's last, so it predicts 8, the first token of the response.
 a response (the stop token) is a target like any other, or the model would never learn to stop.
 """
 
+import collections
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,12 @@ class Example:
     """One training document, a list of ids.
 
     prompt_len: ids before it are the question, which supervised stages do not learn to say.
+    kind: what it is about, 'chain level 3', so that what is left out can be named; '' for the rest.
     """
 
     ids: list
     prompt_len: int
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Rows:
         for rows from a file.
     real: tokens that are no padding.
     skipped: documents longer than T, which were left out.
+    kinds: {kind of document: (how many were left out, how many there were)}.
     """
 
     tokens: np.ndarray
@@ -56,6 +60,7 @@ class Rows:
     owner: np.ndarray | None
     real: int
     skipped: int
+    kinds: dict = field(default_factory=dict)
 
     def __len__(self):
         return len(self.tokens)
@@ -84,6 +89,9 @@ def pack(examples, T, window=256):
     out and counted in `skipped`.
     """
     rows, skipped = assign_rows([len(e.ids) for e in examples], T, window)
+    kinds = collections.Counter(e.kind for e in examples if e.kind)
+    long = collections.Counter(e.kind for e in examples if e.kind and len(e.ids) > T)
+    kinds = {kind: (long[kind], count) for kind, count in kinds.items()}
     largest = max((max(e.ids, default=0) for e in examples), default=0)
     kind = np.int16 if max(largest, T) <= np.iinfo(np.int16).max else np.int32
     tokens = np.zeros((len(rows), T), dtype=kind)
@@ -102,7 +110,7 @@ def pack(examples, T, window=256):
             first = start + max(example.prompt_len - 1, 0)
             targets[r, first : end - 1] = tokens[r, first + 1 : end]
             start = end
-    return Rows(tokens, targets, doc_start, owner, int((owner >= 0).sum()), skipped)
+    return Rows(tokens, targets, doc_start, owner, int((owner >= 0).sum()), skipped, kinds)
 
 
 def assign_rows(lengths, T, window):
@@ -138,7 +146,18 @@ def join(parts):
     arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS]
     real = sum(part.real for part in parts)
     skipped = sum(part.skipped for part in parts)
-    return Rows(*arrays, None, real, skipped)
+    return Rows(*arrays, None, real, skipped, join_kinds(part.kinds for part in parts))
+
+
+def join_kinds(parts):
+    """The kinds of several Rows as those of one: [{'a': (1, 2)}, {'a': (0, 3)}] -> {'a': (1, 5)}.
+    """
+    joined = {}
+    for part in parts:
+        for kind, counts in part.items():
+            before = joined.get(kind, (0, 0))
+            joined[kind] = before[0] + counts[0], before[1] + counts[1]
+    return joined
 
 
 # Micro-batches of responses, for reinforcement learning
@@ -313,7 +332,7 @@ def write_rows(folder, parts, about):
         raise FileExistsError(str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: open(folder / f"{name}.bin", "wb") for name in ARRAYS}
-    count = dict(rows=0, row_tokens=0, real=0, skipped=0)
+    count = dict(rows=0, row_tokens=0, real=0, skipped=0, kinds={})
     for part in parts:
         for name, file in files.items():
             if getattr(part, name).dtype.itemsize > 2:
@@ -323,6 +342,7 @@ def write_rows(folder, parts, about):
         count["row_tokens"] = part.tokens.shape[1]
         count["real"] += part.real
         count["skipped"] += part.skipped
+        count["kinds"] = join_kinds([count["kinds"], part.kinds])
     for file in files.values():
         file.close()
     scratch = folder / "meta.tmp"
@@ -342,8 +362,9 @@ def open_rows(folder):
         shape = int(meta["rows"]), int(meta["row_tokens"])
         files = [folder / f"{name}.bin" for name in ARRAYS]
         arrays = [np.memmap(file, dtype="<i2", mode="r", shape=shape) for file in files]
-        return Rows(*arrays, None, int(meta["real"]), int(meta["skipped"])), meta
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        kinds = {kind: (out, count) for kind, (out, count) in meta.get("kinds", {}).items()}
+        return Rows(*arrays, None, int(meta["real"]), int(meta["skipped"]), kinds), meta
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder} holds no whole corpus ({error})") from None
 
 

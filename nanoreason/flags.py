@@ -81,7 +81,8 @@ def parse_config(cls, argv=None, presets=None, brings=None, doc="", positional=N
 
 
 def _flag_of(field):
-    return "--" + field.name.replace("_", "-")
+    """max_steps  ->  --max-steps;  from_, as `from` is a word of Python  ->  --from"""
+    return "--" + field.name.rstrip("_").replace("_", "-")
 
 
 def _add_flag(parser, field, positional):
@@ -95,7 +96,8 @@ def _add_flag(parser, field, positional):
         parser.add_argument(_flag_of(field), action=argparse.BooleanOptionalAction, **options)
     else:
         choices = field.metadata["choices"]
-        parser.add_argument(_flag_of(field), type=kind, choices=choices, **options)
+        options |= dict(type=kind, choices=choices, dest=field.name)
+        parser.add_argument(_flag_of(field), **options)
 
 
 def _switches(cls):

@@ -41,9 +41,10 @@ class Rollout:
     """Sampled responses, without their prompts.
 
     ids       (N, L) int64, padding after the stop token
-    mask      (N, L) bool, True where a token was sampled, the stop token included
+    mask      (N, L) bool, True where a token is the response's, the stop token included
     logprobs  (N, L) float32, log-probability of each sampled token under the distribution that it
-              was drawn from, temperature included (greedy: at temperature 1); 0 where masked
+              was drawn from, temperature included (greedy: at temperature 1); 0 where masked, and
+              in the opening of a sampler that has one
     ended     (N,) bool, False for a response that was cut off by the length limit
     """
 
@@ -116,10 +117,25 @@ def sample_token(logits, temperature, uniform, branch=None):
     return ids, p[branch, ids].clamp_min(1e-30).log()
 
 
-def make_sampler(model, bf16):
-    """A frozen copy of the model to sample from, in bfloat16 where that is faster."""
+def make_sampler(model, bf16, opening=()):
+    """A frozen copy of the model to sample from, in bfloat16 where that is faster.
+
+    opening: ids that each of its responses begins with. They are not sampled, and count as its own
+    otherwise: an empty think block makes a model that thinks answer at once.
+
+        opening think /think   ->   think /think 1 2 end,   of which 1 2 end were sampled
+    """
     sampler = copy.deepcopy(model).requires_grad_(False).eval()
+    if opening:
+        # a buffer: so it is part of the weights' fingerprint, which tells cached samples apart
+        device = model.embed.weight.device
+        sampler.register_buffer("opening", torch.tensor(opening, device=device))
     return sampler.bfloat16() if bf16 else sampler
+
+
+def opening_of(model):
+    """Ids that each response of a model begins with: [] but for some samplers (`make_sampler`)."""
+    return model.opening.tolist() if hasattr(model, "opening") else []
 
 
 @torch.no_grad()
@@ -158,7 +174,7 @@ def uniform_numbers(shape, generator, keep=None):
 @torch.inference_mode()
 def generate(
     model, prompts, samples=1, max_new_tokens=256, temperature=1.0, generator=None, *,
-    uniform=None, max_rows=MAX_ROWS, compile=False, on_progress=None, stop=None,
+    uniform=None, max_rows=MAX_ROWS, compile=False, on_progress=None, on_token=None, stop=None,
 ):
     """Sample `samples` responses to each prompt.
 
@@ -169,12 +185,15 @@ def generate(
     served in turns.
     compile: torch.compile the decoding step, which takes seconds at the first call and pays off in
     a long run. on_progress: called with the number of rows that finished since its last call.
+    on_token: called with each id of a single response as soon as it is there.
     stop: ids that end a response, by default the tokenizer's end; the stop token is the last token
     of the response.
 
+    The opening of a sampler that has one counts among max_new_tokens.
+
     Returns a Rollout of P * samples rows on the model's device, empty where there are no prompts.
     Raises ValueError for an empty prompt, for one that leaves no room for a single new token in
-    the model's context, and where random numbers are missing.
+    the model's context, where random numbers are missing, and for on_token with several responses.
     """
     device = model.embed.weight.device
     if not prompts:
@@ -182,8 +201,12 @@ def generate(
     limit = min(max_new_tokens, room_to_answer(model, prompts))
     if temperature and uniform is None and generator is None:
         raise ValueError("sampling needs an explicit generator, or uniform numbers")
+    if on_token and len(prompts) * samples != 1:
+        raise ValueError("on_token follows a single response")
     stop = stop or (model.tokenizer.end,)
-    decoding = GraphDecoding if device.type == "cuda" else Decoding
+    opening = opening_of(model)[:limit]
+    # a recorded graph runs many steps at once, and could tell of no token in between
+    decoding = GraphDecoding if device.type == "cuda" and not on_token else Decoding
     parts = []
     done = 0
     for some, count in turns(prompts, samples, max_rows):
@@ -196,11 +219,13 @@ def generate(
             numbers = uniform[done : done + N, :limit]
         done += N
         ids = torch.full((N, limit), model.tokenizer.pad, device=device)
+        ids[:, : len(opening)] = torch.tensor(opening, dtype=torch.long, device=device)
         logprobs = torch.zeros(N, limit, device=device)
         turn = decoding(
-            model, some, count, ids, logprobs, numbers.to(device), temperature, compile, stop
+            model, some, count, ids, logprobs, numbers.to(device), temperature, compile, stop,
+            opening,
         )
-        turn.run(on_progress)  # fills ids and logprobs
+        turn.run(on_progress, on_token)  # fills ids and logprobs
         parts.append(finished_rollout(ids, logprobs, stop))
     return parts[0] if len(parts) == 1 else join_rollouts(parts, model.tokenizer.pad)
 
@@ -279,7 +304,8 @@ class Decoding:
     alone. Compared with a cache row for every row (1.05M parameters, one core, levels 1 to 3),
     256 samples per question take 0.56 of the time and 8 samples take 0.80.
 
-    ids, logprobs, uniform: (N, limit); the first two are filled.
+    ids, logprobs, uniform: (N, limit); the first two are filled. opening: what ids begin with, of
+    at most `limit` tokens.
     rows    (B,) which of the N each row in the batch is
     branch  (B,) which cache row it reads
     token   (R,) the newest token of each cache row; some cache rows may be idle
@@ -287,7 +313,8 @@ class Decoding:
     """
 
     def __init__(
-        self, model, prompts, samples, ids, logprobs, uniform, temperature, compile, stop
+        self, model, prompts, samples, ids, logprobs, uniform, temperature, compile, stop,
+        opening=(),
     ):
         self.pad = model.tokenizer.pad
         self.ids = ids
@@ -299,9 +326,12 @@ class Decoding:
         self.stop = torch.tensor(stop, device=self.device)
         self.decode = torch.compile(model.decode, dynamic=True) if compile else model.decode
         self.reported = 0  # rows that on_progress has been told of
+        self.told = 0  # tokens that on_token has been told of
 
-        padded, lengths = pad_prompts(prompts, self.pad)  # (P, T), (P,)
-        self.longest = padded.size(1)  # longest prompt, in tokens
+        self.opened = len(opening)
+        read = [[*prompt, *opening] for prompt in prompts]
+        padded, lengths = pad_prompts(read, self.pad)  # (P, T), (P,)
+        self.longest = padded.size(1) - self.opened  # longest prompt, in tokens
         dtype = model.embed.weight.dtype
         self.cache = KVCache(model.config, len(prompts), self.first_slots(), self.device, dtype)
         logits = model.prefill(padded.to(self.device), lengths.to(self.device), self.cache)
@@ -310,7 +340,7 @@ class Decoding:
 
     def first_slots(self):
         """Tokens per row that the cache has room for at the start."""
-        return self.longest
+        return self.longest + self.opened
 
     def begin(self, logits, prompt):
         """Draw the first token. logits (P, V) behind the prompts; prompt (N,): each row's prompt.
@@ -318,8 +348,9 @@ class Decoding:
         All samples of a prompt begin as one branch, on the cache row that the prefill filled.
         """
         self.branch = prompt
-        self.t = 0
-        self.pick(logits)
+        self.t = self.opened
+        if self.t < self.limit:
+            self.pick(logits)
 
     def pick(self, logits):
         """Draw the next token of every row from its branch's logits (R, V).
@@ -357,11 +388,12 @@ class Decoding:
         self.branch = cache_row[pair_of_row]
         self.token = torch.zeros_like(self.cache.lengths).index_copy_(0, cache_row, pairs % V)
 
-    def run(self, on_progress):
+    def run(self, on_progress, on_token=None):
         """Decode until every row has stopped or reached the limit."""
         while True:
             n_live = len(self.rows) if self.t < self.limit else 0
             self.report(n_live, on_progress)
+            self.tell(on_token)
             if n_live == 0:
                 return
             if self.longest + self.t > self.cache.slots:
@@ -375,6 +407,13 @@ class Decoding:
         if on_progress and finished > self.reported:
             on_progress(finished - self.reported)
             self.reported = finished
+
+    def tell(self, on_token):
+        """Tell on_token the ids of the first row that are new."""
+        if on_token:
+            for token in self.ids[0, self.told : self.t].tolist():
+                on_token(token)
+            self.told = self.t
 
 
 class GraphDecoding(Decoding):
@@ -398,9 +437,10 @@ class GraphDecoding(Decoding):
         self.cache.select(prompt)
         N = len(prompt)
         self.is_live = torch.ones(N, dtype=torch.bool, device=self.device)
-        self.at = torch.zeros(N, dtype=torch.long, device=self.device)
+        self.at = torch.full((N,), self.opened, device=self.device)
         self.token = torch.empty(N, dtype=torch.long, device=self.device)
-        self.pick(logits[prompt])  # (P, V) -> (N, V)
+        if self.opened < self.limit:
+            self.pick(logits[prompt])  # (P, V) -> (N, V)
 
     def pick(self, logits):
         """Draw the next token of every row from its logits (B, V), and keep it for those that
@@ -439,10 +479,10 @@ class GraphDecoding(Decoding):
         self.at = self.at[keep]
         return True
 
-    def run(self, on_progress):
-        """Decode until every row has stopped or reached the limit."""
+    def run(self, on_progress, on_token=None):
+        """Decode until every row has stopped or reached the limit. on_token is not called."""
         step = RecordedStep(self.step)
-        for t in range(1, self.limit):
+        for t in range(self.opened + 1, self.limit):
             if t % GRAPH_STEPS == 0:
                 n_live = int(self.is_live.sum())
                 self.report(n_live, on_progress)

@@ -36,7 +36,7 @@ class GPTConfig:
     head_dim: int = 32
     d_ff: int = 384
     vocab_size: int = 512
-    max_len: int = 512
+    max_len: int = 1024
     rope_theta: float = 100.0
     tie_embeddings: bool = True
 

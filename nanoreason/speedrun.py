@@ -1,7 +1,9 @@
 """The whole line as one command: base -> cold start -> GRPO -> rejection sampling -> final SFT,
 with reward models, best-of-N and a distilled student, and a report of what each stage bought.
 
-    python -m nanoreason.speedrun --out runs/speedrun
+    python -m nanoreason.speedrun --out runs/speedrun     minutes
+    python -m nanoreason.speedrun --size full --out runs/full
+                                                          hours: what the shipped models come from
     python -m nanoreason.speedrun --race                  how fast can a model learn to reason here?
 
 Every stage is one of the scripts, called as a user would call it; its command is printed and kept
@@ -18,16 +20,18 @@ from nanoreason.race import race
 from nanoreason.run import read_json, say, write_json, write_text
 from nanoreason.speedrun_report import STAGES, TAUGHT, build_report, draw_figures, markdown
 from nanoreason.stages import Stage, command, estimate, finished, run_stages
-from nanoreason.tasks import CONTROLS, GENERAL, SAFETY, demo_problems
+from nanoreason.tasks import CONTROLS, GENERAL, REASONING, SAFETY, demo_problems
 
+ALL = ",".join(REASONING)  # what the models read about
 RL_FAMILIES = "multiplication,chain,percent,word,equation"
-# what the models read about; logic, countdown and code would take minutes more
-FAMILIES = f"addition,{RL_FAMILIES},primality"
 
 
 @dataclass
 class Config:
     out: str = flag("runs/speedrun", "folder for everything that the run leaves")
+    size: str = flag("minutes", "minutes: levels 1 and 2 above all; full, hours: all families and "
+                                "levels alike, as the shipped models were made",
+                     choices=("minutes", "full"))
     seed: int = flag(0, "seed of data, weights and samples", low=0)
     quick: bool = flag(False, "a rehearsal of about a minute: the same stages, far too short to "
                               "learn much")
@@ -47,7 +51,7 @@ QUICK_GRPO = dict(steps=3, batch_size=64, eval_problems=4)
 QUICK_REWARD_MODEL = GUESS | dict(
     temperature=1.0, val_questions=2, epochs=1, batch_size=8, eval_every=1
 )
-QUICK_BEST_OF_N = dict(problems=2, ns="1,2,4")
+QUICK_BEST_OF_N = dict(problems=2, ns="1,2,4", max_reasoning_tokens=160)
 QUICK = {
     "base": dict(tokens=30_000),
     "zero": QUICK_GRPO,
@@ -58,10 +62,34 @@ QUICK = {
     "final": dict(epochs=1, batch_tokens=256),
     "prm": QUICK_REWARD_MODEL,
     "student": GUESS | dict(traces="full", epochs=1, eval_problems=4, batch_tokens=256),
-    "test": dict(problems=8),
-    "general": dict(problems=5),
+    "test": dict(problems=8, max_reasoning_tokens=160),
+    "general": dict(problems=5, max_reasoning_tokens=160),
     "best_of_n": QUICK_BEST_OF_N,
 }
+# The full run differs in these: hours instead of minutes, all families and levels alike, and rows
+# and responses as long as the longest worked solutions.
+LONGEST = 700  # tokens of a response
+ROWS = dict(row_tokens=704, batch_tokens=2816)
+FULL_SFT = dict(shares="even", styles="steps", **ROWS)
+FULL_GRPO = dict(families=ALL, level="auto", batch_size=256, max_reasoning_tokens=LONGEST,
+                 row_tokens=704, eval_problems=25)
+FULL_ANSWERS = dict(families=ALL, level="1,2,3,4,5", max_reasoning_tokens=LONGEST)
+FULL_TEST = dict(families=",".join([ALL, *CONTROLS]), level="1,2,3,4,5", problems=500,
+                 max_reasoning_tokens=LONGEST)
+FULL_BEST_OF_N = dict(families=ALL, max_reasoning_tokens=LONGEST)
+FULL = {
+    "base": dict(tokens=26_000_000, textbook=0.5, tables=0.12, **FULL_SFT),
+    "zero": dict(steps=40, **FULL_GRPO),
+    "cold": dict(demos=20_000, **FULL_SFT),
+    "rl": dict(steps=40, **FULL_GRPO),
+    "orm": dict(questions=2000, **FULL_ANSWERS),
+    "rejection": dict(questions=12_000, **FULL_ANSWERS),
+    "final": dict(epochs=3, general=0.2, **ROWS),
+    "student": dict(questions=12_000, **FULL_ANSWERS),
+    "test": FULL_TEST,
+    "best_of_n": FULL_BEST_OF_N,
+}
+FULL["prm"] = FULL["orm"]
 FROM_BASE = {"orm": "init", "prm": "init", "rejection": "teacher", "student": "teacher"}
 
 
@@ -72,16 +100,15 @@ def training_stages(out):
     grpo = dict(steps=30, batch_size=512, learning_rate=3e-4, kl="none")
     answers = dict(init=out / "cold", temperature=0.7, questions=1000, val_questions=40,
                    epochs=3, eval_every=30)
-    samples = dict(teacher=out / "rl", cache=out / "samples", families=FAMILIES, level="1,2",
+    samples = dict(teacher=out / "rl", cache=out / "samples", families=ALL, level="1,2",
                    questions=6000, samples=2, keep=2)
     return [
-        ("base", "train_sft.py", dict(stage="base", families=FAMILIES, tokens=3_300_000),
+        ("base", "train_sft.py", dict(stage="base", tokens=3_300_000),
          "a base model from random weights; most of its text answers at once"),
         ("zero", "train_grpo.py", dict(init=out / "base", **grpo),
          "R1-Zero: reinforcement learning straight on the base"),
         ("cold", "train_sft.py",
-         dict(stage="cold-start", families=FAMILIES, init=out / "base", demos=5000, muon_lr=0.002,
-              adamw_lr=0.0015),
+         dict(stage="cold-start", init=out / "base", demos=5000, muon_lr=0.002, adamw_lr=0.0015),
          "the cold start: 5,000 demonstrations that reason"),
         ("rl", "train_grpo.py", dict(init=out / "cold", **grpo),
          "R1: reinforcement learning on the cold start"),
@@ -104,9 +131,11 @@ def training_stages(out):
 
 def measurements(out):
     """[(model, name of the measurement, flags, note)]."""
-    test = dict(families=",".join([FAMILIES, *CONTROLS]), level="1,2", problems=200, ns="1")
-    general = dict(families=",".join(GENERAL + SAFETY), level="1,2,3,4,5", problems=100, ns="0")
-    best = dict(families=RL_FAMILIES, problems=30, ns="1,4,16,64", temperature=0.7)
+    limit = dict(max_reasoning_tokens=400)
+    test = dict(families=",".join([ALL, *CONTROLS]), level="1,2", problems=200, ns="1", **limit)
+    general = dict(families=",".join(GENERAL + SAFETY), level="1,2,3,4,5", problems=100, ns="0",
+                   **limit)
+    best = dict(families=RL_FAMILIES, problems=30, ns="1,4,16,64", temperature=0.7, **limit)
     reward_models = f"{out / 'orm'},{out / 'prm'}"
     return [
         *((name, "test", test, f"test accuracy of {name}") for name in STAGES),
@@ -122,7 +151,9 @@ def plan(config):
     """The stages in order."""
     out = Path(config.out)
     stages = []
+    differs = FULL if config.size == "full" else {}
     for name, script, flags, note in training_stages(out):
+        flags |= differs.get(name, {})
         if config.quick:
             flags |= QUICK[name]
             if name in FROM_BASE:
@@ -131,6 +162,7 @@ def plan(config):
         done = "traces.jsonl" if name == "rejection" else "report.json"
         stages.append(Stage(name, script, flags, f"{name}/{done}", note, alone=name == "base"))
     for model, name, flags, note in measurements(out):
+        flags = flags | differs.get(name, {})
         if config.quick:
             flags = flags | QUICK[name]
         flags = dict(eval=True, ckpt=out / model, json=out / model / f"{name}.json",
@@ -155,7 +187,7 @@ def prepare(config):
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to --out {out}: {error.strerror}") from None
-    wanted = dict(seed=config.seed, quick=config.quick)
+    wanted = dict(seed=config.seed, size=config.size, quick=config.quick)
     if (out / "config.json").exists():
         found = read_json(out / "config.json")
         if found != wanted:

@@ -460,7 +460,7 @@ class Replay:
     needed   facts that the conclusion needs
     facts    what right lines derived, and "period", and "function" once it is concluded
     stated   expressions of the function so far, the answer among them
-    times    how often a line of the difference table may be said
+    times    how often a line may be said: as often as the difference table or a solution has it
     first    lines of the first solutions; they may result in what they use
     ways     how often a value may be the result: in one solution, in two
     """
@@ -475,7 +475,7 @@ class Replay:
         self.stated = [problem.answer]
         row = [y for _, y in sorted(self.points.items())]
         table = self.read_period(row) if self.kind == "period" else self.read_polynomial(row)
-        self.times = Counter(table)  # equal lines of the first table may each be said
+        self.times = Counter(table)
         self.results = Counter()
         self.second_way = False
         self.read_solutions(problem)
@@ -488,6 +488,7 @@ class Replay:
         steps, terse, both = (solve(problem, s, None) for s in ("steps", "terse", "another"))
         other = [read_cue(line)[1] for line in both[len(steps) :]]
         self.first = {*steps, *terse, *other}
+        self.times |= Counter(steps) | Counter(terse)
         self.ways = (
             results(steps) | results(terse) | results(other),
             results(steps) + results(other) | results(terse),
@@ -513,8 +514,13 @@ class Replay:
             if k < self.size:
                 # without the last value, which is for checking
                 table += [f"{b} - {a} = {b - a}" for a, b in zip(row[:-1], row[1:-1])]
-                row = [b - a for a, b in zip(row, row[1:])]
-                self.useful |= set(row)
+            self.useful |= set(row)
+            rest = row[0]
+            for j in range(self.size, k, -1):  # what the higher powers have in this difference
+                part = self.coefficients[j] * difference(j, k, 1)
+                rest -= part
+                self.useful |= {part, rest}
+            row = [b - a for a, b in zip(row, row[1:])]
         self.needed = {c for c in self.coefficients[1:] if abs(c) > 1}
         self.needed |= {c for c in self.coefficients[:1] if c}
         return table
@@ -609,7 +615,8 @@ class Replay:
         if self.results[result] >= self.ways[self.second_way][result]:
             return "unneeded"
         self.results[result] += 1
-        self.facts.add(result)
+        if not re.fullmatch(r"-?\d+ \* \d+ = -?\d+", text):  # 4 * 3 = 12 is no coefficient yet
+            self.facts.add(result)
         return "right"
 
 
@@ -798,6 +805,38 @@ def test_numbers_are_values_that_are_shown_or_derived(example):
         assert last(example, line) == "wrong", line  # the inputs are no values
     assert last(example, "3 - 1 = 2", "1 + 2 = 3", FUNCTION) == "wrong"
     assert last(example, SLOPE, START, "5 - 3 = 2", "f(x) = 3 * x + 2") == "wrong"
+
+
+def test_a_product_is_no_coefficient():
+    question = "f(1) = 19, f(2) = 34, f(3) = 55, f(4) = 82. Write the simplest f(x)."
+    parabola = make_problem("code", 5, ("quadratic", 3, 6, 10), None, question)
+    steps = [
+        "34 - 19 = 15", "55 - 34 = 21", "21 - 15 = 6", "6 / 2 = 3", "3 * 3 = 9", "15 - 9 = 6",
+        "19 - 3 = 16", "16 - 6 = 10", "f(x) = 3 * x * x + 6 * x + 10",
+    ]
+    assert solve(parabola, "steps", None) == steps
+    assert audit(parabola, steps).sound
+    compound = [*steps[:4], "15 - 3 * 3 = 6", "19 - 3 - 6 = 10", steps[-1]]
+    assert audit(parabola, compound).sound
+
+    question = "f(1) = 17, f(2) = 35, f(3) = 59, f(4) = 89. Write the simplest f(x)."
+    parabola = make_problem("code", 5, ("quadratic", 3, 9, 5), None, question)
+    *lines, conclusion = solve(parabola, "steps", None)
+    assert lines[4:6] == ["3 * 3 = 9", "18 - 9 = 9"] and audit(parabola, [*lines, conclusion]).sound
+    lines.remove("18 - 9 = 9")
+    reason = check_steps(parabola, [*lines, conclusion])[-1].reason
+    assert reason == "9 is neither given nor derived"
+
+
+def test_a_number_of_the_method_is_nothing_but_a_factor():
+    question = "f(1) = 17, f(2) = 35, f(3) = 59, f(4) = 89. Write the simplest f(x)."
+    parabola = make_problem("code", 5, ("quadratic", 3, 9, 5), None, question)
+    lines = solve(parabola, "steps", None)[:4]
+    assert last(parabola, *lines, "3 * 3 = 9") == "right"
+    assert last(parabola, *lines, "3 * 4 = 12") == last(parabola, *lines, "3 * 1 = 3") == "unneeded"
+    assert last(parabola, *lines, "18 - 9 = 9") == "wrong"  # 9 = 3 * 3 has not been said
+    assert last(parabola, *lines, "18 - 4 = 14") == "wrong"
+    assert last(parabola, *lines, "3 * 8 = 24") == "wrong"
 
 
 def test_numbers_below_zero_are_known_by_their_size_and_a_bare_one_says_nothing():

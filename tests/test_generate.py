@@ -592,3 +592,70 @@ def test_selected_rows_keep_their_order_their_width_and_everything_of_theirs():
     assert short.response(1) == [34, 35, 36]
     assert whole.select([]).ids.shape == (0, 4)
     assert whole.ids[0].tolist() == [30, 31, 32, 33]
+
+
+# Openings, and tokens as they come
+
+
+@pytest.mark.parametrize("decoding", [Decoding, GraphDecoding])
+@pytest.mark.parametrize("samples, temperature", [(1, 0.0), (3, 0.8)])
+def test_an_opening_is_part_of_the_response_as_if_the_model_had_written_it(
+    decoding, samples, temperature, monkeypatch
+):
+    monkeypatch.setattr("nanoreason.generate.Decoding", decoding)
+    monkeypatch.setattr("nanoreason.generate.RecordedStep", lambda step: step)
+    model = make_stopping(bias=3.0)
+    opening = [tokenizer.think, tokenizer.end_think]
+    prompts = ragged_prompts()
+    N = len(prompts) * samples
+    uniform = torch.rand(N, 12, generator=generator(0, "opening"))
+    opened = generate(
+        make_sampler(model, False, opening), prompts, samples, 12, temperature, uniform=uniform
+    )
+    behind = [[*prompt, *opening] for prompt in prompts]
+    alone = generate(model, behind, samples, 10, temperature, uniform=uniform[:, 2:])
+    assert [opened.response(row) for row in range(N)] == [
+        [*opening, *alone.response(row)] for row in range(N)
+    ]
+    assert torch.equal(opened.logprobs[:, :2], torch.zeros(N, 2))
+    assert torch.allclose(opened.logprobs[:, 2:], alone.logprobs, atol=1e-5)
+    assert torch.equal(opened.ended, alone.ended)
+    assert len(set(opened.lengths.tolist())) > 1
+
+
+@pytest.mark.parametrize("decoding", [Decoding, GraphDecoding])
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_an_opening_ends_where_the_limit_or_the_context_does(decoding, room, monkeypatch):
+    monkeypatch.setattr("nanoreason.generate.Decoding", decoding)
+    monkeypatch.setattr("nanoreason.generate.RecordedStep", lambda step: step)
+    opening = [tokenizer.think, tokenizer.end_think]
+    sampler = make_sampler(make_tiny(), False, opening)
+    reported = []
+    for prompt, limit in (([1, 2, 3], room), ([1] * (128 - room), 60)):
+        rollout = generate(sampler, [prompt], 1, limit, 0.0, on_progress=reported.append)
+        assert rollout.response(0)[:2] == opening[:room]
+        assert rollout.lengths.tolist() == [room]
+    assert reported == [1, 1]
+
+
+def test_tokens_are_told_one_by_one_as_they_come(stopping):
+    opening = [tokenizer.think, tokenizer.end_think]
+    for sampler in (stopping, make_sampler(stopping, False, opening)):
+        for seed in range(3):
+            told = []
+            rollout = generate(
+                sampler, [[5, 6, 7]], 1, 30, 1.0, generator(seed, "told"), on_token=told.append
+            )
+            assert told == rollout.response(0)
+    seen = []
+
+    def stop_at_the_third(token):
+        seen.append(token)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(make_tiny(), [[5, 6, 7]], 1, 30, 0.0, on_token=stop_at_the_third)
+    assert len(seen) == 3
+    with pytest.raises(ValueError, match="a single response"):
+        generate(stopping, [[1], [2]], 1, 4, 0.0, on_token=seen.append)

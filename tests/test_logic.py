@@ -15,6 +15,7 @@ from nanoreason.tasks import (
     split_of, verify,
 )
 from nanoreason.tasks.core import MAX_TEXT
+from nanoreason.tasks.logic import row_line, rows_of
 
 FAMILY = FAMILIES["logic"]
 ALL_LEVELS = (*LEVELS, 6)
@@ -38,6 +39,7 @@ def draws(kind, level, n):
 MORE = {"taller": "tallest", "older": "oldest", "faster": "fastest", "heavier": "heaviest"}
 LESS = {"shorter": "shortest", "younger": "youngest", "slower": "slowest", "lighter": "lightest"}
 PARTNER = dict(zip(LESS, MORE))
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of columns
 COUNTING = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth"]
 CLUE = r"([A-Z][a-z]+) is (\w+) than ([A-Z][a-z]+)\. "
 ORDER_ENDING = r"(?:Who is|Who of them is|Which of them is|Name) the (?:(\w+) )?(\w+)[?.]"
@@ -151,9 +153,8 @@ def read_truth(question):
     """(expression, its letters in the order of the columns)."""
     text = re.fullmatch(TRUTH_QUESTION, question)[1]
     used = set(re.findall(r"\b[a-z]\b", text))
-    (letters,) = [row for row in ("pqrs", "abcd", "xyzw") if used <= set(row)]
-    assert used == set(letters[: len(used)]), question
-    return text, letters[: len(used)]
+    assert used in [set(row[:n]) for row in ("pqrs", "abcd", "xyzw") for n in (2, 3, 4)], question
+    return text, "".join(sorted(used))
 
 
 @cache
@@ -186,12 +187,34 @@ def sound_check_of_order(text, order, clues):
     return set(clues) <= set(pairs)
 
 
+def sound_clues(text, clues):
+    """Does 'Ben > Tom, Anna > Ben' state these clues, each once and no other?"""
+    return sorted(text.split(", ")) == sorted(f"{a} > {b}" for a, b in clues)
+
+
+def sound_place(line, order, clues, asked, placed):
+    """Is 'Anna is first: Ben > Tom' true, and either the answer or the next place on its way?
+
+    placed: how many places have been found one by one. The answer comes without clues.
+    """
+    name, place, *left = re.split(" is |: ", line)
+    places = dict(zip(COUNTING, order)) | {"last": order[-1]}
+    if places.get(place) != name:
+        return False
+    at = order.index(name)
+    still = [clue for clue in clues if clue[0] not in order[: at + 1]]
+    if left and not sound_clues(left[0], still):
+        return False
+    answers = at == asked and not left
+    return answers or at == placed and at <= asked and bool(left) == bool(still)
+
+
 def sound_order(question, lines):
     """Does a trace about an order say nothing wrong and nothing twice, and answer?"""
     order, asked, clues = solve_order(question)
     whole = {">": " > ".join(order), "<": " < ".join(order[::-1])}
-    asked_words = COUNTING[asked : asked + 1] + ["last"] * (asked == len(order) - 1)
     said = []
+    placed = 0
     concluded = False
     for line in lines:
         if line.startswith("Check: "):
@@ -201,11 +224,20 @@ def sound_order(question, lines):
             continue
         line = re.sub(CUE, "", line)
         if " is " in line:
-            right = [f"{order[asked]} is {word}" for word in asked_words]
-            established = any(text in said for text in whole.values())
-            if line not in right or concluded or not established:
+            answers = ":" not in line and line.startswith(f"{order[asked]} ")
+            in_turn = "clues" in said and placed >= (asked if answers else 0)
+            chained = answers and not set(whole.values()).isdisjoint(said)
+            if not sound_place(line, order, clues, asked, placed) or not (in_turn or chained):
                 return False
-            concluded = True
+            if answers and concluded:
+                return False
+            concluded |= answers
+            placed += not answers
+            continue
+        if "," in line:
+            if not sound_clues(line, clues) or "clues" in said:
+                return False
+            said.append("clues")
             continue
         sign = ">" if ">" in line else "<"
         if f" {sign} " not in line or not within(line, whole[sign], sign):
@@ -232,9 +264,53 @@ def sound_row(bits, sides, question):
     return follows and sides[-1].strip() == str(values[bits])
 
 
+def column(text, letters):
+    """'0111': the values of a boolean text in all rows."""
+    rows = itertools.product((0, 1), repeat=len(letters))
+    return "".join(str(boolean(text, dict(zip(letters, bits)))) for bits in rows)
+
+
+def turned(node):
+    """A text that trees share where they differ at most in the order of operands."""
+    if isinstance(node, ast.BinOp):
+        operands = sorted((turned(node.left), turned(node.right)))
+        return f"({type(node.op).__name__} {' '.join(operands)})"
+    return f"not {turned(node.operand)}" if isinstance(node, ast.UnaryOp) else node.id
+
+
+def parts(text):
+    """turned of every part of a boolean text."""
+    kinds = (ast.BinOp, ast.UnaryOp, ast.Name)
+    return {turned(node) for node in ast.walk(parsed(text)) if isinstance(node, kinds)}
+
+
+def sound_column(line, meant, question):
+    """Is 'C = A or B = 0111' the next column? meant: {'A': 'p', ...}, to which it is added."""
+    text, letters = read_truth(question)
+    name, *own, bits = line.split(" = ")
+    if name != LETTERS[len(meant)]:
+        return False
+    if len(meant) < len(letters):
+        means = letters[len(meant)]
+        if own:
+            return False
+    else:
+        if not own or not re.fullmatch("not [A-Z]|[A-Z] (and|or|xor) [A-Z]", own[0]):
+            return False
+        if not set(re.findall("[A-Z]", own[0])) <= set(meant):
+            return False
+        means = re.sub("[A-Z]", lambda m: f"({meant[m[0]]})", own[0])
+    known = {turned(parsed(one)) for one in meant.values()}
+    meant[name] = means
+    new = turned(parsed(means))
+    return new in parts(text) - known and bits == column(means, letters)
+
+
 def sound_truth(question, lines):
-    """Does a trace work out every row once, and only then count the rows?"""
+    """Does a trace work out every row or column once, and only then count the rows?"""
     values = table(question)
+    whole = turned(parsed(read_truth(question)[0]))
+    meant = {}  # letter of a column -> what it stands for
     n = len(values)
     true = sum(values.values())
     false = n - true
@@ -249,6 +325,11 @@ def sound_truth(question, lines):
                 return False
             done.add(bits)
             continue
+        if re.match("[A-Z] = ", line):
+            if not sound_column(line, meant, question):
+                return False
+            continue
+        worked_out = done == set(values) or whole in {turned(parsed(m)) for m in meant.values()}
         allowed = {
             f"true in {true} of {n} rows": True,
             f"false in {false} of {n} rows": True,
@@ -256,7 +337,7 @@ def sound_truth(question, lines):
             f"Check: {true} + {false} = {n}": True,
             f"Check: {false} + {true} = {n}": True,
         }
-        if not allowed.get(line) or done != set(values) or line in said:
+        if not allowed.get(line) or not worked_out or line in said:
             return False
         if line.startswith("Check") and any(s.startswith("Check") for s in said):
             return False
@@ -411,6 +492,20 @@ def meaning_of(kind, question):
     return re.sub(r"\b[a-z]\b", lambda m: str(letters.index(m[0])), text)
 
 
+def test_the_letters_of_a_question_stand_for_the_variables_in_alphabetical_order():
+    asked = {write_question(("truth", ("and", ("or", ("or", 0, 1), 2), 3)), i) for i in range(20)}
+    assert {re.search(r"\(\(.*\) and .", text)[0] for text in asked} == {
+        "((p or q) or r) and s", "((a or b) or c) and d", "((w or x) or y) and z",
+    }
+    for question in asked:
+        assert read_truth(question)[1] in ("pqrs", "abcd", "wxyz")
+
+
+def write_question(params, seed):
+    """One wording of a question."""
+    return make_problem("logic", 6, params, random.Random(seed)).question
+
+
 def test_from_the_text_alone_the_same_problems_are_the_same():
     key_of = {}
     asked_by = {}
@@ -478,41 +573,50 @@ PEOPLE = ("Anna", "Ben", "Tom", "Clara")
 PUZZLE_PARAMS = ("order", PEOPLE, ((1, 2), (0, 1), (0, 2), (2, 3)), 1)
 PUZZLE = make_problem("logic", 2, PUZZLE_PARAMS, random.Random(0))
 WHOLE = "Anna > Ben > Tom > Clara"
+CLUES = "Ben > Tom, Anna > Ben, Anna > Tom, Tom > Clara"
+FIRST = "Anna is first: Ben > Tom, Tom > Clara"
+LAST_PARAMS = ("order", PEOPLE, ((2, 3), (0, 1), (1, 2)), 3)
+LAST = make_problem("logic", 2, LAST_PARAMS, random.Random(0))
 
 COUNT = make_problem("logic", 1, ("truth", TRUTH), random.Random(0))
 TABLE = ["0 0: 0", "0 1: 1", "1 0: 0", "1 1: 0"]
+COLUMNS = [
+    "A = 0011", "B = 0101", "C = A or B = 0111", "D = not A = 1100", "E = C and D = 0100",
+]
 
 
 def test_the_worked_examples_of_an_order():
     rng = random.Random(0)
-    assert solve(PUZZLE, "steps", rng) == ["Ben > Tom", "Anna > Ben > Tom", WHOLE, "Ben is second"]
+    assert solve(PUZZLE, "steps", rng) == [CLUES, FIRST, "Ben is second"]
     assert solve(PUZZLE, "terse", rng) == [WHOLE, "Ben is second"]
     other_way = ["Another way: Clara < Tom", "Clara < Tom < Ben", "Clara < Tom < Ben < Anna"]
-    assert solve(PUZZLE, "another", rng)[4:] == other_way
-    check = "Check: Ben > Tom, Anna > Ben, Anna > Tom, Tom > Clara"
-    assert solve(PUZZLE, "check", rng)[4:] == [check]
-    apart = make_problem("logic", 2, ("order", PEOPLE, ((2, 3), (0, 1), (1, 2)), 3), rng)
-    assert solve(apart, "steps", rng) == ["Tom > Clara", "Anna > Ben", WHOLE, "Clara is last"]
+    assert solve(PUZZLE, "another", rng)[3:] == other_way
+    assert solve(PUZZLE, "check", rng)[3:] == [f"Check: {CLUES}"]
+    assert solve(LAST, "steps", rng) == [
+        "Tom > Clara, Anna > Ben, Ben > Tom",
+        "Anna is first: Tom > Clara, Ben > Tom",
+        "Ben is second: Tom > Clara",
+        "Tom is third",
+        "Clara is last",
+    ]
+    first = make_problem("logic", 2, ("order", PEOPLE, ((2, 3), (0, 1), (1, 2)), 0), rng)
+    assert solve(first, "steps", rng)[1:] == ["Anna is first"]
 
 
 def test_the_worked_examples_of_a_truth_table():
     rng = random.Random(0)
-    rows = [
-        "0 0: (0 or 0) and not 0 = 0 and 1 = 0",
-        "0 1: (0 or 1) and not 0 = 1 and 1 = 1",
-        "1 0: (1 or 0) and not 1 = 1 and 0 = 0",
-        "1 1: (1 or 1) and not 1 = 1 and 0 = 0",
-    ]
-    assert solve(COUNT, "steps", rng) == [*rows, "true in 1 of 4 rows"]
+    assert solve(COUNT, "steps", rng) == [*COLUMNS, "true in 1 of 4 rows"]
     assert solve(COUNT, "terse", rng) == [*TABLE, "true in 1 of 4 rows"]
     other_way = ["Another way: false in 3 of 4 rows", "4 - 3 = 1"]
-    assert solve(COUNT, "another", rng)[5:] == other_way
-    assert solve(COUNT, "check", rng)[5:] == ["Check: 1 + 3 = 4"]
-    expression = ("not", ("xor", 0, ("not", ("and", 1, 0))))
+    assert solve(COUNT, "another", rng)[6:] == other_way
+    assert solve(COUNT, "check", rng)[6:] == ["Check: 1 + 3 = 4"]
+    # a part that comes again, and one that comes again the other way round, are said once
+    expression = ("xor", ("or", ("not", ("and", 0, 1)), ("and", 1, 0)), ("not", ("and", 0, 1)))
     nested = make_problem("logic", 1, ("truth", expression), rng)
-    assert solve(nested, "steps", rng)[2] == (
-        "1 0: not (1 xor not (0 and 1)) = not (1 xor not 0) = not (1 xor 1) = not 0 = 1"
-    )
+    assert solve(nested, "steps", rng) == [
+        "A = 0011", "B = 0101", "C = A and B = 0001", "D = not C = 1110", "E = D or C = 1111",
+        "F = E xor D = 0001", "true in 1 of 4 rows",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["order", "truth", None])
@@ -540,6 +644,11 @@ def mutants_of_order(lines, i, names, rng):
     found = re.findall(r"[A-Z][a-z]+(?! way)(?!: )", lines[i])
     yield with_line(lines, i, re.sub(rf"\b{rng.choice(found)}\b", rng.choice(names), lines[i]))
     yield with_line(lines, i, re.sub("[<>]", lambda m: rng.choice("<>"), lines[i]))
+    if " > " in lines[i]:
+        clues = re.split(r"(?<=: )|, ", lines[i])
+        rng.shuffle(clues)
+        yield with_line(lines, i, ", ".join(clues).replace(": , ", ": "))
+        yield with_line(lines, i, re.sub(", [A-Za-z]+ > [A-Za-z]+", "", lines[i], count=1))
     places = "second|third|fourth|first|last"
     yield with_line(lines, i, re.sub(places, lambda m: rng.choice(COUNTING + ["last"]), lines[i]))
     yield with_line(lines, i, re.sub("^[A-Z][a-z]+ [<>] |[,<>] [A-Z][a-z]+$", "", lines[i]))
@@ -550,6 +659,11 @@ def mutants_of_truth(lines, i, rng):
     spot = rng.choice(list(re.finditer("[0-9]", lines[i])))
     digit = rng.choice("0123" if spot[0] not in "01" else "01")
     yield with_line(lines, i, lines[i][: spot.start()] + digit + lines[i][spot.end() :])
+    letter = re.search("[A-Z](?! *[a-z]*way)", lines[i])
+    if letter:
+        name = rng.choice("ABCDE")
+        yield with_line(lines, i, lines[i].replace(letter[0], name, 1))
+        yield with_line(lines, i, re.sub("([A-Z]) (and|or|xor) ([A-Z])", r"\3 \2 \1", lines[i]))
     words = ("and", "or", "xor")
     yield with_line(lines, i, re.sub(r"\b(and|or|xor)\b", lambda m: rng.choice(words), lines[i]))
     yield with_line(lines, i, re.sub(" = [^=]*$", "", lines[i]))
@@ -594,15 +708,21 @@ def test_changed_traces_are_sound_exactly_where_the_second_reader_says_so(kind):
     assert decided[False] > 800, decided
 
 
-def test_a_flipped_bit_in_a_row_is_always_wrong():
+def test_a_flipped_bit_in_a_row_or_column_is_always_wrong():
     rng = random.Random(0)
     for level in ALL_LEVELS:
         for problem in draws("truth", level, 12):
-            for line in FAMILY.steps(problem.params)[:-1]:
-                bits = [m for m in re.finditer("[01]", line) if m.start() > line.index(":")]
+            expression = problem.params[1]
+            rows = [row_line(expression, bits) for bits in rows_of(expression)]
+            columns = FAMILY.steps(problem.params)[:-1]
+            for lines in ([], columns), (columns, []):
+                assert set(verdicts(problem, [*lines[0], *rows, *lines[1]])) == {RIGHT}
+            for i, line in enumerate(rows + columns):
+                before = line.index(":") if ":" in line else 0
+                bits = [m for m in re.finditer("[01]", line) if m.start() > before]
                 spot = rng.choice(bits)
                 flipped = line[: spot.start()] + str(1 - int(spot[0])) + line[spot.end() :]
-                (judgement,) = check_steps(problem, [flipped])
+                *_, judgement = check_steps(problem, [*(rows + columns)[:i], flipped])
                 assert judgement.verdict is WRONG, (problem.question, flipped)
 
 
@@ -614,6 +734,7 @@ def verdicts(problem, lines):
 # The tables below: lines before, the line, its verdict, and the reason (None: not asked for).
 
 SAID_BEFORE = "this was said before"
+UNREADABLE = "this is no statement that can be checked"
 NO_WHOLE = "the whole order has not been established"
 NOT_NEIGHBOURS = "nothing places Anna and Tom next to each other"
 CHECK = "Check: Tom < Ben, Tom > Clara, Anna > Tom, Ben < Anna"
@@ -652,6 +773,40 @@ ORDER_LINES = [
     ([WHOLE], "Emma is second", WRONG, None),
     ([WHOLE], "Ben is second.", WRONG, None),
     ([SAME_CHECK], "Ben is second", WRONG, NO_WHOLE),
+    # all clues
+    ([], CLUES, RIGHT, ""),
+    ([], "Tom > Clara, Anna > Tom, Anna > Ben, Ben > Tom", RIGHT, ""),
+    ([CLUES], CLUES, UNNEEDED, SAID_BEFORE),
+    ([WHOLE], CLUES, RIGHT, ""),
+    ([], "Ben > Tom, Anna > Ben, Tom > Clara", WRONG, "Anna > Tom is left out"),
+    ([], f"{CLUES}, Anna > Ben", WRONG, "Anna > Ben is said twice"),
+    ([], f"{CLUES}, Anna > Clara", WRONG, "Anna > Clara is no clue that is left"),
+    ([], "Ben > Tom, Anna > Ben, Tom > Anna, Tom > Clara", WRONG, "Anna is before Tom"),
+    ([], "Tom < Ben, Anna > Ben, Anna > Tom, Tom > Clara", WRONG, UNREADABLE),
+    ([], "Anna > Ben > Tom, Anna > Tom, Tom > Clara", WRONG, UNREADABLE),
+    ([], f"{CLUES},", WRONG, UNREADABLE),
+    ([], f"{CLUES}, ", WRONG, UNREADABLE),
+    # places
+    ([CLUES], FIRST, RIGHT, ""),
+    ([CLUES], "Anna is first: Tom > Clara, Ben > Tom", RIGHT, ""),
+    ([], FIRST, WRONG, NO_WHOLE),
+    ([WHOLE], FIRST, UNNEEDED, "this is not what is asked"),
+    ([f"Check: {CLUES}"], FIRST, WRONG, NO_WHOLE),
+    ([CLUES], "Anna is first: Ben > Tom", WRONG, "Tom > Clara is left out"),
+    ([CLUES], f"{FIRST}, Anna > Tom", WRONG, "Anna > Tom is no clue that is left"),
+    ([CLUES], f"{FIRST}, Ben > Tom", WRONG, "Ben > Tom is said twice"),
+    ([CLUES], "Ben is first: Ben > Tom, Tom > Clara", WRONG, "Ben is not first"),
+    ([CLUES], "Anna is second: Ben > Tom, Tom > Clara", WRONG, "Anna is not second"),
+    ([CLUES], "Anna is first: ", WRONG, UNREADABLE),
+    ([CLUES], "Anna is first: Tom < Ben, Tom > Clara", WRONG, UNREADABLE),
+    ([CLUES], "Anna is first", UNNEEDED, "this is not what is asked"),
+    ([CLUES, FIRST], FIRST, UNNEEDED, SAID_BEFORE),
+    ([CLUES], "Ben is second", WRONG, "nobody has been found to be first"),
+    ([CLUES, "Anna is first"], "Ben is second", WRONG, "nobody has been found to be first"),
+    ([CLUES, FIRST], "Ben is second", RIGHT, ""),
+    ([CLUES, FIRST], "Ben is second: Tom > Clara", RIGHT, ""),
+    ([CLUES, FIRST, "Ben is second"], "Ben is second", UNNEEDED, SAID_BEFORE),
+    ([CLUES, FIRST, "Ben is second"], "Tom is third", UNNEEDED, "this is not what is asked"),
     # checks
     ([], CHECK, RIGHT, ""),
     ([], "Check: Ben > Tom, Anna > Ben, Tom > Clara", UNNEEDED,
@@ -687,7 +842,8 @@ def test_lines_about_an_order(before, line, verdict, reason):
 
 NO_FOLLOW = "a side does not follow from the one before"
 OTHER_EXPRESSION = "this is not the expression"
-UNREADABLE = "this is no statement that can be checked"
+NO_COLUMN = "the column of the whole expression has not been worked out"
+NO_PART = "this is no part of the expression"
 ROW = "1 0: (1 or 0) and not 1"
 TRUE_ROWS = "true in 1 of 4 rows"
 FALSE_ROWS = "false in 3 of 4 rows"
@@ -740,6 +896,49 @@ TRUTH_LINES = [
     (["1 0: 0"], f"{ROW} = 0", UNNEEDED, SAID_BEFORE),
     (["1 0: 1"], "1 0: 0", RIGHT, ""),
     (["1 0: 0"], "1 0: 1", WRONG, "row 1 0 is 0"),
+    # columns
+    ([], COLUMNS[0], RIGHT, ""),
+    ([], "A = 0101", WRONG, "A is 0011"),
+    ([], "A = 00001111", WRONG, "A is 0011"),
+    ([], COLUMNS[1], WRONG, "B is not the next letter"),
+    (COLUMNS[:1], COLUMNS[0], UNNEEDED, SAID_BEFORE),
+    (COLUMNS[:2], "C = 0011", WRONG, "C is no variable"),
+    (COLUMNS[:1], "B = not A = 1100", WRONG, "B is a variable"),
+    (COLUMNS[:2], COLUMNS[2], RIGHT, ""),
+    (COLUMNS[:2], "C = B or A = 0111", RIGHT, ""),
+    (COLUMNS[:2], "C = A or B = 0110", WRONG, "A or B is 0111"),
+    (COLUMNS[:2], "C = A or D = 0111", WRONG, "D has not been worked out"),
+    (COLUMNS[:2], "C = A or C = 0111", WRONG, "C has not been worked out"),
+    (COLUMNS[:2], "D = A or B = 0111", WRONG, "D is not the next letter"),
+    (COLUMNS[:2], "B = A or B = 0111", WRONG, "B is a variable"),
+    (COLUMNS[:2], "C = A and B = 0001", UNNEEDED, NO_PART),
+    (COLUMNS[:2], "C = A or A = 0011", UNNEEDED, NO_PART),
+    (COLUMNS[:3], COLUMNS[2], UNNEEDED, SAID_BEFORE),
+    (COLUMNS[:3], "D = B or A = 0111", UNNEEDED, SAID_BEFORE),
+    (COLUMNS[:3], "C = not A = 1100", WRONG, "C is not the next letter"),
+    ([*COLUMNS[:2], "C = A and B = 0001"], "D = C or A = 0011", UNNEEDED, NO_PART),
+    ([*COLUMNS[:2], "C = A and B = 0001"], "D = A or B = 0111", RIGHT, ""),
+    ([*COLUMNS[:2], "C = A or B = 0110"], COLUMNS[3], WRONG, "D is not the next letter"),
+    ([*COLUMNS[:2], "C = A or B = 0110"], COLUMNS[2], RIGHT, ""),
+    ([*COLUMNS[:2], "C = not A = 1100"], "D = A or B = 0111", RIGHT, ""),
+    (COLUMNS[:4], "E = C and D = 0100", RIGHT, ""),
+    (COLUMNS[:4], "E = D and C = 0100", RIGHT, ""),
+    (COLUMNS[:4], "E = C xor D = 1011", UNNEEDED, NO_PART),
+    (COLUMNS[:2], "C = (A or B) = 0111", WRONG, UNREADABLE),
+    (COLUMNS[:2], "C = A or B", WRONG, None),
+    (COLUMNS[:2], "C = A or not B = 1011", WRONG, UNREADABLE),
+    (COLUMNS[:2], "C = A  or B = 0111", WRONG, UNREADABLE),
+    (COLUMNS[:2], "C = p or q = 0111", WRONG, UNREADABLE),
+    (COLUMNS[:2], "c = A or B = 0111", WRONG, UNREADABLE),
+    (COLUMNS[:2], "C = A or B = 0 1 1 1", WRONG, UNREADABLE),
+    ([], "Check: A = 0011", WRONG, UNREADABLE),
+    (COLUMNS, TRUE_ROWS, RIGHT, ""),
+    (COLUMNS, FALSE_ROWS, RIGHT, ""),
+    (COLUMNS, "Check: 1 + 3 = 4", RIGHT, ""),
+    (COLUMNS, "true in 2 of 4 rows", WRONG, "it is true in 1 of 4 rows"),
+    (COLUMNS[:4], TRUE_ROWS, WRONG, NO_COLUMN),
+    ([*COLUMNS[:4], *TABLE], TRUE_ROWS, RIGHT, ""),
+    ([*COLUMNS[:4], "E = C and D = 0101"], TRUE_ROWS, WRONG, NO_COLUMN),
     # the true rows
     (TABLE, TRUE_ROWS, RIGHT, ""),
     (TABLE[:3], TRUE_ROWS, WRONG, "row 1 1 has not been worked out"),
@@ -824,18 +1023,27 @@ def test_concludes_names_the_asked_place_only():
         assert not concludes(COUNT.params, line), line
 
 
-def test_slips_are_made_in_chains_and_rows_alone():
+def test_slips_are_made_in_clues_places_and_columns_alone():
     rng = random.Random(0)
-    slips = {FAMILY.slip("Anna > Ben > Tom", rng) for _ in range(50)}
-    assert slips == {"Ben > Anna > Tom", "Anna > Tom > Ben"}
-    assert FAMILY.slip(f"{ROW} = 1 and 0 = 0", rng) == f"{ROW} = 1 and 0 = 1"
-    assert FAMILY.slip("Ben is second", rng) == FAMILY.slip(TRUE_ROWS, rng) == ""
+
+    def slips(line):
+        return {FAMILY.slip(line, rng) for _ in range(60)}
+
+    assert slips("Ben > Tom, Anna > Ben") == {"Tom > Ben, Anna > Ben", "Ben > Tom, Ben > Anna"}
+    assert slips(FIRST) == {
+        "Ben is first: Ben > Tom, Tom > Clara", "Tom is first: Ben > Tom, Tom > Clara",
+        "Anna is first: Tom > Ben, Tom > Clara", "Anna is first: Ben > Tom, Clara > Tom",
+    }
+    assert slips("A = 0011") == {"A = 1011", "A = 0111", "A = 0001", "A = 0010"}
+    assert slips("E = C and D = 01") == {"E = C and D = 11", "E = C and D = 00"}
+    for line in ("Ben is second", TRUE_ROWS, WHOLE, ROW, "4 - 3 = 1"):
+        assert slips(line) == {""}, line
 
 
 SOUP = [  # what garbage is made of
     "Anna", "Ben", "Tom", " > ", " < ", " is ", "second", "last", ", ", "Check: ", "Wait, ",
     "0", "1", " ", ": ", "(", ")", "not ", " and ", " or ", " xor ", "=",
-    "true in ", " of ", "rows", "4 - 3 = 1",
+    "true in ", " of ", "rows", "4 - 3 = 1", "A", "B", "C", " = ", "0011", "0101",
     "٣", "²", "\n", "\0", "\ud800", "💥", "+", "-", "9" * 20,
 ]
 HARD_SIDES = [
@@ -849,6 +1057,8 @@ HARD_LINES = [
     "Check: " + "Anna > Ben, " * 16, " is " * 50, "Anna is " + "x" * 190,
     "0 " * 99 + ": 0", "0" * 199 + ":", f"true in {'9' * 180} of 4 rows", "9" * 190 + " - 1 = 1",
     "Anna > Ben" * 10_000, " " * 1_000_000,
+    "A = " + "01" * 98, "C = " * 49, "C = A and B = " * 14 + "1", "Ben > Tom, " * 18,
+    "Anna is first: " + "Ben > Tom, " * 16, "Anna is first: " * 13,
 ]
 
 
@@ -881,6 +1091,16 @@ def test_garbage_never_raises_and_is_never_slow():
             assert isinstance(verify(problem, line), bool)
             assert isinstance(concludes(problem.params, line), bool)
     assert slowest < 0.005, slowest
+
+
+def test_columns_of_columns_of_columns_are_checked_at_once():
+    """Each is an expression twice as long as the one before it."""
+    lines = [*COLUMNS[:2], "C = A and A = 0011"]
+    lines += [f"{name} = {last} and {last} = 0011" for last, name in zip(LETTERS[2:], LETTERS[3:])]
+    start = time.perf_counter()
+    found = verdicts(COUNT, [*lines, "A = Z and Z = 0011", "Z = Y and Y = 0011"])
+    assert time.perf_counter() - start < 0.1
+    assert found == [RIGHT] * 2 + [UNNEEDED] * 24 + [WRONG, UNNEEDED]
 
 
 def test_sides_are_read_to_a_depth_of_20():

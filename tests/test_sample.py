@@ -9,11 +9,16 @@ from conftest import make_stopping, make_tiny, tokenizer
 from test_reward_model import make_reward_model
 
 import sample
-from nanoreason import checkpoint
+from nanoreason import checkpoint, pretrained
+from nanoreason.chat import BOLD, command_flags, GREY, PLAIN, Screen, Stream
 from nanoreason.flags import parse_config, UserError
-from nanoreason.machine import run_script
+from nanoreason.generate import make_sampler
+from nanoreason.machine import generator, run_script, start_machine
+from nanoreason.pool import draw_pool
 from nanoreason.reward_model import save_reward_model
-from nanoreason.search import METHODS, Result
+from nanoreason.run import write_json
+from nanoreason.search import CHOICES, METHODS, Result
+from nanoreason.tasks import problem_set
 from nanoreason.tokenizer import Response
 
 
@@ -111,10 +116,16 @@ def test_help_fits_a_narrow_terminal(run, monkeypatch, capsys):
 
 
 WRONG = [
-    ("--ckpt {ckpt}", "give either a question"),
     ("{blank} --ckpt {ckpt}", "give either a question"),
     ("hello --ckpt {ckpt} --eval", "give either a question"),
     ("hello", "--ckpt is missing"),
+    ("", "--ckpt is missing"),
+    ("--ckpt {ckpt} --json x.json", "--json is for one question and for --eval"),
+    ("hello --ckpt {ckpt} --no-think --method beam", "--no-think leaves none"),
+    ("hello --ckpt {ckpt} --no-think --method dvts", "--no-think leaves none"),
+    ("hello --ckpt {ckpt} --no-think --method budget", "--no-think leaves none"),
+    ("hello --ckpt {ckpt} --no-think --method self-verify", "--no-think leaves none"),
+    ("hello --ckpt {ckpt} --no-think --method auto", "greedy, sample, vote, best-of-n"),
     ("hello --ckpt {ckpt} --json {folder}", "is a folder; the name of a file is wanted"),
     ("hello --ckpt {ckpt} --json {folder}/new/x.json", "there is no such folder"),
     ("--eval --ckpt {ckpt} --json {folder}", "is a folder"),
@@ -141,6 +152,7 @@ def test_mistakes_are_found_before_the_model_is_loaded(
         raise AssertionError("the work has begun")
 
     monkeypatch.setattr(sample, "start_machine", too_late)
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)  # where nothing ships
     (tmp_path / "file").touch()
     places = dict(ckpt=ckpt, folder=tmp_path, file=tmp_path / "file", blank=" ")
     with pytest.raises(SystemExit) as stop:
@@ -255,3 +267,321 @@ def test_a_file_without_a_row_in_the_split_says_how_to_measure_it(run, ckpt, tmp
             run(*SMALL.split(), "--split", split, "--data", data, "--ckpt", ckpt)
         assert stop.value.code == 2
         assert "--split all, which measures training questions too" in capsys.readouterr().err
+
+
+# Answering at once
+
+BLOCK = [tokenizer.think, tokenizer.end_think]
+
+
+@pytest.mark.parametrize("method", ["greedy", "sample", *CHOICES])
+def test_without_thinking_each_response_begins_with_an_empty_block_of_its_own(method):
+    model = make_sampler(make_stopping(bias=3.0), False, BLOCK)
+    config = configured("Is 7 prime?", "--no-think", "--method", method, "--n", 6)
+    result = sample.solve(model, None, config.question, config)
+    assert len(result.responses) == (6 if method in CHOICES else 1)
+    assert all(response.thinking == "" for response in result.responses)
+    assert any(response.answer for response in result.responses)  # the format holds
+    figures = sample.answer_figures(config.question, result, config)
+    assert figures["think"] is False and figures["thinking"] == ""
+    assert result.completion_tokens >= 3 * len(result.responses)
+
+
+def test_samples_without_thinking_are_never_read_from_a_cache_of_others(tmp_path):
+    problems = problem_set("chain", 1, "test", 3, 0)
+    plain, direct = (make_sampler(make_stopping(), False, block) for block in ((), BLOCK))
+    for _ in range(2):  # drawn, then read from the cache
+        with_thinking = draw_pool(plain, problems, 2, 1.0, 8, 0, tmp_path)
+        without = draw_pool(direct, problems, 2, 1.0, 8, 0, tmp_path)
+        assert all(ids[:2] == BLOCK for own in without.ids for ids in own)
+        assert not all(ids[:2] == BLOCK for own in with_thinking.ids for ids in own)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_direct_answers_are_measured_by_family_and_level_with_their_tokens(
+    run, ckpt, tmp_path, capsys
+):
+    words = [*SMALL.split(), "--no-think", "--families", "chain,percent", "--level", "1,2"]
+    words += ["--problems", 4, "--ns", "1,3", "--ckpt", ckpt, "--json", tmp_path / "x.json"]
+    run(*words)
+    assert capsys.readouterr().out.startswith(
+        "greedy accuracy, test split, levels 1, 2, answered at once, 95% intervals\n"
+    )
+    figures = read(tmp_path / "x.json")
+    assert figures["think"] is False
+    assert figures["behaviours"]["thinks"] == figures["sampled"]["behaviours"]["thinks"] == 0
+    for family in ("chain", "percent"):
+        for level in ("1", "2"):
+            greedy = figures["families"][family]["levels"][level]
+            sampled = figures["sampled"]["levels"][family][level]
+            assert (greedy["n"], sampled["n"]) == (2, 6)
+            assert 2 < greedy["mean_tokens"] <= 4 and 2 < sampled["mean_tokens"] <= 4
+            low, high = sampled["ci"]
+            assert low <= sampled["acc"] <= high
+
+
+# The shipped model
+
+
+def ship(monkeypatch, folder, **models):
+    """Let `folder` be where the models ship that `models` names."""
+    monkeypatch.setattr(pretrained, "FOLDER", folder)
+    hashes = {}
+    for name, model in models.items():
+        path = folder / f"{name.replace('_', '-')}.pt"
+        checkpoint.save(path, model)
+        hashes[path.name] = pretrained.describe(path)
+    write_json(folder / "hashes.json", hashes)
+
+
+def test_without_a_checkpoint_the_shipped_final_model_answers_and_one_line_says_so(
+    run, tmp_path, monkeypatch, capsys
+):
+    ship(monkeypatch, tmp_path, final=make_tiny())
+    run("Is 7 prime?", "--max-reasoning-tokens", 5)
+    shown = capsys.readouterr()
+    assert shown.err == (
+        "sample.py: using the shipped final model (nanoreason/pretrained, 0.04M parameters); "
+        "--ckpt chooses another\n"
+    )
+    assert "Question: Is 7 prime?" in shown.out
+    run("Is 7 prime?", "--max-reasoning-tokens", 5, "--ckpt", "pretrained:final")
+    assert capsys.readouterr() == (shown.out, "")
+
+
+# The chat
+
+
+class Terminal(io.StringIO):
+    """What a person sees."""
+
+    def isatty(self):
+        return True
+
+
+def chatted(typed, *words, ckpt, terminal=None, environ={}):
+    """What the chat shows where these lines are typed, and then Ctrl-D. An exception among them is
+    what the terminal raises at that prompt."""
+    terminal = terminal or Terminal()
+    left = [*typed, EOFError()]
+
+    def read(prompt):
+        terminal.write(prompt)
+        line = left.pop(0)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    config = configured("--ckpt", ckpt, "--max-reasoning-tokens", 20, *words)
+    sample.chat(config, start_machine("cpu"), read, Screen(terminal, environ))
+    assert not left
+    return terminal.getvalue()
+
+
+@pytest.mark.parametrize(("line", "flags"), [
+    ("/method vote 16", ["--method=vote", "--n=16"]),
+    ("/method  greedy ", ["--method=greedy"]),
+    ("/think off", ["--no-think"]),
+    ("/think on", ["--think"]),
+    ("/model r1-zero", ["--ckpt=pretrained:r1-zero"]),
+    ("/model pretrained:r1", ["--ckpt=pretrained:r1"]),
+    ("/model '{folder}/my model'", ["--ckpt={folder}/my model"]),
+    ("/temperature 0.7", ["--temperature=0.7"]),
+])
+def test_commands_stand_for_flags(line, flags, tmp_path):
+    (tmp_path / "my model").mkdir()
+    found = command_flags(line.format(folder=tmp_path))
+    assert found == [flag.format(folder=tmp_path) for flag in flags]
+
+
+@pytest.mark.parametrize(("line", "complaint"), [
+    ("/", "there is no command /; /help lists them"),
+    ("/metod vote", "there is no command /metod"),
+    ("/method", "/method takes other words"),
+    ("/method poetry", "invalid choice: 'poetry'"),
+    ("/method vote many", "invalid int value: 'many'"),
+    ("/method vote 0", "--n is 0; it must be at least 1"),
+    ("/method beam", "--no-think leaves none"),
+    ("/think maybe", "/think takes other words"),
+    ("/temperature hot", "invalid float value: 'hot'"),
+    ("/temperature -1", "--temperature is -1.0; it must be at least 0.01"),
+    ("/model r9", "there is no model r9"),
+    ("/model --help", "there is no model --help"),
+    ("/model pretrained:r9", "there is no shipped model 'r9'; there are base, r1-zero"),
+    ("/model 'r1", "No closing quotation"),
+])
+def test_a_command_that_is_wrong_is_one_line_and_changes_nothing(line, complaint, ckpt):
+    shown = chatted([line, "/think off"], "--no-think", ckpt=ckpt, environ={"NO_COLOR": "1"})
+    _, said, state, end = shown.split("\n> ")
+    assert complaint in said and "\n" not in said
+    assert state == f"{ckpt} (0.04M parameters), greedy, answers at once" and end == "\n"
+
+
+def test_the_chat_streams_grey_thinking_and_a_bold_answer_that_are_those_of_greedy(ckpt):
+    model = make_stopping(bias=3.0)
+    question = "Is 7 prime?"
+    config = configured(question, "--max-reasoning-tokens", 20)
+    response = sample.solve(model, None, question, config).response
+    screen = Screen(Terminal(), {})
+    tokens = sample.stream(model, question, config, screen)
+    shown = screen.out.getvalue()
+    for code in (GREY, BOLD, PLAIN):
+        shown = shown.replace(code, "")
+    thinking, _, answer = shown.partition("\n\n")
+    assert [line.strip() for line in thinking.split("\n") if line.strip()] == [
+        "".join(c if c.isprintable() else "?" for c in step).strip() for step in response.steps
+    ]
+    assert 0 < tokens <= 20
+    assert ("No answer" in answer) == (response.answer is None)
+
+
+def streamed(ids, environ={}, terminal=None):
+    """What a Stream shows of a response."""
+    screen = Screen(terminal or Terminal(), environ)
+    stream = Stream(screen, tokenizer)
+    for token in ids:
+        stream.add(token)
+    stream.end(tokenizer.parse_response(ids))
+    return screen.out.getvalue()
+
+
+def test_a_response_is_shown_in_styles_and_without_them_where_they_are_not_wanted():
+    ids = tokenizer.render_response("1 + 2 = 3\n3 + 4 = 7", "7")
+    plain = "  1 + 2 = 3\n  3 + 4 = 7\n\nAnswer: 7\n"
+    assert streamed(ids, {"NO_COLOR": "1"}) == plain
+    assert streamed(ids, {"TERM": "dumb"}) == plain
+    assert streamed(ids, terminal=io.StringIO()) == plain  # no terminal
+    styled = streamed(ids, {"NO_COLOR": ""})
+    assert styled.startswith(f"{GREY}  1{PLAIN}") and f"{BOLD}Answer: {PLAIN}{BOLD}7" in styled
+    for code in (GREY, BOLD, PLAIN):
+        styled = styled.replace(code, "")
+    assert styled == plain
+
+
+@pytest.mark.parametrize(("ids", "shown"), [
+    ([*BLOCK, *tokenizer.encode("7"), tokenizer.end],
+     "  (answered at once, without thinking)\n\nAnswer: 7\n"),
+    ([tokenizer.think, *tokenizer.encode("1 + 1")],
+     "  1 + 1\n\nNo answer: the response was cut off or broke the format.\n"),
+    ([*tokenizer.encode("7"), tokenizer.end],
+     "  7\n\nNo answer: the response was cut off or broke the format.\n"),
+    (tokenizer.render_response("山 × é", "山"), "  山 × é\n\nAnswer: 山\n"),
+    (tokenizer.render_response("a\x1b[2J\rb", "\x07c"), "  a?[2J?b\n\nAnswer: ?c\n"),
+])
+def test_a_stream_shows_whole_characters_and_nothing_that_moves_the_cursor(ids, shown):
+    assert streamed(ids, {"NO_COLOR": "1"}) == shown
+
+
+def test_a_terminal_without_utf8_gets_signs_in_ascii(monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    run_script(lambda: None)  # as a script's first lines: no character is an error
+    screen = Screen(shown, {})
+    screen.say("2 × 3 − 1")
+    shown.seek(0)
+    assert shown.read() == "2 * 3 - 1\n"
+
+
+def test_the_chat_answers_each_question_on_its_own_with_other_samples_each_time(ckpt):
+    plain = {"NO_COLOR": "1"}
+    typed = ["/method sample", "Is 7 prime?", "Is 7 prime?", "", "/method greedy", "Is 7 prime?"]
+    shown = chatted([*typed, "Is 7 prime?"], ckpt=ckpt, environ=plain)
+    _, _, first, second, _, third, fourth, _ = shown.split("\n> ")
+    without_time = [text.rsplit(",", 1)[0] for text in (first, second, third, fourth)]
+    assert without_time[0] != without_time[1] and without_time[2] == without_time[3]
+    again = chatted([*typed, "Is 7 prime?"], ckpt=ckpt, environ=plain)
+    assert without_time[0] in again and without_time[1] in again  # the seed's own
+
+
+def test_a_vote_in_the_chat_says_what_it_does_and_how_many_agree(ckpt):
+    typed = ["/method vote 5", "Is 7 prime?", "1" * 200, "/think off", "Is 7 prime?", "/help"]
+    shown = chatted(typed, ckpt=ckpt, environ={"NO_COLOR": "1"})
+    assert "vote 5 at temperature 1, thinks" in shown
+    assert shown.count("  vote, n = 5 ...") == 3
+    assert shown.count("of 5 responses") >= 2
+    assert "this model's context holds 128, answer included" in shown
+    assert "(answered at once, without thinking)" in shown.split("answers at once\n")[1]
+    assert "Ctrl-C stops an answer, Ctrl-D ends the chat." in shown
+
+
+def test_another_model_answers_once_it_is_named(ckpt, tmp_path, monkeypatch):
+    ship(monkeypatch, tmp_path, r1_zero=make_tiny(), r1=make_tiny(seed=1))
+    typed = ["/model r1-zero", "/model r1", "/model base", f"/model {ckpt}"]
+    states = chatted(typed, ckpt=ckpt, environ={"NO_COLOR": "1"}).split("\n> ")
+    assert "pretrained:r1-zero (0.04M" in states[1] and "pretrained:r1 (" in states[2]
+    assert "base.pt is no shipped model: hashes.json does not name it" in states[3]
+    assert f"{ckpt} (0.04M" in states[4]
+
+
+def test_ctrl_c_stops_an_answer_and_clears_a_line_and_the_chat_goes_on(ckpt, monkeypatch):
+    calls = []
+
+    def interrupted(*_, on_token, **__):
+        calls.append(on_token(tokenizer.encode("4")[0]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample, "generate", interrupted)
+    typed = ["Is 7 prime?", KeyboardInterrupt(), "Is 7 prime?"]
+    shown = chatted(typed, ckpt=ckpt, environ={"NO_COLOR": "1"})
+    assert shown.endswith("> " + "  4\nstopped\n> \n> " + "  4\nstopped\n> \n")
+    assert len(calls) == 2
+
+
+def test_on_a_terminal_without_a_question_the_chat_begins(run, ckpt, monkeypatch):
+    begun = []
+    typing = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(typing, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", typing)
+    monkeypatch.setattr(sample, "chat", lambda config, *_: begun.append(config.ckpt))
+    monkeypatch.setattr(sample, "with_history", lambda: None)
+    run("--ckpt", ckpt)
+    assert begun == [str(ckpt)] and typing.errors == "replace"
+
+
+# JSON lines
+
+
+def test_in_a_pipe_each_line_is_a_question_and_becomes_a_line_of_json(
+    run, ckpt, monkeypatch, capsys
+):
+    words = "--max-reasoning-tokens 9 --method sample --precision fp32".split()
+    asked = ["Is 7 prime?", "What is 2 × 3?", "1" * 200, "Is 9 prime?"]
+    lines = ["\ufeff" + asked[0], "", asked[1], "   ", asked[2], asked[3]]
+    text = "\n".join(lines).encode() + b"\r\nwhat \xff?"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text), "ascii"))
+    with pytest.raises(SystemExit) as stop:
+        run("--ckpt", ckpt, *words)
+    assert stop.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.err == "sample.py: 2 of 5 questions could not be answered\n"
+    rows = [json.loads(line) for line in shown.out.splitlines()]
+    assert [row["question"] for row in rows] == [*asked, "what \ufffd?"]
+    assert "this model's context holds 128" in rows[2]["error"]
+    assert "can't decode byte 0xff" in rows[4]["error"]
+    model = make_sampler(make_tiny(), False)
+    for row in (rows[0], rows[1], rows[3]):
+        config = configured(row["question"], *words)
+        result = sample.solve(model, None, row["question"], config)
+        assert row == sample.answer_figures(row["question"], result, config)
+
+
+def test_each_line_is_answered_before_the_next_is_read(ckpt):
+    out = io.StringIO()
+
+    def lines():
+        for i in range(3):
+            assert out.getvalue().count("\n") == i
+            yield b"Is 7 prime?\n"
+
+    config = configured("--ckpt", ckpt, "--max-reasoning-tokens", 2)
+    sample.answer_lines(config, start_machine("cpu"), lines(), out)
+    assert out.getvalue().count("\n") == 3
+
+
+@pytest.mark.parametrize("stdin", [None, io.TextIOWrapper(io.BytesIO(b"\n \n"))])
+def test_without_any_question_one_line_says_so(stdin, run, ckpt, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", stdin)
+    run("--ckpt", ckpt)
+    assert capsys.readouterr() == (
+        "", "sample.py: no question: give one, or one per line on stdin\n"
+    )

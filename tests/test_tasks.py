@@ -271,6 +271,8 @@ def odd_lines(rng):
     lines += ["x" * 200, "x(" * 90, "(" * 8 + "x" * 150 + ")" * 8 + " = 1", "9*" * 90 + "9 = 1"]
     lines += ["=" * 199, "1 = " * 49 + "1", "-" * 20 + "1 = 1", "9" * 15 + "*" + "9" * 15 + " = 1"]
     lines += ["1/0 = 1", "x/0 = x", "1/(2-2) = 0", "5%% of %", "x%", "17 / 0 leaves 0"]
+    lines += ["by 0: 17", "by 999999: 17", "by 7: " + "1, " * 60 + "3", "by 7: 17, 3"]
+    lines += ["1 * 1" + " + 1 * 1" * 20 + " = 21, write 1, carry 2", "1, write 1, write 1"]
     lines += ["17 / 999999 leaves 17", "17 = 1 * 17, so 17 is not prime", "0 * 0 + 17 = 17"]
     lines += ["Check: ", "Wait, ", "Another way: ", "Check: Wait, 1 = 1", "1 = 1, last digit 1"]
     lines += ["no prime up to 9 divides 17"]
@@ -510,7 +512,8 @@ LONG_CHAIN = (11, ("*", 3), ("*", 2), ("+", 4), ("-", 4), ("+", 4))
 SAID_TWICE = [
     ("addition", (844, 933), "steps"),
     ("addition", (1111, 2222), "check"),
-    ("multiplication", (96, 8), "another"),
+    ("multiplication", (1111, 22), "steps"),
+    ("code", ("quadratic", 1, -2, 4), "steps"),
     ("chain", LONG_CHAIN, "steps"),
     ("word", ("story", 10, (("+", 5), ("-", 5), ("+", 5)), ()), "steps"),
 ]
@@ -528,16 +531,14 @@ def test_a_reference_line_that_has_to_be_said_twice_is_right_twice(family, param
 
 def assert_slip_of_family(family, slip, meant):
     """The slip is of the kind that people make in this family. meant: the right line."""
-    if family == "addition":  # added up a little wrong, then written and carried as it was added
-        column = r"(.+) = (\d+), write (\d), carry (\d)"
-        done, *slipped = re.fullmatch(column, slip).groups()
-        total, write, carry = map(int, slipped)
-        other, right, *_ = re.fullmatch(column, meant).groups()
-        assert done == other and total == 10 * carry + write and 0 < abs(total - int(right)) <= 2
+    if ", write " in meant:  # added up a little wrong, then written and carried as it was added
+        done, total, written = read_column(slip)
+        other, right, _ = read_column(meant)
+        assert done == other and total == written and 0 < abs(total - right) <= 2
     elif family == "primality":  # another remainder that is possible
-        trial, rest = slip.split(" leaves ")
-        other, _ = meant.split(" leaves ")
-        assert trial == other and 0 <= int(rest) < int(trial.split()[-1])
+        trial, rest = re.fullmatch(r"(.* )(\d+)", slip).groups()
+        p = re.search(r"/ (\d+) leaves|^by (\d+):", meant)
+        assert meant.startswith(trial) and 0 <= int(rest) < int(p[1] or p[2])
     elif family in NUMBERS:  # one digit
         assert sum(a != b for a, b in zip(slip, meant, strict=True)) == 1
 
@@ -573,23 +574,177 @@ def test_every_reference_line_is_true_and_the_last_one_ends_in_the_answer(family
             for style in ("terse", "steps", "check", "another"):
                 lines = solve(problem, style, rng)
                 for line in lines:
-                    statement = re.sub("^(Check|Another way): |, last digit .*", "", line)
-                    assert is_true(statement, x), (problem.question, line)
+                    aside = "^(Check|Another way): |, last digit .*|, write .*"
+                    assert is_true(re.sub(aside, "", line), x), (problem.question, line)
                 last = [line for line in lines if not line.startswith("Check: ")][-1]
-                assert evaluate(last.split("=")[-1], x) == Fraction(problem.answer)
+                if ", write " not in last:
+                    assert evaluate(last.split("=")[-1], x) == Fraction(problem.answer)
 
 
-def test_column_addition_writes_the_sum():
-    for level in ALL_LEVELS["addition"]:
-        for problem in draws("addition", level, 40):
-            written = ""
-            for line in solve(problem, "steps", random.Random(0)):
-                match = re.fullmatch(r"(.*), write (\d), carry (\d)", line)
-                statement, digit, carry = match.groups()
-                assert is_true(statement)
-                assert evaluate(statement.split("=")[1]) == 10 * int(carry) + int(digit)
-                written = digit + written
-            assert int(carry + written) == int(problem.answer)
+def read_column(line):
+    """(what is added up, the total, what is written and carried): '8 + 7 = 15, write 5, carry 1'.
+
+    -> ('8 + 7', 15, 15)
+    """
+    column = re.fullmatch(r"(.+) = (\d+), write (\d+)(?:, carry (\d+))?", line)
+    added, total, write, carry = column.groups()
+    assert carry is None or len(write) == 1
+    return added, int(total), 10 * int(carry or 0) + int(write)
+
+
+def number_written(columns):
+    """What columns come to, read off what they write, from the right to the left."""
+    digits = ""
+    carry = "0"
+    for column in columns:
+        sides, total, written = read_column(column)
+        assert total == written and is_true(f"{sides} = {total}"), column
+        carried = re.search(r" \+ (\d+) = ", f"{sides} = ")[1] if carry != "0" else "0"
+        assert carried == carry, column
+        write, carry = re.search(r"write (\d+)(?:, carry (\d+))?", column).groups()
+        digits = write + digits
+    return int((carry or "") + digits)
+
+
+@pytest.mark.parametrize("family", ["addition", "multiplication", "percent"])
+def test_columns_write_the_sum_or_the_product(family):
+    found = Counter()
+    for level in ALL_LEVELS[family]:
+        for problem in draws(family, level, 40):
+            lines = solve(problem, "steps", random.Random(0))
+            columns = [line for line in lines if ", write " in line]
+            if columns:
+                p, n = problem.params
+                total = p * n if family == "percent" else int(problem.answer)
+                assert number_written(columns) == total, (problem.question, lines)
+                found[level] += 1
+    # Percentages work in columns where 1% is no whole number.
+    wanted = [level for level in ALL_LEVELS[family] if family != "percent" or level > 3]
+    assert sorted(found) == wanted and min(found.values()) > 38
+
+
+def test_a_product_is_worked_crosswise_in_columns():
+    problem = demo_problems()[0]
+    columns = [
+        "7 * 3 = 21, write 1, carry 2",
+        "4 * 3 + 7 * 9 + 2 = 12 + 63 + 2 = 75 + 2 = 77, write 7, carry 7",
+        "8 * 3 + 4 * 9 + 7 * 2 + 7 = 24 + 36 + 14 + 7 = 60 + 14 + 7 = 74 + 7 = 81, "
+        "write 1, carry 8",
+        "8 * 9 + 4 * 2 + 8 = 72 + 8 + 8 = 80 + 8 = 88, write 8, carry 8",
+        "8 * 2 + 8 = 16 + 8 = 24, write 24",
+    ]
+    assert problem.question == "What is 847 × 293?"
+    assert solve(problem, "steps", None) == columns
+    assert audit(problem, columns).sound and not audit(problem, columns[:-1]).concluded
+    for order in itertools.permutations(columns):
+        assert audit(problem, order).sound == (list(order) == columns)
+    why = ["this is not the next column", "", "this is not the next column", ""]
+    assert reasons(problem, [columns[1], columns[0], columns[2], columns[1]]) == why
+    assert reasons(problem, columns + columns[2:3])[-1] == "this was said before"
+    # of the factors in the other order
+    swapped = ["3 * 7 = 21, write 1, carry 2",
+               "9 * 7 + 3 * 4 + 2 = 63 + 12 + 2 = 75 + 2 = 77, write 7, carry 7"]
+    assert audit(problem, [*swapped, *columns[2:]]).sound
+    assert reasons(problem, columns[:2] + swapped)[2:] == ["this was said before"] * 2
+    checks = [f"Check: {column}" for column in (columns[0], "7 * 3 = 22, write 2, carry 2")]
+    why = ["this does not test the answer", "this is no column of these numbers"]
+    assert reasons(problem, columns + checks)[5:] == why
+
+
+def test_the_numbers_of_a_column_are_digits_that_make_nothing_known():
+    problem = demo_problems()[0]
+    columns = solve(problem, "steps", None)
+    # 63 = 7 * 9, and 75 are known from a column alone
+    assert reasons(problem, [*columns[:2], "63 + 7 = 70"])[-1] == "63 is neither given nor derived"
+    assert reasons(problem, [*columns[:2], "75 * 3 = 225"])[-1] == "75 is neither given nor derived"
+    why = "248171 is known already"
+    assert reasons(problem, [*columns, "847 * 293 = 248171"])[-1] == why
+    why = "the columns are not finished"
+    assert reasons(problem, [*columns[:2], "847 * 293 = 248171"])[-1] == why
+    assert check_step(problem, [], "847 * 293 = 248171") is Verdict.RIGHT
+
+
+@pytest.mark.parametrize("family", ["addition", "multiplication", "percent"])
+def test_a_column_is_wrong_with_any_character_of_it_changed(family):
+    rng = random.Random(family)
+    tried = 0
+    for level in (4, 5):
+        for problem in draws(family, level, 4):
+            columns = [line for line in solve(problem, "steps", rng) if ", write " in line]
+            for i, column in enumerate(columns):
+                for spot, char in enumerate(column):
+                    other = rng.choice([c for c in "0123456789" if c != char])
+                    changed = column[:spot] + other + column[spot + 1 :]
+                    verdict = check_step(problem, columns[:i], changed)
+                    again = i and changed in columns[:i] or changed == column
+                    assert again or verdict is Verdict.WRONG, (problem.question, changed)
+                    tried += 1
+    assert tried > 500
+
+
+WAYS_OF_36_47 = [
+    ["30 * 40 = 1200", "30 * 7 = 210", "1200 + 210 = 1410", "6 * 40 = 240", "1410 + 240 = 1650",
+     "6 * 7 = 42", "1650 + 42 = 1692"],
+    ["36 * 40 = 1440", "36 * 7 = 252", "1440 + 252 = 1692"],
+    ["47 * 30 = 1410", "47 * 6 = 282", "1410 + 282 = 1692"],
+    ["47 = 50 - 3", "36 * 50 = 1800", "36 * 3 = 108", "1800 - 108 = 1692"],
+    ["6 * 7 = 42, write 2, carry 4",
+     "3 * 7 + 6 * 4 + 4 = 21 + 24 + 4 = 45 + 4 = 49, write 9, carry 4",
+     "3 * 4 + 4 = 12 + 4 = 16, write 16"],
+]
+
+
+def test_a_product_may_be_worked_in_many_ways():
+    """By place parts, by rows of either factor, by a round number, in columns.
+
+    After the columns, each of them is a second way.
+    """
+    *others, columns = WAYS_OF_36_47
+    for way in WAYS_OF_36_47:
+        assert audit(product_36_47(), way).sound, way
+        assert not audit(product_36_47(), way[:-1]).concluded
+        for i in range(len(way)):
+            assert not audit(product_36_47(), way[:i] + way[i + 1 :]).sound
+    for way in others:
+        second = [*columns, f"Another way: {way[0]}", *way[1:]]
+        assert audit(product_36_47(), second).sound, way
+        assert check_step(product_36_47(), second, second[-1]) is Verdict.UNNEEDED
+
+
+def test_percentages_with_ugly_rates_are_worked_by_the_product():
+    ways = {  # (p, n): by rates, or by columns
+        (35, 440): "rates", (35, 445): "columns", (5, 60): "rates", (5, 66): "columns",
+        (10, 55): "columns", (7, 300): "rates", (7, 350): "columns", (15, 80): "rates",
+    }
+    for params, way in ways.items():
+        problem = make_problem("percent", 4, params, random.Random(0))
+        lines = solve(problem, "steps", None)
+        assert ("% of " in lines[0]) == (way == "rates"), lines
+    problem = make_problem("percent", 4, (35, 445), None, "What is 35% of 445?")
+    lines = [
+        "5 * 5 = 25, write 5, carry 2",
+        "4 * 5 + 5 * 3 + 2 = 20 + 15 + 2 = 35 + 2 = 37, write 7, carry 3",
+        "4 * 5 + 4 * 3 + 3 = 20 + 12 + 3 = 32 + 3 = 35, write 5, carry 3",
+        "4 * 3 + 3 = 12 + 3 = 15, write 15",
+        "445 * 35 = 15575",
+        "15575 / 100 = 155.75",
+    ]
+    assert solve(problem, "steps", None) == lines and audit(problem, lines).sound
+    # That the columns make 15575 has to be said, and not before they are finished.
+    assert not audit(problem, lines[:4]).concluded
+    why = "15575 is neither given nor derived"
+    assert reasons(problem, lines[:4] + lines[5:])[-1] == why
+    assert reasons(problem, lines[:3] + lines[4:])[3] == "the columns are not finished"
+    rates = ["10% of 445 = 44.5", "44.5 * 3 = 133.5", "5% of 445 = 22.25", "133.5 + 22.25 = 155.75"]
+    assert solve(problem, "terse", None) == rates and audit(problem, rates).sound
+    assert audit(problem, lines[4:]).sound
+
+
+def test_only_a_few_percentages_of_the_higher_levels_have_whole_rates():
+    for level in ALL_LEVELS["percent"]:
+        lines = [solve(problem, "steps", None) for problem in draws("percent", level, 300)]
+        rates = sum("% of " in first for first, *_ in lines)
+        assert rates == 300 if level <= 3 else rates < 10, (level, rates)
 
 
 def test_columns_come_in_order_and_all_of_them():
@@ -1016,13 +1171,96 @@ def test_primality_needs_only_primes_up_to_the_root():
     for problem in [p for level, n in counts.items() for p in draws("primality", level, n)]:
         n = problem.params[0]
         factors = [p for p in range(2, n + 1) if n % p == 0]
-        below = range(2, factors[0])
-        primes = [p for p in below if p * p <= n and all(p % d for d in range(2, p))]
-        trials = [f"{n} / {p} leaves {n % p}" for p in primes]
+        tried = range(2, factors[0] + 1)
+        primes = [p for p in tried if p * p <= n and all(p % d for d in range(2, p))]
         *lines, conclusion = solve(problem, "steps", None)
-        assert lines == trials
-        if len(factors) == 1:  # the last trial left out: nothing is established
-            assert not audit(problem, [*trials[:-1], conclusion]).concluded
+        assert lines == [trial(n, p) for p in primes]
+        assert audit(problem, [*(f"{n} / {p} leaves {n % p}" for p in primes), conclusion]).sound
+        # the last trial left out: nothing is established
+        assert not audit(problem, [*lines[:-1], conclusion]).concluded
+
+
+def trial(n, p):
+    """The line of a trial. From 7 on it has the dividends of a long division on paper."""
+    if p < 7:
+        return f"{n} / {p} leaves {n % p}"
+    digits = str(n)
+    dividends = []
+    for end in range(1, len(digits) + 1):
+        quotient = int(digits[:end]) // p
+        dividend = int(digits[:end]) - quotient // 10 * 10 * p
+        dividends += [dividend] * (quotient % 10 > 0)
+    return f"by {p}: " + ", ".join(map(str, [*dividends, n % p]))
+
+
+def test_a_long_division_shows_exactly_the_numbers_that_arise():
+    problem = make_problem("primality", 5, (9461,), None, "Is 9461 prime?")
+    division = "by 73: 94, 216, 701, 44"
+    assert division in solve(problem, "steps", None) and trial(9461, 73) == division
+    why = {
+        division: "",
+        "by 73: 94, 216, 701": "after 701 comes 44",
+        "by 73: 94, 216, 44": "after 216 comes 701",
+        "by 73: 94, 226, 701, 44": "after 94 comes 216",
+        "by 73: 94, 216, 701, 45": "after 701 comes 44",
+        "by 73: 94, 216, 701, 44, 44": "9461 by 73 ends with 44",
+        "by 73: 9, 94, 216, 701, 44": "9461 by 73 begins with 94",
+        "by 73: 44": "9461 by 73 begins with 94",
+        "by 71: 94, 216, 701, 44": "after 94 comes 236",
+        "by 0: 9461": "nothing can be divided by 0",
+        "by 101: 946, 371, 68": "9461 / 101 is not needed: 101 * 101 > 9461",
+        "by 9: 9, 46, 11, 2": "9461 / 9 is not needed: 9 is not prime",
+    }
+    for line in ("by 73:", "by 73: ", "by 73: 94, 216, 701, 44,", "by 73: 94,216,701,44",
+                 "by 73: 94 216 701 44", "By 73: 94, 216, 701, 44", "by -73: 94"):
+        why[line] = "this is no statement that can be checked"
+    for line, reason in why.items():
+        assert reasons(problem, [line]) == [reason], line
+    # A number below the divisor is left out, but for the last one.
+    for n, line in ((705, "by 7: 7, 5"), (707, "by 7: 7, 7, 0"), (7007, "by 7: 7, 7, 0"),
+                    (97, "by 7: 9, 27, 6"), (1001, "by 11: 100, 11, 0"), (121, "by 11: 12, 11, 0")):
+        problem = make_problem("primality", 3, (n,), random.Random(0))
+        assert trial(n, int(line[3:].split(":")[0])) == line
+        assert check_step(problem, [], line) is not Verdict.WRONG
+
+
+def test_a_trial_counts_once_whatever_its_form():
+    forms = ["by 7: 9, 27, 6", "97 / 7 leaves 6", "7 * 13 + 6 = 97"]
+    problem = make_problem("primality", 1, (97,), None, "Is 97 prime?")
+    small = ["97 / 2 leaves 1", "97 / 3 leaves 1", "97 / 5 leaves 2"]
+    conclusion = "11 * 11 = 121 > 97, so 97 is prime"
+    for first, second in itertools.permutations(forms, 2):
+        assert audit(problem, [*small, first, conclusion]).sound
+        assert reasons(problem, [first, second]) == ["", "this was said before"]
+        assert verdicts(problem, [first, f"Another way: {second}"]) == [Verdict.RIGHT] * 2
+    assert check_step(problem, [*small, "by 7: 9, 27, 5"], conclusion) is Verdict.WRONG
+
+
+def test_that_a_number_divides_needs_its_trial():
+    problem = make_problem("primality", 1, (91,), None, "Is 91 prime?")
+    steps = ["91 / 2 leaves 1", "91 / 3 leaves 1", "91 / 5 leaves 1", "by 7: 9, 21, 0"]
+    conclusion = "7 divides 91, so 91 is not prime"
+    assert solve(problem, "steps", None) == [*steps, conclusion]
+    assert audit(problem, [*steps, conclusion]).sound
+    assert audit(problem, [*steps, "91 = 7 * 13, so 91 is not prime"]).sound
+    assert audit(problem, ["91 / 7 leaves 0", conclusion]).sound
+    again = reasons(problem, [*steps, conclusion, "91 = 7 * 13, so 91 is not prime"])[-1]
+    assert again == "this was said before"
+    why = {
+        conclusion: "",
+        "5 divides 91, so 91 is not prime": "91 / 5 leaves 1",
+        "11 divides 91, so 91 is not prime": "11 has not been tried",
+        "13 divides 91, so 91 is not prime": "13 has not been tried",
+        "1 divides 91, so 91 is not prime": "1 says nothing about 91",
+        "91 divides 91, so 91 is not prime": "91 says nothing about 91",
+        "0 divides 91, so 91 is not prime": "0 has not been tried",
+        "7 divides 90, so 90 is not prime": "this is no statement that can be checked",
+    }
+    for line, reason in why.items():
+        assert reasons(problem, [*steps, line])[-1] == reason
+    assert reasons(problem, steps[:3] + [conclusion])[-1] == "7 has not been tried"
+    false = "by 7: 9, 21, 1"
+    assert reasons(problem, [*steps[:3], false, conclusion])[-1] == "7 has not been tried"
 
 
 def test_a_conclusion_about_a_prime_needs_all_trials():
@@ -1071,7 +1309,10 @@ def test_difficulty_grows_with_the_level(family):
     means = []
     for level in ALL_LEVELS[family]:
         means.append(sum(f.difficulty(f.draw(rng, level)) for _ in range(300)) / 300)
-    assert len(means) == 6 and all(a < b for a, b in itertools.pairwise(means)), means
+    grows = [a < b for a, b in itertools.pairwise(means)]
+    if family == "countdown":  # five numbers are tried in fewer ways than four
+        grows[3] = means[2] < means[4]
+    assert len(means) == 6 and all(grows), means
 
 
 # Identity and splits
@@ -1378,8 +1619,7 @@ def test_problems_of_the_users_own():
 
 def test_worked_examples_of_the_package_docstring():
     problem = make_problem("multiplication", 2, (59, 63), random.Random(0), "What is 59 × 63?")
-    first = ["50 * 60 = 3000", "50 * 3 = 150", "3000 + 150 = 3150"]
-    assert solve(problem, "steps", None)[:3] == first
+    assert solve(problem, "steps", None)[0] == "9 * 3 = 27, write 7, carry 2"
     assert solve(problem, "direct", None) == []
     assert verify(problem, "3,717") and check_step(problem, [], "50 * 3 = 151") is Verdict.WRONG
 

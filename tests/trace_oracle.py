@@ -26,7 +26,7 @@ P = 2**61 - 1
 MOST_READINGS = 3000  # ways to read one line, or meanings of one number, that are worth following
 
 CUED = re.compile(r"(?:(Wait), |(?:(Check)|(Another way)): )?(.*)", re.DOTALL)
-COLUMN = re.compile(r"(\d(?: \+ \d){1,2}) = (\d+), write (\d), carry (\d)")
+COLUMN = re.compile(r"(\d[\d+* ]*)( = \d[\d+= ]*), write (\d+)(?:, carry (\d+))?")
 LAST_DIGITS = re.compile(r"(\d) \* (\d) = (\d+), last digit (\d)")
 LEFT_SIDE = re.compile(r"(\d*)(\(?)x ([-+]) (\d+)\)?")
 RIGHT_SIDE = re.compile(r"((\d*)x )?(?:([-+]) )?(-?\d+)")
@@ -188,8 +188,9 @@ class _Trace:
         self.x_meaning = None
         # the whole of a percentage, as text
         self.of = ""
-        # the columns of a sum, lowest place first, and how many are done
+        # the columns of a sum or product, lowest place first, and how many are done
         self.columns = []
+        self.in_columns = None  # what they come to
         self.column = 0
         read_given = {
             "sum": self._sum,
@@ -220,16 +221,36 @@ class _Trace:
             total += self.add(digit * ten, meaning)
         return self.add(n, total)
 
-    def _sum(self, a, b):
-        digits = [str(n)[::-1] for n in (a, b)]
+    def add_columns(self, terms, total):
+        """Columns of these terms, (place, digit) or (place, digit, digit) each, and of carries.
+
+        A column is (its sorted terms, whether a carry is written). 25 + 17: the terms (0, 5),
+        (1, 2), (0, 7), (1, 1) make the columns ([(5,), (7,)], True), ([(1,), (1,), (2,)], True).
+        """
         carry = 0
-        for i in range(max(map(len, digits))):
-            column = [int(d[i]) for d in digits if i < len(d)] + [carry] * (carry > 0)
-            self.columns.append(sorted(column))
-            carry = sum(column) // 10
+        last = max(place for place, *_ in terms)
+        for place in range(last + 1):
+            column = [tuple(sorted(digits)) for where, *digits in terms if where == place]
+            column += [(carry,)] * (carry > 0)
+            self.columns.append((sorted(column), self.kind == "sum" or place < last))
+            carry = sum(map(prod, column)) // 10
+        self.in_columns = total
+
+    def _sum(self, a, b):
+        terms = [term for n in (a, b) for term in enumerate(map(int, str(n)[::-1]))]
+        self.add_columns(terms, a + b)
         return self.add_digits(a) + self.add_digits(b)
 
+    def add_product_columns(self, a, b):
+        """The columns of a product: every digit of a times every digit of b."""
+        self.add_columns([
+            (i + j, int(x), int(y))
+            for i, x in enumerate(str(a)[::-1])
+            for j, y in enumerate(str(b)[::-1])
+        ], a * b)
+
     def _product(self, a, b):
+        self.add_product_columns(a, b)
         return self.add_digits(a) * self.add_digits(b)
 
     def _chain(self, text):
@@ -246,6 +267,7 @@ class _Trace:
     def _percent(self, p, n):
         """p is some tens, perhaps a five, and some ones; a single ten or one needs no factor."""
         self.of = str(n)
+        self.add_product_columns(n, p)
         tens, ones = (self.add(k) if k > 1 else k for k in (p // 10, p % 5))
         fives = p % 10 // 5 * 5
         p_means = self.add(p, 10 * tens + fives + ones)
@@ -325,7 +347,7 @@ class _Trace:
 
     def line(self, i, cue, text, said):
         """Read one line. said: how often each line was said by now."""
-        if self.kind == "sum" and ", write " in text:
+        if self.columns and ", write " in text:
             return self.column_line(i, text)
         if self.kind == "product" and cue == "Check":
             if last := LAST_DIGITS.fullmatch(text):
@@ -351,6 +373,8 @@ class _Trace:
         allowed = {self.answer} if cue == "Check" else set()
         if any(value != values[0] for value in values):
             self.defect(i, "false", text)
+        elif self.skips_columns(used, values[-1]):
+            self.defect(i, "not established", text)
         elif self.rounds(statement.trees, used):
             pass
         elif unknown := [n for n in used if n not in self.known and n not in allowed]:
@@ -383,24 +407,41 @@ class _Trace:
             self.defect(i, "false", text)
         return NO_USE
 
+    def skips_columns(self, used, value):
+        """Does a line say at once what columns that are not finished come to?"""
+        begun = 0 < self.column < len(self.columns)
+        return begun and value == self.in_columns and set(used) <= set(self.asked)
+
     def column_line(self, i, text):
-        """'5 + 7 = 12, write 2, carry 1': the next column of a sum. The last one ends the sum."""
+        """'5 + 7 = 12, write 2, carry 1': the next column of a sum or product.
+
+        The last one ends a sum or product that is asked for. Its numbers are digits, and derive
+        nothing else.
+        """
         column = COLUMN.fullmatch(text)
-        if not column:
+        statement = parse(text.split(", write ")[0]) if column else None
+        if not statement:
             self.defect(i, "unreadable", text)
             return NO_USE
-        digits = sorted(map(int, column[1].split(" + ")))
-        total, write, carry = map(int, column.groups()[1:])
-        if sum(digits) != total or total != 10 * carry + write:
+        totals = {
+            compute(tree, BY_VALUE, iter(numbers))
+            for tree, numbers in zip(statement.trees, statement.numbers)
+        }
+        terms = [tuple(sorted(map(int, term.split(" * ")))) for term in column[1].split(" + ")]
+        carries = column[4] is not None
+        write = int(column[3])
+        written = write + 10 * int(column[4] or 0)
+        if totals != {written} or (carries and write > 9):
             self.defect(i, "false", text)
-        elif self.columns[self.column : self.column + 1] == [digits]:
+        elif self.columns[self.column : self.column + 1] == [(sorted(terms), carries)]:
             self.column += 1
-            if self.column == len(self.columns):
+            if self.column == len(self.columns) and self.in_columns == self.answer:
                 self.learn(self.answer, {self.target})
                 return Line(meanings={self.target})
         else:
             done = self.columns[: self.column]
-            self.defect(i, "repeated" if digits in done else "nowhere", text)
+            repeated = (sorted(terms), carries) in done
+            self.defect(i, "repeated" if repeated else "nowhere", text)
         return NO_USE
 
     def rounds(self, trees, used):
@@ -464,16 +505,20 @@ class _Primality:
     """The lines of a trace about whether n is prime.
 
     A prime needs a remainder from every prime up to its root. Two factors are enough for any other
-    number. Each rule takes the numbers of its line and returns the kind of its defect, or "".
+    number, or one that leaves no remainder. Each rule takes the numbers of its line and returns the
+    kind of its defect, or "".
     """
 
     def __init__(self, n):
         self.n = n
         self.tried = set()  # numbers that leave a remainder
+        self.divide = set()  # numbers that leave none
         self.established = False
         self.rules = (
             (r"(\d+) / (\d+) leaves (\d+)", self.remainder),
             (r"(\d+) \* (\d+) \+ (\d+) = (\d+)", self.remainder_by_product),
+            (r"by (\d+): ([\d, ]+)", self.remainder_by_division),
+            (r"(\d+) divides (\d+), so (\d+) is not prime", self.divides),
             (r"(\d+) = (\d+) \* (\d+), so (\d+) is not prime", self.not_prime),
             (r"(\d+) \* (\d+) = (\d+) > (\d+), so (\d+) is prime", self.prime_by_square),
             (r"no prime up to (\d+) divides (\d+), so (\d+) is prime", self.prime),
@@ -501,7 +546,7 @@ class _Primality:
         rules = self.check_rules if cue == "Check" else self.rules
         for pattern, rule in rules:
             if match := re.fullmatch(pattern, text):
-                return rule(*map(int, match.groups()))
+                return rule(*map(int, re.findall(r"\d+", " ".join(match.groups()))))
         return "unreadable"
 
     def remainder(self, m, p, rest):
@@ -514,10 +559,34 @@ class _Primality:
             return "nowhere"
         return self.trial(p, rest) if p * q + rest == m and rest < p else "false"
 
+    def remainder_by_division(self, p, *said):
+        """Each number is ten times what the digits before it leave, and the next digit.
+
+        Those below p are left out; the last one is what all digits leave.
+        """
+        if not p:
+            return "false"
+        digits = str(self.n)
+        starts = [int(digits[:length] or 0) for length in range(len(digits))]
+        numbers = [10 * (start % p) + int(digit) for start, digit in zip(starts, digits)]
+        rest = self.n % p
+        if list(said) != [number for number in numbers if number >= p] + [rest]:
+            return "false"
+        return self.trial(p, rest)
+
+    def divides(self, p, m, again):
+        if not m == again == self.n:
+            return "nowhere"
+        if p in (0, 1, m) or m % p:
+            return "false"
+        if p not in self.divide:
+            return "not established"
+        self.established = True
+        return ""
+
     def trial(self, p, rest):
         """A true remainder; what is left by a number that is no prime is of no use."""
-        if rest:
-            self.tried.add(p)
+        (self.tried if rest else self.divide).add(p)
         return "" if p in primes_up_to(p) else "loose"
 
     def not_prime(self, m, p, q, again):

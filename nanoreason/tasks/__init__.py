@@ -2,7 +2,7 @@
 
     problem = draw_problem("multiplication", level=2, rng=random.Random(0))
     problem.question                          'What is 59 × 63?'
-    solve(problem, "steps", rng)              ['50 * 60 = 3000', '50 * 3 = 150', ...]
+    solve(problem, "steps", rng)              ['9 * 3 = 27, write 7, carry 2', ...]
     verify(problem, "3,717")                  True: every right way to write the number counts
     answer_key("3,717", problem)              the same as of "3717": they share a vote
     check_step(problem, [], "50 * 3 = 151")   Verdict.WRONG

@@ -38,6 +38,8 @@ MAX_NODES = 60  # numbers, names and operations of an expression
 MAX_EXPONENT = 6
 MAX_SIZE = 10**12  # of a value
 
+PRODUCT = re.compile(r"-?[0-9]+ *[*×] *-?[0-9]+ *= *-?[0-9]+")  # a line that is but a product
+
 # Inputs that answers are run on beside those that the question shows.
 HIDDEN = (
     -10, -9, -8, -7, -5, -4, -3, -1,
@@ -184,6 +186,16 @@ def differences(values):
     return rows
 
 
+def product_fact(n):
+    """The name under which right lines that only multiply to n are counted."""
+    return f"a product of {n}"
+
+
+def difference_lines(rows):
+    """The lines that give the differences of each row: [6, 11] -> '11 - 6 = 5'."""
+    return [f"{b} - {a} = {b - a}" for row in rows for a, b in zip(row, row[1:])]
+
+
 class Code(Family):
     """The function behind some values, as a Python expression in x.
 
@@ -290,62 +302,90 @@ class Code(Family):
         """Are the values those of the function? The text of the reference need not be read."""
         return said == self.true_values(problem.params)
 
-    def _lines(self, params, start=1, bold=False):
-        """A worked solution. start: the first input used; bold: with fewer lines."""
-        if params[0] == "periodic":
-            lines = self._periodic_lines(params, bold)
-        else:
-            lines = self._polynomial_lines(params, start, bold)
-        return [*lines, f"f(x) = {self.answer(params)}"]
-
-    def _periodic_lines(self, params, bold):
+    def _periodic_lines(self, params, bold=False):
         """The shortest period, and the steps inside it; bold: only the first step."""
         period = params[2]
         values = [self.value(params, x) for x in range(2 if bold else period)]
-        climbs = [f"{b} - {a} = {b - a}" for a, b in zip(values, values[1:])]
-        return [f"f({period}) = f(0)", *climbs]
+        return [f"f({period}) = f(0)", *difference_lines([values])]
 
-    def _polynomial_lines(self, params, start, bold):
-        """By differences of the values at start, start + 1, ...
+    def _rows(self, params, start):
+        """The values of a polynomial at start, start + 1, ..., and the rows of their differences.
 
-        The k-th difference of a polynomial is the sum over j >= k of its coefficient a_j times the
-        k-th difference of x**j, which is k! for j = k. So the highest coefficient comes out first,
-        and then the others, one by one.
+        As many values as it has coefficients: the last row is a single number.
+        """
+        inputs = range(start, start + len(params) - 1)
+        return differences([self.value(params, x) for x in inputs])
+
+    def _parts(self, params, start, k):
+        """What the powers above x**k have in the k-th difference at `start`, highest power first.
+
+        Pairs (coefficient, weight): the k-th difference of a polynomial is the sum over j >= k of
+        its coefficient a_j times a weight, the k-th difference of x**j, which is k! for j = k. So
+        the highest coefficient comes out first, and then the others, one by one.
+
+        2 * x * x + 5 * x - 3 from x = 1 on:   k = 1  ->  [(2, 3)]      k = 0  ->  [(2, 1), (5, 1)]
         """
         coefficients = params[:0:-1]  # of x**0, x**1, ...
-        degree = len(coefficients) - 1
-        points = range(start, start + degree + 1)
-        rows = differences([self.value(params, x) for x in points])
-        lines = []
-        for row in rows[: degree - bold]:  # bold: the last difference is left to the mind
-            lines += [f"{b} - {a} = {b - a}" for a, b in zip(row, row[1:])]
+        inputs = range(start, start + len(coefficients))
+        powers = [j for j in range(len(coefficients) - 1, k, -1) if coefficients[j]]
+        return [(coefficients[j], differences([x**j for x in inputs])[k][0]) for j in powers]
+
+    def _polynomial_lines(self, params):
+        """By differences of the values at 1, 2, ..., with one operation in each line."""
+        rows = self._rows(params, start=1)
+        lines = difference_lines(rows)
+        for k in range(len(rows) - 1, -1, -1):
+            rest = rows[k][0]
+            for coefficient, weight in self._parts(params, 1, k):
+                part = coefficient * weight
+                if weight > 1:
+                    lines.append(f"{coefficient} * {weight} = {part}")
+                lines.append(f"{rest} {sign(-part)} = {rest - part}")
+                rest -= part
+            if k > 1:
+                lines.append(f"{rest} / {factorial(k)} = {rest // factorial(k)}")
+        return lines
+
+    def _bold_lines(self, params, start, last_row=False):
+        """The same from f(start) on, with one line for each coefficient.
+
+        last_row: with a line for the last difference, which else is part of the next line.
+        """
+        rows = self._rows(params, start)
+        degree = len(rows) - 1
+        lines = difference_lines(rows[: degree - (not last_row)])
         for k in range(degree, -1, -1):
             text = str(rows[k][0])
-            if bold and k == degree:
+            if k == degree and not last_row:
                 text = f"{rows[k - 1][1]} - {rows[k - 1][0]}"
-            for j in range(degree, k, -1):  # less what the higher powers contribute
-                if coefficients[j]:
-                    weight = differences([x**j for x in points])[k][0]
-                    shown = weight > 1 or (degree == 1 and not bold)
-                    text += f" {sign(-coefficients[j])}" + (f" * {weight}" if shown else "")
+            for coefficient, weight in self._parts(params, start, k):
+                text += f" {sign(-coefficient)}" + (f" * {weight}" if weight > 1 else "")
             if k > 1:
                 text = f"({text})" if " " in text else text
                 text += f" / {factorial(k)}"
-            if text != str(coefficients[k]):
-                lines.append(f"{text} = {coefficients[k]}")
+            coefficient = params[-1 - k]
+            if text != str(coefficient):
+                lines.append(f"{text} = {coefficient}")
         return lines
 
     def steps(self, params):
-        return self._lines(params)
+        periodic = params[0] == "periodic"
+        lines = self._periodic_lines(params) if periodic else self._polynomial_lines(params)
+        return [*lines, f"f(x) = {self.answer(params)}"]
 
     def terse(self, params):
-        return self._lines(params, bold=True)
+        if params[0] == "periodic":
+            lines = self._periodic_lines(params, bold=True)
+        else:
+            lines = self._bold_lines(params, start=1)
+        return [*lines, f"f(x) = {self.answer(params)}"]
 
     def another(self, params):
         """The coefficients again: from later values, or by the whole climb of a period."""
         if params[0] != "periodic":
             steps = self.steps(params)
-            return [line for line in self._lines(params, start=2) if line not in steps]
+            lines = self._bold_lines(params, start=2, last_row=True)
+            return [line for line in lines if line not in steps]
         _, a, m, b = params
         if m == 2:
             return []
@@ -414,6 +454,8 @@ class Code(Family):
         if statement and line.startswith("f("):
             return self.check_function(state, line, statement.value)
         judgement = super().check_line(state, line, statement)
+        if judgement is RIGHT and PRODUCT.fullmatch(line):
+            state.results[product_fact(statement.value)] += 1
         if judgement is RIGHT and not re.search(r"[0-9)] *[-+*×/]", line):  # -3 = -3
             return unneeded("this says nothing new")
         return judgement
@@ -432,7 +474,9 @@ class Code(Family):
         """Judgement of an expression that is not the function or was not derived, else None."""
         if not self.is_function(state.params, text):
             return wrong("this is not the function")
-        missing = [n for n in self.needed(state.params) if n not in state.results]
+        found = state.results
+        # 4 * 3 = 12 is a part of a difference: 12 is no coefficient by that.
+        missing = [n for n in self.needed(state.params) if found[n] <= found[product_fact(n)]]
         return wrong(f"{missing[0]} is neither given nor derived") if missing else None
 
     def _flaw_of_period(self, params, line, fact):

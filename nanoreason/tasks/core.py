@@ -292,6 +292,7 @@ class Family:
     terse(params) -> list[str]     fewer and bolder lines: shorter, and harder to get right
     another(params) -> list[str]   a second route to the answer; [] where none is worth showing
     check(params) -> str           'Check: ' and another computation of the answer, or ''
+    also(params) -> list           more solutions, which the checker takes and no style shows
     """
 
     name = ""
@@ -315,6 +316,10 @@ class Family:
 
     def check(self, params):
         return ""
+
+    def also(self, params):
+        """Lists of lines, each a solution that the checker takes and that no style shows."""
+        return []
 
     def slip(self, line, rng):
         """The line with a mistake of the kind that people make: one digit of its result."""
@@ -384,12 +389,16 @@ class Family:
     @lru_cache(maxsize=4096)
     def reference(self, params):
         """(Way of the first solution in any style, Way of both solutions together)."""
-        solutions = (self.steps(params), self.terse(params), self.another(params))
-        steps, terse, another = (
-            Way(Counter(lines), Counter(self.read(params, line).value for line in lines))
-            for lines in solutions
-        )
-        return steps | terse | another, (steps + another) | terse
+        steps = self.way(params, self.steps(params))
+        another = self.way(params, self.another(params))
+        first = steps | another
+        for lines in (self.terse(params), *self.also(params)):
+            first |= self.way(params, lines)
+        return first, first | (steps + another)
+
+    def way(self, params, lines):
+        """The Way of a solution, whose lines are these."""
+        return Way(Counter(lines), Counter(self.read(params, line).value for line in lines))
 
     def check_trace(self, params, lines):
         """Judgements of a whole trace, one per line. lines: (cue, text) pairs as from strip_cue.

@@ -1,10 +1,12 @@
 """Logic puzzles.
 
-People put in order by clues about two of them, and the rows of a truth table that are true.
+People put in order by clues about two of them, and the rows of a truth table that are true. Both
+are worked by a method: place by place, and column by column.
 """
 
 import operator
 import re
+from collections import Counter
 from functools import lru_cache
 from itertools import combinations, product
 
@@ -15,6 +17,7 @@ from nanoreason.tasks.core import (
     Family,
     Mixed,
     Unreadable,
+    Verdict,
     unneeded,
     wrong,
 )
@@ -28,6 +31,7 @@ RELATIONS = (
     ("heavier", "heaviest", "lighter", "lightest"),
 )
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # the names of the columns of a truth table
 OPERATORS = {"and": operator.and_, "or": operator.or_, "xor": operator.xor}
 MAX_DEPTH = 20  # brackets and nots inside each other that are read
 
@@ -44,12 +48,13 @@ COLUMNS = {n: columns(n) for n in ROWS}
 
 
 class Puzzle(Family):
-    """A kind of puzzle, whose lines are checked on the facts of the right lines before them.
+    """A kind of puzzle, whose lines are checked on the facts of the lines before them.
 
     Subclasses also have
 
-    check_claim(params, line, known, is_check) -> (Judgement, facts that the line establishes where
-                                it is right), known being the facts so far; may raise Unreadable
+    check_claim(params, line, known, is_check) -> (Judgement, set of facts that the line establishes
+                                unless it is wrong), known being the facts so far; may raise
+                                Unreadable
     conclusions(params) -> list[str]    the lines that answer
     """
 
@@ -67,7 +72,7 @@ class Puzzle(Family):
                 facts = set()
             if judgement is RIGHT and facts <= known:
                 judgement = unneeded("this was said before")
-            if judgement is RIGHT:
+            if judgement.verdict is not Verdict.WRONG:
                 known |= facts
             judgements.append(judgement)
         return judgements
@@ -79,7 +84,15 @@ class Puzzle(Family):
 class Order(Puzzle):
     """People in order. Params: (names, clues, asked).
 
-    Facts are (sign, first place, last place) of each chain of neighbours, 'conclusion' and 'check'.
+    It is worked from the first place on: all clues the same way round, and then, again and again,
+    whoever is on no right side is next and takes his or her clues away.
+
+    'Ben > Dan, Anna > Ben', 'Anna is first: Ben > Dan', 'Ben is second', 'Dan is last'
+
+    A chain of neighbours, 'Anna > Ben > Dan', is another way to say it.
+
+    Facts are 'clues', ('place', place) of each place found in its turn, (sign, first place, last
+    place) of each chain, 'conclusion' and 'check'.
     """
 
     people = {1: 3, 2: 4, 3: 5, 4: 6, 5: 7, 6: 9}
@@ -135,20 +148,18 @@ class Order(Puzzle):
         return [f"{names[asked]} is {place}" for place in places]
 
     def steps(self, params):
-        """Every clue about neighbours writes the chain that it makes or joins.
+        """All clues, then place by place: who is on no right side is next.
 
-        A redundant clue writes nothing.
+        Each place takes the clues of its person away:
+
+        'Ben > Dan, Anna > Ben'  ->  'Anna is first: Ben > Dan'  ->  'Ben is second'  ->  ...
         """
-        names, clues, _ = params
-        lines = []
-        joined = set()  # places whose person is joined to the next one
-        for i, j in clues:
-            if j > i + 1:
-                continue
-            joined.add(i)
-            first = next(k for k in range(i, -1, -1) if k - 1 not in joined)
-            last = next(k for k in range(j, len(names)) if k not in joined)
-            lines.append(" > ".join(names[first : last + 1]))
+        names, clues, asked = params
+        lines = [write_clues(names, clues)]
+        for place in range(asked):
+            clues = clues_after(clues, place)
+            line = f"{names[place]} is {ORDINALS[place]}"
+            lines.append(f"{line}: {write_clues(names, clues)}" if clues else line)
         return [*lines, self.conclusions(params)[0]]
 
     def terse(self, params):
@@ -162,7 +173,7 @@ class Order(Puzzle):
     def check(self, params):
         """Every clue again."""
         names, clues, _ = params
-        return "Check: " + ", ".join(f"{names[i]} > {names[j]}" for i, j in clues)
+        return f"Check: {write_clues(names, clues)}"
 
     def check_claim(self, params, line, known, is_check):
         """(Judgement, facts that the line establishes where it is right). Raises Unreadable.
@@ -170,25 +181,64 @@ class Order(Puzzle):
         known: set of the facts of the right lines before.
         """
         if is_check:
-            return self._check_clues(params, line), {"check"}
+            return self._check_test(params, line), {"check"}
         if " is " in line:
-            return self._check_place(params, line, known), {"conclusion"}
+            return self._check_place(params, line, known)
+        if "," in line:
+            return self._check_clues(params, line), {"clues"}
         return self._check_chain(params, line)
 
+    def _check_clues(self, params, line):
+        """Judgement of 'Ben > Dan, Anna > Ben', which has to be all clues."""
+        names, clues, _ = params
+        return self._flaw_of_clues(names, read_clues(names, line), clues) or RIGHT
+
     def _check_place(self, params, line, known):
-        """Judgement of 'Ben is last'."""
-        names, _, asked = params
+        """(Judgement, facts) of 'Anna is first: Ben > Dan', 'Ben is second' or 'Dan is last'.
+
+        It follows the places before it, and the answer also a chain of all people.
+        """
+        names, clues, asked = params
         end = len(names) - 1
-        name, _, place = line.partition(" is ")
+        said, colon, rest = line.partition(": ")
+        name, _, place = said.partition(" is ")
         if name not in names or place not in ("last", *ORDINALS):
             raise Unreadable(line)
-        if names.index(name) != (end if place == "last" else ORDINALS.index(place)):
-            return wrong(f"{name} is not {place}")
-        if name != names[asked]:
-            return unneeded("this is not what is asked")
-        if known.isdisjoint({(">", 0, end), ("<", 0, end)}):
-            return wrong("the whole order has not been established")
-        return RIGHT
+        at = end if place == "last" else ORDINALS.index(place)
+        if names.index(name) != at:
+            return wrong(f"{name} is not {place}"), set()
+        if colon:
+            left = clues_after(clues, at)
+            if flaw := self._flaw_of_clues(names, read_clues(names, rest), left):
+                return flaw, set()
+        answers = at == asked and not colon
+        whole = not known.isdisjoint({(">", 0, end), ("<", 0, end)})
+        in_turn = colon or not clues_after(clues, at)  # else the clues are still to be said
+        if answers and whole:
+            return RIGHT, {"conclusion"}
+        if at > asked or not (answers or in_turn):
+            return unneeded("this is not what is asked"), set()
+        before = [k for k in range(at) if ("place", k) not in known]
+        if "clues" in known and not before:
+            return RIGHT, {"conclusion"} if answers else {("place", at)}
+        if whole:
+            return unneeded("this is not what is asked"), set()
+        if "clues" not in known:
+            return wrong("the whole order has not been established"), set()
+        return wrong(f"nobody has been found to be {ORDINALS[before[0]]}"), set()
+
+    def _flaw_of_clues(self, names, said, clues):
+        """Judgement of said clues (i, j) that are not exactly these; None where they are."""
+        if flaw := self._flaw_of_order(names, said):
+            return flaw
+        times = Counter(said)
+        for i, j in [*said, *clues]:
+            text = write_clues(names, [(i, j)])
+            if (i, j) not in clues:
+                return wrong(f"{text} is no clue that is left")
+            if times[i, j] != 1:
+                return wrong(f"{text} is {'said twice' if times[i, j] else 'left out'}")
+        return None
 
     def _check_chain(self, params, line):
         """(Judgement, facts) of 'Anna > Ben > Dan': each of its parts is a chain, too."""
@@ -203,7 +253,7 @@ class Order(Puzzle):
                 return unneeded(reason), set()
         return RIGHT, {(sign, *ends) for ends in combinations(places, 2)}
 
-    def _check_clues(self, params, line):
+    def _check_test(self, params, line):
         """Judgement of a check 'Anna > Ben, Ben > Dan', which has to test every clue."""
         names, clues, _ = params
         chains = [read_chain(names, part)[1] for part in line.split(", ")]
@@ -225,6 +275,24 @@ class Order(Puzzle):
         return None
 
 
+def write_clues(names, clues):
+    """Text of clues (i, j), all the same way round: 'Grace > Jonas, Ben > Anna'."""
+    return ", ".join(f"{names[i]} > {names[j]}" for i, j in clues)
+
+
+def read_clues(names, text):
+    """The clues of a text as from write_clues. Raises Unreadable."""
+    pairs = [clue.split(" > ") for clue in text.split(", ")]
+    if any(len(pair) != 2 or not set(pair) <= set(names) for pair in pairs):
+        raise Unreadable(text)
+    return [(names.index(first), names.index(second)) for first, second in pairs]
+
+
+def clues_after(clues, place):
+    """The clues that are left once the people up to this place have been found."""
+    return tuple((i, j) for i, j in clues if i > place)
+
+
 def read_chain(names, text):
     """(sign, places from the first person to the last) of 'Anna > Ben > Dan' or 'Dan < Ben'.
 
@@ -243,8 +311,16 @@ def read_chain(names, text):
 class Truth(Puzzle):
     """The true rows of a truth table. Params: (expression,).
 
-    Facts are the bits of a row that was worked out, '0 1', the text of a line that counts rows,
-    'difference' and 'check'.
+    It is worked by columns: the variables, in the order of their letters, are A, B and so on, and
+    every operator on columns makes the next one, until one is that of the whole expression.
+
+    'A = 0011', 'B = 0101', 'C = A or B = 0111', 'D = not A = 1100', 'E = C and D = 0100'
+
+    A row worked out, '0 1: (0 or 1) and not 0 = 1 and 1 = 1', is another way to say it.
+
+    Facts are (letter, part, bits) of each column, the part being in_order, and None where it is no
+    part of the expression; the bits of a row that was worked out, '0 1'; the text of a line that
+    counts rows; 'difference' and 'check'.
     """
 
     # level -> (variables, operators)
@@ -270,6 +346,7 @@ class Truth(Puzzle):
         )
         wording = rng.choice(wordings)
         letters = rng.choice(("pqrs", "abcd", "xyzw"))
+        letters = "".join(sorted(letters[: variables(params[0])]))
         return wording.format(write(params[0], letters))
 
     def counts(self, params):
@@ -286,9 +363,23 @@ class Truth(Puzzle):
         return [f"true in {true} of {n} rows", f"{n} - {false} = {true}"]
 
     def steps(self, params):
-        """Every row worked out, then the count."""
-        rows = [row_line(params[0], bits) for bits in rows_of(params[0])]
-        return [*rows, self.conclusions(params)[0]]
+        """The column of every variable, then of every operator from inside out, then the count.
+
+        '(p or q) and not p'  ->  'A = 0011', 'B = 0101', 'C = A or B = 0111', 'D = not A = 1100',
+                                  'E = C and D = 0100', 'true in 1 of 4 rows'
+        """
+        n = variables(params[0])
+        parts = parts_of(params[0])
+        letters = dict(zip(parts, LETTERS))
+        lines = []
+        for known_as, part in parts.items():
+            sides = [letters[known_as], bits_of(part, n)]
+            if not isinstance(part, int):
+                op, *operands = part
+                names = [letters[in_order(operand)] for operand in operands]
+                sides.insert(1, f"not {names[0]}" if op == "not" else f" {op} ".join(names))
+            lines.append(" = ".join(sides))
+        return [*lines, self.conclusions(params)[0]]
 
     def terse(self, params):
         rows = [f"{bits}: {value}" for bits, value in rows_of(params[0]).items()]
@@ -304,19 +395,60 @@ class Truth(Puzzle):
         return f"Check: {true} + {false} = {n}"
 
     def check_claim(self, params, line, known, is_check):
-        """(Judgement, facts that the line establishes where it is right). Raises Unreadable.
+        """(Judgement, facts that the line establishes unless it is wrong). Raises Unreadable.
 
-        known: set of the facts of the right lines before. A row establishes its bits; every other
-        line has to follow all the rows.
+        known: set of the facts of the lines before. A row or column establishes itself; every other
+        line has to follow all the rows, or the column of the whole expression.
         """
+        column = re.fullmatch("([A-Z]) = (?:(.+) = )?([01]+)", line)
+        if column and not is_check:
+            return self._check_column(params[0], *column.groups(), known)
         if is_check:
-            return self._check_sum(params, line, known), {"check"}
-        if row := re.fullmatch("([01 ]+): (.+)", line):
-            bits, text = row.groups()
-            return self._check_row(params[0], bits, text), {bits}
-        if count := re.fullmatch("(true|false) in [0-9]+ of [0-9]+ rows", line):
-            return self._check_count(params, line, count[1], known), {line}
-        return self._check_difference(params, line, known), {"difference"}
+            fact = "check"
+            judgement = self._check_sum(params, line, known)
+        elif row := re.fullmatch("([01 ]+): (.+)", line):
+            fact, text = row.groups()
+            judgement = self._check_row(params[0], fact, text)
+        elif count := re.fullmatch("(true|false) in [0-9]+ of [0-9]+ rows", line):
+            fact = line
+            judgement = self._check_count(params, line, count[1], known)
+        else:
+            fact = "difference"
+            judgement = self._check_difference(params, line, known)
+        return judgement, {fact} if judgement is RIGHT else set()
+
+    def _check_column(self, expression, letter, text, bits, known):
+        """(Judgement, facts) of 'A = 0011', or of 'C = A or B = 0111' where the text is 'A or B'.
+
+        A true column that is no part of the expression has its letter, too.
+        """
+        columns = {fact[0]: fact for fact in known if isinstance(fact, tuple)}
+        n = variables(expression)
+        number = LETTERS.index(letter)
+        if (number < n) != (text is None):
+            return wrong(f"{letter} is {'a' if number < n else 'no'} variable"), set()
+        if text is None:
+            part = number
+            value = COLUMNS[n][number]
+        else:
+            op, *operands = read_operation(text)
+            if missing := [name for name in operands if name not in columns]:
+                return wrong(f"{missing[0]} has not been worked out"), set()
+            _, parts, values = zip(*(columns[name] for name in operands))
+            part = None if None in parts else in_order((op, *parts))
+            value = operate(op, [int(column, 2) for column in values], 2**n)
+        right = f"{value:0{2**n}b}"
+        if bits != right:
+            return wrong(f"{text or letter} is {right}"), set()
+        found = {column[1] for column in columns.values()}
+        fact = (letter, part if part in parts_of(expression) else None, bits)
+        if number != len(columns):
+            if fact in known:
+                return unneeded("this was said before"), set()
+            return wrong(f"{letter} is not the next letter"), set()
+        if fact[1] is None:
+            return unneeded("this is no part of the expression"), {fact}
+        return unneeded("this was said before") if part in found else RIGHT, {fact}
 
     def _check_row(self, expression, bits, text):
         """Judgement of the row '0 1: (0 or 1) and not 0 = 1 and 1 = 1'."""
@@ -374,9 +506,17 @@ class Truth(Puzzle):
         return wrong("these numbers come from nowhere")
 
     def _flaw_of_rows(self, params, known):
-        """Judgement of a line that comes before all rows have been worked out; else None."""
+        """Judgement of a line that comes before the work that it needs; None of another one.
+
+        It needs the column of the whole expression, or all the rows.
+        """
+        parts = [fact[1] for fact in known if isinstance(fact, tuple)]
         missing = [bits for bits in rows_of(params[0]) if bits not in known]
-        return wrong(f"row {missing[0]} has not been worked out") if missing else None
+        if in_order(params[0]) in parts or not missing:
+            return None
+        if parts:
+            return wrong("the column of the whole expression has not been worked out")
+        return wrong(f"row {missing[0]} has not been worked out")
 
 
 class Logic(Mixed):
@@ -387,9 +527,9 @@ class Logic(Mixed):
     from here on clues stated the other way round; 6 and a redundant clue; 7 and two; held out: 9
     and two.
 
-    ("truth", ("and", ("or", 0, 1), ("not", 0))): an expression over variables 0, 1, ... Levels: 2
-    variables and 2 operators, nots not counted; 2 and 3; 3 and 2; 3 and 3; 3 and 5; held out: 4
-    and 3.
+    ("truth", ("and", ("or", 0, 1), ("not", 0))): an expression over variables 0, 1, ..., which are
+    the letters of the question in the order of the alphabet. Levels: 2 variables and 2 operators,
+    nots not counted; 2 and 3; 3 and 2; 3 and 3; 3 and 5; held out: 4 and 3.
     """
 
     name = "logic"
@@ -403,15 +543,22 @@ class Logic(Mixed):
         return self.kinds[problem.params[0]].read_answer(problem, text)
 
     def slip(self, line, rng):
-        """Two neighbours of a chain swapped, or the value of a row; '' for other lines."""
-        if ": " in line:
-            return line[:-1] + str(1 - int(line[-1]))
-        names = line.split(" > ")
-        i = rng.randrange(max(1, len(names) - 1))
-        if len(names) == 1:
+        """A clue turned, the wrong person in a place or a wrong bit of a column; '' for others."""
+        if column := re.fullmatch("(.* = )?([01]{2,})", line):
+            head, bits = column.groups("")
+            i = rng.randrange(len(bits))
+            return f"{head}{bits[:i]}{1 - int(bits[i])}{bits[i + 1 :]}"
+        stated = re.fullmatch("(?:[A-Za-z]+ is ([a-z]+): )?([A-Za-z]+ > [A-Za-z]+(?:, .+)?)", line)
+        if not stated:
             return ""
-        names[i : i + 2] = reversed(names[i : i + 2])
-        return " > ".join(names)
+        place, text = stated.groups()
+        clues = text.split(", ")
+        i = rng.randrange(len(clues))
+        first, second = clues[i].split(" > ")
+        if place and rng.random() < 0.5:  # taken before his or her turn
+            return f"{first} is {place}: {text}"
+        clues[i] = f"{second} > {first}"
+        return line.removesuffix(text) + ", ".join(clues)
 
     def identity(self, params):
         """In which order the clues stand is wording."""
@@ -428,6 +575,23 @@ def read_numbers(line, op):
     if not match:
         raise Unreadable(line)
     return [int(n) for n in match.groups()]
+
+
+def read_operation(text):
+    """An operation on columns: 'A or B' -> ['or', 'A', 'B'], 'not A' -> ['not', 'A'].
+
+    Raises Unreadable.
+    """
+    match = re.fullmatch("([A-Z]) (and|or|xor) ([A-Z])|(not) ([A-Z])", text)
+    if not match:
+        raise Unreadable(text)
+    a, op, b, negation, operand = match.groups()
+    return [op, a, b] if op else [negation, operand]
+
+
+def operate(op, columns, rows):
+    """The column that an operator makes of one or two, each a number of so many bits."""
+    return 2**rows - 1 ^ columns[0] if op == "not" else OPERATORS[op](*columns)
 
 
 def draw_tree(rng, leaves):
@@ -455,13 +619,54 @@ def evaluate(tree, values, ones=1):
     return OPERATORS[op](evaluate(left, values, ones), evaluate(right, values, ones))
 
 
+def variables(expression):
+    """How many variables an expression has."""
+    return 1 + max(map(int, re.findall("[0-9]", str(expression))))
+
+
+def bits_of(expression, n):
+    """The column of an expression over n variables, from the first row to the last.
+
+    ('or', 0, 1) of 2 variables  ->  '0111'
+    """
+    rows = 2**n
+    return f"{evaluate(expression, COLUMNS[n], ones=2**rows - 1):0{rows}b}"
+
+
 @lru_cache(maxsize=4096)
 def rows_of(expression):
     """The truth table: {'0 0': 1, '0 1': 0, ...}."""
-    n = 1 + max(map(int, re.findall("[0-9]", str(expression))))
-    rows = 2**n
-    column = evaluate(expression, COLUMNS[n], ones=2**rows - 1)
-    return dict(zip(ROWS[n], map(int, f"{column:0{rows}b}")))
+    n = variables(expression)
+    return dict(zip(ROWS[n], map(int, bits_of(expression, n))))
+
+
+def in_order(tree):
+    """The expression with the operands of every and, or, xor sorted: ('or', 1, 0) -> ('or', 0, 1).
+
+    Two expressions share it where they differ at most in the order of operands.
+    """
+    if isinstance(tree, int):
+        return tree
+    op, *operands = tree
+    return (op, *sorted(map(in_order, operands), key=str))
+
+
+@lru_cache(maxsize=4096)
+def parts_of(expression):
+    """The variables of an expression, then its parts from inside out: {in_order(part): part}.
+
+    Of ('and', ('or', 1, 0), ('not', 0)) these are 0, 1, ('or', 1, 0), ('not', 0) and the whole.
+    """
+    parts = {i: i for i in range(variables(expression))}
+
+    def visit(tree):
+        if not isinstance(tree, int):
+            for operand in tree[1:]:
+                visit(operand)
+            parts.setdefault(in_order(tree), tree)
+
+    visit(expression)
+    return parts
 
 
 def put_in(tree, bits):

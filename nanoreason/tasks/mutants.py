@@ -38,12 +38,13 @@ def mutate(problem, lines, kind, rng):
 def _drop(lines, rng):
     """The trace without one of its steps; None where it has only one.
 
-    Not without a check or a part of the second way: the first way stands without them.
+    Not without a check, a try or a part of the second way: the first way stands without them.
     """
     extra = [n for n, line in enumerate(lines) if line.startswith(("Check", "Another"))]
-    steps = extra[0] if extra else len(lines)
-    i = rng.randrange(steps)
-    return [*lines[:i], *lines[i + 1 :]] if steps > 1 else None
+    end = extra[0] if extra else len(lines)
+    steps = [n for n in range(end) if not lines[n].startswith("Try ")]
+    i = rng.choice(steps)
+    return [*lines[:i], *lines[i + 1 :]] if len(steps) > 1 else None
 
 
 def _copy_answer(problem, lines, i, rng):

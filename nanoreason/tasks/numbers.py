@@ -2,6 +2,8 @@
 
 import re
 from fractions import Fraction
+from functools import lru_cache
+from itertools import zip_longest
 from math import isqrt
 
 from nanoreason.tasks.core import (
@@ -22,8 +24,164 @@ from nanoreason.tasks.core import (
     wrong,
 )
 
+COLUMN = "a column"  # what stands in the place of a value for '5 + 7 = 12, write 2, carry 1'
 
-class Addition(Family):
+
+def plus(terms):
+    """The terms with plus signs between them: [8, 5] -> '8 + 5'."""
+    return " + ".join(map(str, terms))
+
+
+def added_up(numbers):
+    """The sides of a sum done two numbers at a time.
+
+    added_up([24, 36, 14])  ->  '24 + 36 + 14 = 60 + 14 = 74'
+    """
+    sides = [plus(numbers)]
+    while len(numbers) > 1:
+        numbers = [numbers[0] + numbers[1], *numbers[2:]]
+        sides.append(plus(numbers))
+    return " = ".join(sides)
+
+
+def written(total, carries=True):
+    """What becomes of the total of a column: 75 -> 'write 5, carry 7', or 'write 75' at the end."""
+    return f"write {total % 10}, carry {total // 10}" if carries else f"write {total}"
+
+
+def digits_of(n):
+    """The digits of a whole number from the right: 293 -> [3, 9, 2]."""
+    return [int(digit) for digit in reversed(str(n))]
+
+
+def sum_columns(a, b):
+    """Lines of a sum, one per column from the right.
+
+    sum_columns(58, 67)  ->  ['8 + 7 = 15, write 5, carry 1', '5 + 6 + 1 = 12, write 2, carry 1']
+    """
+    lines = []
+    carry = 0
+    for pair in zip_longest(digits_of(a), digits_of(b)):
+        digits = [digit for digit in pair if digit is not None]
+        if carry:
+            digits.append(carry)
+        total = sum(digits)
+        carry = total // 10
+        lines.append(f"{plus(digits)} = {total}, {written(total)}")
+    return lines
+
+
+def product_columns(a, b):
+    """Lines of a product worked crosswise, column by column from the right.
+
+    A column adds up, from the left digit of a to the right one, the products of two digits whose
+    places make this column, and what was carried; two numbers at a time.
+
+    product_columns(36, 47)  ->  ['6 * 7 = 42, write 2, carry 4',
+                                  '3 * 7 + 6 * 4 + 4 = 21 + 24 + 4 = 45 + 4 = 49, write 9, carry 4',
+                                  '3 * 4 + 4 = 12 + 4 = 16, write 16']
+    """
+    a_digits = digits_of(a)
+    b_digits = digits_of(b)
+    last = len(a_digits) + len(b_digits) - 2
+    lines = []
+    carry = 0
+    for column in range(last + 1):
+        pairs = [
+            (a_digits[i], b_digits[column - i])
+            for i in range(len(a_digits) - 1, -1, -1)
+            if 0 <= column - i < len(b_digits)
+        ]
+        carried = [carry] if carry else []
+        terms = [f"{x} * {y}" for x, y in pairs] + carried
+        numbers = [x * y for x, y in pairs] + carried
+        total = sum(numbers)
+        carry = total // 10
+        result = written(total, carries=column < last)
+        lines.append(f"{plus(terms)} = {added_up(numbers)}, {result}")
+    return lines
+
+
+class Columns(Family):
+    """A family that works two numbers in columns, here to their product.
+
+    A line with ', write ' is a column. It is right where it is the next one of these two numbers,
+    in either order. Its numbers are digits: it makes no number known, and builds on none. The last
+    column reaches the total as other lines reach their result.
+    """
+
+    def total(self, params):
+        """What the columns come to."""
+        a, b = params
+        return a * b
+
+    @lru_cache(maxsize=4096)
+    def columns(self, params):
+        """The lines of all columns, of a and b and of b and a: two lists of the same length."""
+        a, b = params
+        return product_columns(a, b), product_columns(b, a)
+
+    def slip(self, line, rng):
+        """A column added up wrong, and then written and carried as it was added."""
+        column = re.fullmatch(r"(.* = )([0-9]+), write [0-9]+(, carry [0-9]+)?", line)
+        if not column:
+            return super().slip(line, rng)
+        total = int(column[2])
+        near = (total - 2, total - 1, total + 1, total + 2)
+        slipped = rng.choice([n for n in near if n >= 0])
+        return f"{column[1]}{slipped}, {written(slipped, carries=bool(column[3]))}"
+
+    def read(self, params, line):
+        """Statement of a line. A column has a fact in the place of a value."""
+        if ", write " in line:
+            return Statement(COLUMN, set(), False)
+        return super().read(params, line)
+
+    def way(self, params, lines):
+        way = super().way(params, lines)
+        if way.results[COLUMN]:
+            way.results[self.total(params)] += 1
+        return way
+
+    def check_line(self, state, line, statement):
+        """A column is right where it is the next one; other lines as everywhere.
+
+        Once the columns have begun, 'a * b = ...' rests on all of them.
+        """
+        columns = self.columns(state.params)
+        total = self.total(state.params)
+        done = state.results[COLUMN]
+        if ", write " in line:
+            if any(line in lines[done : done + 1] for lines in columns):
+                if done + 1 == len(columns[0]):
+                    state.results[total] += 1
+                return RIGHT
+            if any(line in lines[:done] for lines in columns):
+                return unneeded("this was said before")
+            return wrong("this is not the next column")
+        judgement = super().check_line(state, line, statement)
+        if judgement is RIGHT and 0 < done < len(columns[0]):
+            if statement.value == total and statement.used <= set(map(Fraction, state.params)):
+                return wrong("the columns are not finished")
+        return judgement
+
+    def flaw_of_check(self, state, line, statement):
+        """A column tests nothing; other checks as everywhere."""
+        if ", write " not in line:
+            return super().flaw_of_check(state, line, statement)
+        if any(line in lines for lines in self.columns(state.params)):
+            return unneeded("this does not test the answer")
+        return wrong("this is no column of these numbers")
+
+    def concludes(self, params, lines):
+        """Do these right lines establish the answer? All columns do where it is their total."""
+        said = sum(", write " in line for line in lines)
+        if said == len(self.columns(params)[0]) and self.answer(params) == str(self.total(params)):
+            return True
+        return super().concludes(params, lines)
+
+
+class Addition(Columns):
     """Column addition with carries. Params: (a, b). Level n adds two numbers of n + 1 digits."""
 
     name = "addition"
@@ -34,23 +192,19 @@ class Addition(Family):
     def draw(self, rng, level):
         return tuple(rng.randint(10**level, 10 ** (level + 1) - 1) for _ in range(2))
 
+    def total(self, params):
+        return sum(params)
+
+    @lru_cache(maxsize=4096)
+    def columns(self, params):
+        a, b = params
+        return sum_columns(a, b), sum_columns(b, a)
+
     def answer(self, params):
         return str(sum(params))
 
     def steps(self, params):
-        """One line per column, from the right: '5 + 7 + 1 = 13, write 3, carry 1'."""
-        a, b = (str(n)[::-1] for n in params)
-        lines = []
-        carry = 0
-        for i in range(max(len(a), len(b))):
-            digits = [int(n[i]) for n in (a, b) if i < len(n)]
-            if carry:
-                digits.append(carry)
-            total = sum(digits)
-            carry = total // 10
-            column = " + ".join(map(str, digits))
-            lines.append(f"{column} = {total}, write {total % 10}, carry {carry}")
-        return lines
+        return sum_columns(*params)
 
     def terse(self, params):
         a, b = params
@@ -60,51 +214,15 @@ class Addition(Family):
         a, b = params
         return chain_lines(b, [("+", part) for part in place_parts(a)])
 
-    def slip(self, line, rng):
-        """A column added up wrong, and then written and carried as it was added."""
-        total = int(re.search(r"= ([0-9]+)", line)[1])
-        near = (total - 2, total - 1, total + 1, total + 2)
-        slipped = rng.choice([n for n in near if n >= 0])
-        return f"{line.split(' = ')[0]} = {slipped}, write {slipped % 10}, carry {slipped // 10}"
-
     def check(self, params):
         return f"Check: {sum(params)} - {params[1]} = {params[0]}"
 
-    def read(self, params, line):
-        return read_statement(line.split(", write ")[0])
 
-    def check_line(self, state, line, statement):
-        """A column is right where it is the next one; other lines as everywhere."""
-        if ", write " not in line:
-            return super().check_line(state, line, statement)
-        columns = self.steps(state.params)
-        done = columns_done(columns, state.said)
-        if line in columns[done : done + 1]:
-            return RIGHT
-        if line in columns[:done]:
-            return unneeded("this was said before")
-        return wrong("this is not the next column")
+class Multiplication(Columns):
+    """Products worked crosswise in columns. Params: (a, b).
 
-    def concludes(self, params, lines):
-        columns = [line for line in lines if ", write " in line]  # right ones only, hence in order
-        if len(columns) == len(self.steps(params)):
-            return True
-        return super().concludes(params, [line for line in lines if line not in columns])
-
-
-def columns_done(columns, said):
-    """How many columns have been said, from the first on. said: Counter of lines.
-
-    Two columns may read alike: the second of them is done when the line was said twice.
-    """
-    for i, column in enumerate(columns):
-        if said[column] < columns[: i + 1].count(column):
-            return i
-    return len(columns)
-
-
-class Multiplication(Family):
-    """Products by parts. Params: (a, b).
+    Other ways: by the digits of a factor in rows (terse); by a round number just above a factor;
+    by the products of all place parts (another, where there is no such round number).
 
     Levels, in digits: 2 x 1, 2 x 2, 3 x 2, 3 x 3 (as in 847 x 293), 4 x 3; held out: 4 x 4.
     """
@@ -125,6 +243,20 @@ class Multiplication(Family):
         return str(params[0] * params[1])
 
     def steps(self, params):
+        return product_columns(*params)
+
+    def terse(self, params):
+        return self._rows(*params)
+
+    def another(self, params):
+        return self._rounded(params) or self._parts(params)
+
+    def also(self, params):
+        a, b = params
+        parts = [self._parts(params)] if self._rounded(params) else []
+        return [*parts, self._rows(b, a)]
+
+    def _parts(self, params):
         """Every product of two place parts, each added to the sum so far."""
         a, b = params
         lines = []
@@ -136,12 +268,6 @@ class Multiplication(Family):
                     lines.append(f"{total} + {x * y} = {total + x * y}")
                 total += x * y
         return lines
-
-    def terse(self, params):
-        return self._rows(*params)
-
-    def another(self, params):
-        return self._rounded(params) or self._rows(params[1], params[0])
 
     def _rows(self, a, b):
         """One line per digit of b, then their sum."""
@@ -294,8 +420,12 @@ def product_lines(x, k):
     return lines
 
 
-class Percent(Family):
-    """Percentages built from 10%, 5% and 1%. Params: (percentage, number).
+class Percent(Columns):
+    """Percentages. Params: (percentage, number).
+
+    Built from 10%, 5% and 1% where all of these that it needs are whole numbers: 35% of 440 from
+    44 and 22. Else by the product in columns and its hundredth part, as 35% of 445, whose 10% is
+    44.5. Levels 1 to 3 are of the first kind; above, only multiples of 100 are.
 
     Levels: tens, odd fives, any percentage of hundreds, of any number, of thousands; held out: of
     tens of thousands.
@@ -354,13 +484,27 @@ class Percent(Family):
             total += value
         return lines
 
+    def _has_whole_rates(self, params):
+        """Are those of 10%, 5% and 1% that the percentage needs whole numbers?"""
+        p, n = params
+        return all(rate * n % 100 == 0 for _, rate in self._split(p))
+
     def steps(self, params):
-        return self._lines(params, bold=False)
+        p, n = params
+        if self._has_whole_rates(params):
+            return self._lines(params, bold=False)
+        return product_columns(n, p) + self._hundredth(params)
 
     def terse(self, params):
         return self._lines(params, bold=True)
 
     def another(self, params):
+        if self._has_whole_rates(params):
+            return self._hundredth(params)
+        return self._lines(params, bold=False)
+
+    def _hundredth(self, params):
+        """The product and its hundredth part."""
         p, n = params
         return [f"{n} * {p} = {n * p}", f"{n * p} / 100 = {self.answer(params)}"]
 
@@ -374,7 +518,7 @@ class Percent(Family):
 
     def read(self, params, line):
         """Statement of a line. Rates, and the 1 of a trivial product, are not numbers it uses."""
-        value, used, true = read_statement(line)
+        value, used, true = super().read(params, line)
         if match := re.match(rf"(1|5|10)% of {params[1]} =", line):
             used -= {Fraction(match[1])}  # a rate is no number to go on with
         elif re.fullmatch(r"(?!1 )[0-9.]+ \* 1 = [0-9.]+", line):
@@ -504,10 +648,34 @@ def is_prime(n):
     return n > 1 and smallest_factor(n) == n
 
 
-class Primality(Family):
-    """Trial division by primes up to the square root. Params: (n,).
+def long_division(n, p):
+    """The numbers that arise where n is divided by p digit by digit, and at last the remainder.
 
-    Any other division is true but not needed.
+    9461 by 73: 94 leaves 21, with the 6 it is 216, which leaves 70, with the 1 it is 701, which
+    leaves 44. What is smaller than p is not said: in 705 by 7, 7 leaves 0, and 5 remains.
+
+    long_division(9461, 73)  ->  [94, 216, 701, 44]
+    long_division(705, 7)    ->  [7, 5]
+    """
+    numbers = []
+    current = 0
+    for digit in str(n):
+        current = 10 * current + int(digit)
+        if current >= p:
+            numbers.append(current)
+            current %= p
+    return [*numbers, current]
+
+
+NO_DIVISOR = wrong("nothing can be divided by 0")
+
+
+class Primality(Family):
+    """Trial division by primes up to the smallest factor or the square root. Params: (n,).
+
+    From 7 on a trial shows the numbers of its long division: 'by 73: 94, 216, 701, 44'. Other ways
+    to write a trial are 'n / 73 leaves 44' and '73 * 129 + 44 = n'. Any other division is true but
+    not needed.
 
     Levels: below 100, 300, 1,000, 3,000 and 10,000; held out: below 30,000. Half are prime.
     """
@@ -535,26 +703,34 @@ class Primality(Family):
         return "Yes" if is_prime(params[0]) else "No"
 
     def _trials(self, n):
-        """Primes to try, in order: below the smallest factor and not above the square root."""
-        last = min(smallest_factor(n) - 1, isqrt(n))
+        """Primes to try, in order: up to the smallest factor and not above the square root."""
+        last = min(smallest_factor(n), isqrt(n))
         return [p for p in range(2, last + 1) if is_prime(p)]
 
     def _conclusion(self, n):
         """The line that says whether n is prime, after all trials."""
         p = smallest_factor(n)
         if p < n:
-            return f"{n} = {p} * {n // p}, so {n} is not prime"
+            return f"{p} divides {n}, so {n} is not prime"
         p = next(p for p in range(isqrt(n) + 1, 2 * n) if is_prime(p))
         return f"{p} * {p} = {p * p} > {n}, so {n} is prime"
 
     def steps(self, params):
         n = params[0]
-        trials = [f"{n} / {p} leaves {n % p}" for p in self._trials(n)]
-        return [*trials, self._conclusion(n)]
+        return [*(self._trial(n, p) for p in self._trials(n)), self._conclusion(n)]
+
+    def _trial(self, n, p):
+        """'17 / 3 leaves 2', and from 7 on the division: 'by 73: 94, 216, 701, 44'."""
+        if p < 7:
+            return f"{n} / {p} leaves {n % p}"
+        return f"by {p}: " + ", ".join(map(str, long_division(n, p)))
 
     def terse(self, params):
         n = params[0]
-        return self.steps(params) if is_prime(n) else [self._conclusion(n)]
+        if is_prime(n):
+            return self.steps(params)
+        p = smallest_factor(n)
+        return [f"{n} = {p} * {n // p}, so {n} is not prime"]
 
     def another(self, params):
         """The same trials as products; at the end a composite number by its cofactor."""
@@ -562,7 +738,7 @@ class Primality(Family):
         p = smallest_factor(n)
         if p == n // p:
             return []
-        trials = self._trials(n)
+        trials = [q for q in self._trials(n) if n % q]
         lines = [f"{q} * {n // q} + {n % q} = {n}" for q in trials]
         if p < n:
             return [*lines, f"{n} = {n // p} * {p}, so {n} is not prime"]
@@ -578,12 +754,14 @@ class Primality(Family):
         return f"Check: {p} * {n // p} = {n}"
 
     def slip(self, line, rng):
-        """Another remainder of a trial; '' for other lines."""
-        trial = re.match("[0-9]+ / ([0-9]+) leaves ", line)
+        """Another remainder at the end of a trial; '' for other lines."""
+        start = r"[0-9]+ / (?P<p>[0-9]+) leaves |by (?P<q>[0-9]+): ([0-9]+, )*"
+        trial = re.fullmatch(rf"(?P<start>{start})(?P<remainder>[0-9]+)", line)
         if not trial:
             return ""
-        remainders = [r for r in range(int(trial[1])) if line != f"{trial[0]}{r}"]
-        return f"{trial[0]}{rng.choice(remainders)}"
+        p = int(trial["p"] or trial["q"])
+        remainders = [r for r in range(p) if r != int(trial["remainder"])]
+        return f"{trial['start']}{rng.choice(remainders)}"
 
     def read_answer(self, problem, text):
         """Whether it says that n is prime: 'Yes', 'prime', '17 is prime', 'Yes, 17 is prime'."""
@@ -596,10 +774,11 @@ class Primality(Family):
         return None
 
     def check_trace(self, params, lines):
-        """A trial is right when its remainder is, and the conclusion when all trials were made.
+        """A trial is right when its numbers are, and the conclusion when its trials were made.
 
         A trial is needed when its divisor is a prime up to the root and up to the smallest factor,
-        once per way, whether it is written as a division or as a product.
+        once per way, however it is written. That n is prime needs all of them; that p divides n
+        needs the trial of p.
         """
         n = params[0]
         tried = set()  # divisors of the trials that were not wrong
@@ -624,11 +803,15 @@ class Primality(Family):
         return judgements
 
     def _check_trial(self, n, line):
-        """(divisor, Judgement) of '17 / 3 leaves 2' or '3 * 5 + 2 = 17'.
+        """(divisor, Judgement) of 'by 7: 17, 3', '17 / 3 leaves 2' or '3 * 5 + 2 = 17'.
 
         (None, None) for any other line.
         """
         number = "([0-9]{1,6})"
+        if match := re.fullmatch(rf"by {number}: ([0-9]{{1,7}}(?:, [0-9]{{1,7}})*)", line):
+            p = int(match[1])
+            flaw = self._flaw_of_division(n, p, list(map(int, match[2].split(", "))))
+            return p, flaw or self._check_remainder(n, p, n % p)
         if match := re.fullmatch(rf"{n} / {number} leaves {number}", line):
             p, remainder = map(int, match.groups())
         elif match := re.fullmatch(rf"{number} \* {number} \+ {number} = {n}", line):
@@ -640,10 +823,24 @@ class Primality(Family):
             return None, None
         return p, self._check_remainder(n, p, remainder)
 
+    def _flaw_of_division(self, n, p, said):
+        """Judgement of the numbers of a division that are not those of n / p, else None."""
+        if p == 0:
+            return NO_DIVISOR
+        numbers = long_division(n, p)
+        if said == numbers:
+            return None
+        same = next(i for i, pair in enumerate(zip_longest(numbers, said)) if pair[0] != pair[1])
+        if same == len(numbers):
+            return wrong(f"{n} by {p} ends with {numbers[-1]}")
+        if same == 0:
+            return wrong(f"{n} by {p} begins with {numbers[0]}")
+        return wrong(f"after {numbers[same - 1]} comes {numbers[same]}")
+
     def _check_remainder(self, n, p, remainder):
         """Judgement of a trial: does n / p leave this remainder, and did p have to be tried?"""
         if p == 0:
-            return wrong("nothing can be divided by 0")
+            return NO_DIVISOR
         if n % p != remainder:
             return wrong(f"{n} / {p} leaves {n % p}")
         if not is_prime(p):
@@ -662,12 +859,22 @@ class Primality(Family):
             if p * q != n:
                 return wrong(f"{p} * {q} is {p * q}")
             return RIGHT if p > 1 and q > 1 else wrong("1 divides every number")
+        if match := re.fullmatch(rf"{number} divides {n}, so {n} is not prime", line):
+            return self._check_divisor(n, int(match[1]), tried)
         if is_check and f"Check: {line}" == self.check((n,)):
             return RIGHT
         if not is_prime(n) or line not in (self._conclusion(n), self.another((n,))[-1]):
             return UNREADABLE
         missing = [p for p in self._trials(n) if p not in tried]
         return wrong(f"{missing[0]} has not been tried") if missing else RIGHT
+
+    def _check_divisor(self, n, p, tried):
+        """Judgement of 'p divides n, so n is not prime': was p tried, and did it leave nothing?"""
+        if p in (1, n):
+            return wrong(f"{p} says nothing about {n}")
+        if p not in tried:
+            return wrong(f"{p} has not been tried")
+        return wrong(f"{n} / {p} leaves {n % p}") if n % p else RIGHT
 
     def concludes(self, params, lines):
         return any(line.endswith("prime") for line in lines)
