@@ -40,7 +40,7 @@ from nanoreason.machine import start_machine
 from nanoreason.run import progress, say, write_json
 from nanoreason.corpus import read_problems, Room
 from nanoreason.evaluate import accuracy, accuracy_of, behaviours, by_family, collect
-from nanoreason.evaluate import held_out_problems, interval_of_mean, reward_model_scorer
+from nanoreason.evaluate import held_out_problems, interval_of_mean, reward_model_scorer, soundness
 from nanoreason.generate import generate, make_sampler
 from nanoreason.pool import draw_pool, scaling
 from nanoreason.search import CHOICES, METHODS, SEARCHES, SearchConfig
@@ -572,6 +572,7 @@ def greedy_results(model, config, problems, bar):
         "mean_tokens": round(float(np.mean([sample.tokens for sample in samples])), 2),
         "behaviours": behaviours([sample.response for sample in samples]),
         "refused": refused,
+        "soundness": soundness(problems, samples).figures(),
     }
 
 
@@ -630,6 +631,9 @@ def table(figures):
     lines.append(accuracy_line("all", figures["greedy"]))
     for family, measured in figures["refused"].items():
         lines.append(accuracy_line(f"{family}, refused", measured))
+    steps = figures["soundness"]["steps"]
+    if steps["n"]:
+        lines.append(accuracy_line("sound steps", steps))
     if "sampled" in figures:
         sampled = figures["sampled"]
         scale = figures["scaling"]

@@ -3,6 +3,7 @@ reward model's scores agree with the exact checker."""
 
 from dataclasses import dataclass
 from math import comb, sqrt
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from nanoreason.machine import generator
 from nanoreason.generate import generate
 from nanoreason.rewards import outcome_reward
 from nanoreason.search import Scorer
-from nanoreason.tasks import REASONING, audit, problem_set
+from nanoreason.tasks import REASONING, Verdict, audit, problem_set
 from nanoreason.reward_model import scores
 
 CUES = {
@@ -259,11 +260,6 @@ def greedy_figures(model, problems, max_new_tokens):
     for level in sorted({problem.level for problem in problems}):
         correct = [s.correct for p, s in zip(problems, samples) if p.level == level]
         levels[level] = accuracy_of(correct)
-    unsound = [
-        not audit(problem, sample.response.steps).sound
-        for problem, sample in zip(problems, samples)
-        if sample.correct and problem.family in REASONING
-    ]
     prompts = [model.tokenizer.render_prompt(problem.question) for problem in problems]
     prompt_tokens = np.array([len(prompt) for prompt in prompts])
     completion_tokens = np.array([sample.tokens for sample in samples])
@@ -273,10 +269,50 @@ def greedy_figures(model, problems, max_new_tokens):
         greedy=accuracy_of([sample.correct for sample in samples]),
         accuracy=by_family(problems, checked),
         levels=levels,
-        unsound=accuracy_of(unsound),
+        unsound=accuracy_of([not sound for sound in soundness(problems, samples).traces]),
         mean_tokens=round(float(completion_tokens.mean()), 2),
         mean_flops=float(flops.mean()),
     )
+
+
+class Soundness(NamedTuple):
+    """What the exact checker says of thinking, each a list of bools over families to reason about.
+
+    steps   {family: whether each step of its right responses is right}
+    traces  whether all steps of a right response are, and the answer follows from them
+    checks  whether each 'Check: ' line of a wrong response is right
+    """
+
+    steps: dict
+    traces: list
+    checks: list
+
+    def figures(self):
+        """The same as shares, for reports."""
+        everything = [right for own in self.steps.values() for right in own]
+        families = {family: accuracy_of(own) for family, own in self.steps.items()}
+        return dict(
+            steps=accuracy_of(everything) | {"families": families},
+            traces=accuracy_of(self.traces), checks_of_wrong=accuracy_of(self.checks),
+        )
+
+
+def soundness(problems, samples):
+    """The Soundness of one Sample of each problem."""
+    found = Soundness({}, [], [])
+    for problem, sample in zip(problems, samples):
+        if problem.family not in REASONING:
+            continue
+        steps = sample.response.steps
+        audited = audit(problem, steps)
+        right = [judgement.verdict is Verdict.RIGHT for judgement in audited.judgements]
+        if sample.correct:
+            found.steps.setdefault(problem.family, []).extend(right)
+            found.traces.append(audited.sound)
+        else:
+            is_check = [step.startswith(CUES["verification"]) for step in steps]
+            found.checks.extend(right for right, check in zip(right, is_check) if check)
+    return found
 
 
 def by_family(problems, checked):

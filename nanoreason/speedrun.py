@@ -78,7 +78,7 @@ FULL_TEST = dict(families=",".join([ALL, *CONTROLS]), level="1,2,3,4,5", problem
                  max_reasoning_tokens=LONGEST)
 FULL_BEST_OF_N = dict(families=ALL, max_reasoning_tokens=LONGEST)
 FULL = {
-    "base": dict(tokens=26_000_000, textbook=0.5, tables=0.12, **FULL_SFT),
+    "base": dict(tokens=24_000_000, textbook=0.5, tables=0.12, **FULL_SFT),
     "zero": dict(steps=40, **FULL_GRPO),
     "cold": dict(demos=20_000, **FULL_SFT),
     "rl": dict(steps=40, **FULL_GRPO),

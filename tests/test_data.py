@@ -17,7 +17,7 @@ from conftest import (
 import train_sft
 from nanoreason.flags import UserError
 from nanoreason.corpus import (
-    BaseMix, Conversation, Room, base_chunk, base_rows, demonstrations, general_data,
+    BaseMix, Conversation, Recipe, Room, base_chunk, base_rows, demonstrations, general_data,
     parse_response_text, read_documents, read_problems, read_rows, safety_data, tokenize,
     write_corpus,
 )
@@ -353,7 +353,7 @@ def test_the_number_of_processes_does_not_change_the_corpus():
 CHAIN = re.compile(r"(?:What is|Compute|Calculate) [0-9(][-+*0-9() ]*[.?]")
 CONTROL = re.compile(r"What color is the|capital of|which capital|opposite of|young|symbol|"
                      r"[Hh]ome of|Where does a|lives in")
-TABLE_LINE = re.compile(r"[0-9]+ [-+*/] [0-9]+ = [0-9]+|[0-9]+% of [0-9]+ = [0-9]+")
+TABLE_LINE = re.compile(r"-?[0-9]+ [-+*/] -?[0-9]+ = -?[0-9]+|[0-9]+% of [0-9]+ = [0-9]+")
 PROSE = re.compile(r"[A-Z][a-z]+ is the capital of [A-Z][a-z]+\.|"
                    r"The capital of [A-Z][a-z]+ is [A-Z][a-z]+\.|"
                    r"Here is a [a-z]+ [a-z]+\. The [a-z]+ is [a-z]+\.")
@@ -365,7 +365,7 @@ def question_of(example):
 
 
 def test_a_mix_of_one_family_asks_for_nothing_else():
-    documents = tokenized(base_chunk(BaseMix(families=("chain",)), 0, 0))
+    documents = tokenized(base_chunk(BaseMix(recipe=Recipe(("chain",))), 0, 0))
     chains = 0
     for e in documents:
         if question := question_of(e):
@@ -381,7 +381,7 @@ def test_a_mix_of_one_family_asks_for_nothing_else():
     assert 0.5 < chains / len(documents) < 0.62
     others = [q for q in map(question_of, tokenized(base_chunk(BaseMix(), 0, 0))) if q]
     assert any(not CHAIN.fullmatch(q) and not CONTROL.search(q) for q in others)
-    demos = tokenized(demonstrations(200, 0, families=("chain",)))
+    demos = tokenized(demonstrations(200, 0, recipe=Recipe(("chain",))))
     assert all(CHAIN.fullmatch(q) or CONTROL.search(q) for q in map(question_of, demos))
 
 
@@ -563,9 +563,12 @@ def test_a_written_corpus_is_the_corpus_mapped_from_disk(tmp_path):
     count = write_rows(folder, iter(made), {"seed": 3})
     rows, meta = open_rows(folder)
     whole = join(made)
-    assert same_rows(rows, whole) and meta == count | {"about": {"seed": 3}} and rows.owner is None
+    assert same_rows(rows, whole) and rows.owner is None
+    assert meta == json.loads(json.dumps(count | {"about": {"seed": 3}}))
     assert meta == dict(rows=len(whole), row_tokens=64, real=whole.real, skipped=whole.skipped,
+                        kinds={kind: list(counts) for kind, counts in whole.kinds.items()},
                         about={"seed": 3})
+    assert rows.kinds == whole.kinds
     assert rows.real_share == whole.real_share
     for array in (getattr(rows, name) for name in ARRAYS):
         assert isinstance(array, np.memmap) and array.mode == "r" and array.dtype == np.int16
@@ -682,7 +685,7 @@ def test_a_corpus_made_with_other_families_or_shares_or_from_another_seed_is_a_u
 
 
 def test_a_corpus_without_a_family_is_read_by_a_run_without_it(tmp_path):
-    write_corpus(tmp_path, 1000, 0, BaseMix(families=("chain", "word")), 64, tokenizer, 1)
+    write_corpus(tmp_path, 1000, 0, BaseMix(recipe=Recipe(("chain", "word"))), 64, tokenizer, 1)
     rows, _ = load(tmp_path, families="chain,word")
     generated, _ = load("", families="chain,word")
     assert same_rows(rows, generated)
@@ -1199,3 +1202,41 @@ def test_answers_of_users_are_compared_by_value_and_else_by_words(answer, right,
     problem = user_problem("How many?", answer)
     assert all(verify(problem, text) for text in right)
     assert not [text for text in wrong if verify(problem, text)]
+
+
+def test_documents_that_fit_no_row_are_named_by_family_and_level():
+    examples = [Example([1] * n, 1, kind) for n, kind in
+                ((4, "chain level 1"), (9, "chain level 1"), (9, "word level 5"), (9, ""))]
+    rows = pack(examples, 8)
+    assert rows.skipped == 3
+    assert rows.kinds == {"chain level 1": (1, 2), "word level 5": (1, 1)}
+    both = join([rows, rows])
+    assert both.kinds == {"chain level 1": (2, 4), "word level 5": (2, 2)}
+    words = "chain level 1: 2 of 4, word level 5: 2 of 2"
+    assert train_sft.left_out(both.kinds, 8) == words  # two documents may be chance
+    assert train_sft.left_out({"chain level 1": (0, 90)}, 8) == ""
+
+
+def test_a_family_and_level_that_is_left_out_altogether_is_an_error():
+    kinds = {"word level 5": (train_sft.MANY, train_sft.MANY), "chain level 1": (0, 3)}
+    with pytest.raises(UserError, match="no document about word level 5 .* --row-tokens 8"):
+        train_sft.left_out(kinds, 8)
+
+
+def test_generated_documents_say_their_family_and_level():
+    documents = base_chunk(BaseMix(), 0, 0)
+    worked = {d.kind for d in documents if d.kind}
+    assert {"chain level 1", "code level 2", "fact level 1"} <= worked
+    assert not any(d.kind for d in documents if "is the capital of" in getattr(d, "text", ""))
+
+
+def test_even_shares_work_every_family_and_level_alike():
+    rng = random.Random(0)
+    even = Recipe(shares="even", styles="direct")
+    drawn = [even.draw(rng, "train") for _ in range(3000)]
+    for level in range(1, 6):
+        assert 500 < sum(problem.level == level for problem, _ in drawn) < 700
+    for family in even.families:
+        assert 230 < sum(problem.family == family for problem, _ in drawn) < 370
+    assert {style for _, style in drawn} == {"direct"}
+    assert all(d.thinking == "" for d in demonstrations(20, 0, recipe=even))

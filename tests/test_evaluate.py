@@ -19,13 +19,14 @@ from test_search import Scripted
 from nanoreason import evaluate, plots, speedrun_report
 from nanoreason.evaluate import (
     Sample, accuracy, auc, behaviours, brier, by_family, collect, greedy_accuracy, interval_of_mean,
-    oracle_scorer, pass_at_k, reliability, sampled_accuracy, wilson,
+    oracle_scorer, pass_at_k, reliability, sampled_accuracy, soundness, wilson,
 )
 from nanoreason.generate import Rollout
 from nanoreason.pool import Pool, estimates, scaling
 from nanoreason.search import vote_scores
 from nanoreason.tasks import (
-    FAMILIES, HELD_OUT_LEVEL, answer_key, demo_problems, make_problem, split_of,
+    FAMILIES, HELD_OUT_LEVEL, answer_key, demo_problems, draw_problem, make_problem, solve,
+    split_of,
 )
 from nanoreason.tokenizer import Response
 
@@ -582,3 +583,28 @@ def test_the_spread_over_seeds_is_a_dot_for_each_and_a_bar_at_their_mean(tmp_pat
         assert [y for _, y in bars] == [[-0.35, 0.35], [0.65, 1.35]]
     low, high = axes[0].get_ylim()
     assert low > high  # the first row is at the top
+
+
+def test_soundness_counts_steps_of_right_answers_and_checks_of_wrong_ones():
+    problem = draw_problem("chain", 2, random.Random(0))
+    steps = solve(problem, "steps", None)
+    damaged = [*steps[:-1], steps[-1] + "0"]
+    check = FAMILIES["chain"].check(problem.params)
+
+    def sample(lines, answer):
+        response = Response("\n".join(lines), answer, True)
+        return Sample(response, 1, answer == problem.answer)
+
+    samples = [
+        sample(steps, problem.answer), sample(damaged, problem.answer),
+        sample([*steps, check, "Check: 1 + 1 = 3"], "0"),
+    ]
+    found = soundness([problem] * 3, samples)
+    n = len(steps)
+    assert found.steps == {"chain": [True] * n + [True] * (n - 1) + [False]}
+    assert found.traces == [True, False] and found.checks == [True, False]
+    figures = found.figures()
+    assert figures["steps"]["n"] == 2 * n and figures["traces"]["acc"] == 0.5
+    assert figures["steps"]["families"]["chain"]["acc"] == figures["steps"]["acc"]
+    fact = draw_problem("fact", 1, random.Random(0))
+    assert soundness([fact], samples[:1]).traces == []

@@ -469,7 +469,7 @@ MISTAKES = {
         ("hello --ckpt {foreign}", "no checkpoint of this project"),
         ("hello --ckpt {damaged}", "damaged"),
         ("{long} --ckpt {tiny}", "context"),
-        ("--ckpt {tiny}", "--eval"),
+        ("--ckpt {tiny} --json x.json", "--json is for one question and for --eval"),
         ("--eval --ckpt {tiny} --families poetry", "poetry"),
         ("--eval --ckpt {tiny} --level 9", "levels"),
         ("hello --ckpt {tiny} --method auto", "--method auto needs a --plan"),

@@ -159,7 +159,7 @@ def references(config, traces):
     rows = []
     for line in (traces / "traces.jsonl").read_text(encoding="utf-8").splitlines():
         problem = problems[json.loads(line)["prompt"]]
-        thinking = "\n".join(solve(problem, pick(STYLE_RATES, rng), rng))
+        thinking = "\n".join(solve(problem, pick(STYLE_RATES["mixed"], rng), rng))
         response = f"<think>{thinking}</think>{problem.answer}"
         rows.append(dict(prompt=problem.question, response=response))
     out.mkdir(exist_ok=True)

@@ -187,7 +187,17 @@ class Addition(Columns):
     name = "addition"
     commutative = True
     places = "all"
-    wordings = ("What is {} + {}?", "What is {} + {}?", "Add {} and {}.", "Calculate {} + {}.")
+    wordings = (
+        "What is {} + {}?",
+        "What is {} + {}?",
+        "What is {} + {}?",
+        "Add {} and {}.",
+        "Calculate {} + {}.",
+        "What is {} plus {}?",
+        "{} + {} = ?",
+        "How much is {} + {}?",
+        "Find the sum of {} and {}.",
+    )
 
     def draw(self, rng, level):
         return tuple(rng.randint(10**level, 10 ** (level + 1) - 1) for _ in range(2))
@@ -230,7 +240,19 @@ class Multiplication(Columns):
     name = "multiplication"
     commutative = True
     places = "all"
-    wordings = ("What is {} × {}?", "What is {} × {}?", "What is {} * {}?", "Multiply {} by {}.")
+    wordings = (
+        "What is {} × {}?",
+        "What is {} × {}?",
+        "What is {} × {}?",
+        "What is {} * {}?",
+        "Multiply {} by {}.",
+        "What is {} times {}?",
+        "{} × {} = ?",
+        "{} * {}",
+        "How much is {} times {}?",
+        "Calculate {} × {}.",
+        "Find the product of {} and {}.",
+    )
     digits = {1: (2, 1), 2: (2, 2), 3: (3, 2), 4: (3, 3), 5: (4, 3), 6: (4, 4)}
 
     def draw(self, rng, level):
@@ -307,6 +329,17 @@ class Multiplication(Columns):
         return f"Check: {a % 10} * {b % 10} = {last}, last digit {a * b % 10}"
 
 
+CHAIN_WORDINGS = (
+    "What is {}?",
+    "What is {}?",
+    "Compute {}.",
+    "Calculate {}.",
+    "{} = ?",
+    "How much is {}?",
+    "Find the value of {}.",
+)
+
+
 class Chain(Family):
     """A chain of operations evaluated from the inside out.
 
@@ -334,7 +367,7 @@ class Chain(Family):
         for op, n in params[1:]:
             text = f"({text}) * {n}" if op == "*" and additive else f"{text} {op} {n}"
             additive = op != "*"
-        return rng.choice(("What is {}?", "Compute {}.", "Calculate {}.")).format(text)
+        return rng.choice(CHAIN_WORDINGS).format(text)
 
     def answer(self, params):
         return last_number(self.steps(params))
@@ -436,8 +469,13 @@ class Percent(Columns):
     wordings = (
         "What is {}% of {}?",
         "What is {}% of {}?",
+        "What is {}% of {}?",
         "Find {}% of {}.",
         "Calculate {}% of {}.",
+        "How much is {}% of {}?",
+        "{}% of {} = ?",
+        "What is {} percent of {}?",
+        "Work out {}% of {}.",
     )
 
     def draw(self, rng, level):
@@ -559,7 +597,13 @@ class Equation(Family):
         a, b, c, d, bracket = params
         left = f"{a}(x {sign(b)})" if bracket else f"{times_x(a)} {sign(b)}"
         right = f"{times_x(c)} {sign(d)}" if c else str(d)
-        wordings = ("Solve {} = {}.", "Solve {} = {} for x.", "What is x if {} = {}?")
+        wordings = (
+            "Solve {} = {}.",
+            "Solve {} = {} for x.",
+            "What is x if {} = {}?",
+            "Find x: {} = {}.",
+            "{} = {}. What is x?",
+        )
         return rng.choice(wordings).format(left, right)
 
     def answer(self, params):
@@ -681,7 +725,15 @@ class Primality(Family):
     """
 
     name = "primality"
-    wordings = ("Is {} prime?", "Is {} a prime number?")
+    wordings = (
+        "Is {} prime?",
+        "Is {} prime?",
+        "Is {} a prime number?",
+        "Is the number {} prime?",
+        "Is {} a prime?",
+        "Tell me if {} is prime.",
+        "Check whether {} is a prime number.",
+    )
     ranges = {
         1: (5, 99),
         2: (100, 299),

@@ -105,9 +105,16 @@ CROWDS = (
     "Of {n} letters, {p}% have arrived. How many letters have arrived?",
     "A baker makes {n} rolls and sells {p}% of them. How many rolls are sold?",
     "In a forest of {n} trees, {p}% are oaks. How many oaks are there?",
+    "A class has {n} students, and {p}% of them are absent. How many students are absent?",
+    "{p}% of {n} cars are blue. How many cars are blue?",
+    "A shop has {n} shirts. It sells {p}% of them. How many shirts does it sell?",
+    "In a town with {n} houses, {p}% have a garden. How many houses have a garden?",
+    "A team plays {n} games and wins {p}% of them. How many games does it win?",
+    "If {p}% of {n} students walk to school, how many students walk?",
 )
 CROWD_UNITS = {
     "students", "sheep", "novels", "seats", "people", "flowers", "letters", "rolls", "oaks",
+    "cars", "shirts", "houses", "games",
 }
 UNITS = frozenset(ITEMS) | CROWD_UNITS
 
