@@ -51,7 +51,7 @@ from nanoreason.tasks import REASONING
 from nanoreason.tokenizer import shipped_tokenizer
 
 VAL_DEMOS = 300  # demonstrations of the validation split
-MANY = 10  # documents of a family and level; to lose all of so many is an error
+MANY = 10  # worked solutions of a family and level; to lose all of so many is an error
 REMEDY = "lower --muon-lr and --adamw-lr"  # for a run that has diverged
 
 
@@ -212,19 +212,21 @@ def load_rows(config, model, machine=None):
     return [pack(own, config.row_tokens) for own in examples]
 
 
-def left_out(kinds, row_tokens):
-    """Which generated documents are longer than a row, by family and level, in words; '' for none.
+def left_out(kinds):
+    """Which worked solutions are longer than a row, in words; '' for none. kinds: as of data.Rows.
 
     {'chain level 1': (0, 90), 'primality level 5': (9, 40)}  ->  'primality level 5: 9 of 40'
-
-    Raises UserError where a family and level is left out altogether.
     """
-    lost = [kind for kind, (out, count) in kinds.items() if out == count >= MANY]
-    if lost:
-        raise UserError(f"no document about {', '.join(sorted(lost))} fits into --row-tokens "
-                        f"{row_tokens}; a higher one makes room")
     return ", ".join(f"{kind}: {out} of {count}" for kind, (out, count) in sorted(kinds.items())
                      if out)
+
+
+def refuse_lost(kinds, row_tokens):
+    """Raise UserError where all worked solutions of a family and level are left out."""
+    lost = [kind for kind, (out, count) in kinds.items() if out == count >= MANY]
+    if lost:
+        raise UserError(f"no worked solution of {', '.join(sorted(lost))} fits into --row-tokens "
+                        f"{row_tokens}; a higher one makes room")
 
 
 def data_room(config, model):
@@ -418,6 +420,8 @@ class Run:
             check_data_flags(config, self.model.config.max_len)
             folder.prepare(machine)  # --resume continues also what was killed as it generated text
         self.rows, self.val = load_rows(config, self.model, machine)
+        if not config.data:
+            refuse_lost(self.rows.kinds, config.row_tokens)
         self.plan = plan_batches(len(self.rows), self.batch_rows, config, machine)
         last = min(len(self.plan), config.max_steps or len(self.plan))
         self.steps = max(self.first, last)
@@ -457,8 +461,9 @@ class Run:
             f"of {self.config.row_tokens} tokens ({rows.real_share:.1%} real, {rows.skipped} "
             f"documents too long), {self.steps} steps, {precision} on {self.machine.device}",
             self.machine)
-        if not self.config.data and (what := left_out(rows.kinds, self.config.row_tokens)):
-            say(f"{self.config.stage}: left out, longer than a row: {what}", self.machine)
+        if not self.config.data and (what := left_out(rows.kinds)):
+            say(f"{self.config.stage}: worked solutions longer than a row, left out: {what}",
+                self.machine)
 
     def set_rates(self, step):
         """Give the optimizers the learning rates of a step; returns the factor on their peaks."""

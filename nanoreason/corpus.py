@@ -136,7 +136,7 @@ def pick(rates, rng):
 
 
 def kind_of(problem):
-    """What a document about the problem is of: 'chain level 3'."""
+    """The kind, as of data.Example, of a document in which the problem is worked."""
     return f"{problem.family} level {problem.level}"
 
 
@@ -150,7 +150,7 @@ def reasoned(recipe, rng, split):
 def direct(family, rng, split):
     """Conversation about one problem of any level, answered at once."""
     problem = draw_problem(family, rng.choice(LEVELS), rng, split)
-    return Conversation(problem.question, "", problem.answer, kind_of(problem))
+    return Conversation(problem.question, "", problem.answer)
 
 
 def textbook(recipe, rng, split):
@@ -281,7 +281,7 @@ def base_rows(tokens, seed, mix, T, tokenizer, workers=1):
 
 
 def demonstrations(n, seed, split="train", recipe=Recipe()):
-    """n cold-start demonstrations, Conversations that always reason, in any style.
+    """n cold-start demonstrations, Conversations that reason, unless the recipe is direct.
 
     A few controls stay direct. The first m are the same for every n >= m.
     """
@@ -767,8 +767,7 @@ def write_corpus(folder, tokens, seed, mix, T, tokenizer, workers):
 
 
 def rank_texts(seed=0, problems=3000):
-    """What the shipped tokenizer's ranks are learned on: questions and solutions of every family
-    in equal shares.
+    """What --learn-ranks learns on: questions and solutions of as many problems of every family.
 
     Word questions, which have the most words, count three times.
     """
@@ -783,8 +782,9 @@ def rank_texts(seed=0, problems=3000):
     return texts + [prose(rng) for _ in range(problems)]
 
 
-SHARES_HELP = "worked solutions mostly of levels 1 and 2, or of all families and levels alike"
-STYLES_HELP = ("how they are worked: mixed, mostly every step, or direct, without any reasoning")
+SHARES_HELP = ("easy: worked solutions mostly of levels 1 and 2; even: all families and levels "
+               "alike")
+STYLES_HELP = "how they are worked: mixed; steps: mostly every step; direct: no reasoning"
 
 
 @dataclass

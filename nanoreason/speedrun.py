@@ -67,34 +67,36 @@ QUICK = {
     "best_of_n": QUICK_BEST_OF_N,
 }
 # The full run differs in these: hours instead of minutes, all families and levels alike, and rows
-# and responses as long as the longest worked solutions.
+# and responses with room for the worked solutions of each (of 5,000 of primality at level 5 they
+# leave out some 80, whose second way is longer).
 LONGEST = 700  # tokens of a response
 ROWS = dict(row_tokens=704, batch_tokens=2816)
 FULL_SFT = dict(shares="even", styles="steps", **ROWS)
 FULL_GRPO = dict(families=ALL, level="auto", batch_size=256, max_reasoning_tokens=LONGEST,
                  row_tokens=704, eval_problems=25)
 FULL_ANSWERS = dict(families=ALL, level="1,2,3,4,5", max_reasoning_tokens=LONGEST)
-FULL_TEST = dict(families=",".join([ALL, *CONTROLS]), level="1,2,3,4,5", problems=500,
-                 max_reasoning_tokens=LONGEST)
-FULL_BEST_OF_N = dict(families=ALL, max_reasoning_tokens=LONGEST)
+# many questions once instead of few twice
+FULL_SAMPLES = dict(questions=16_000, samples=1, **FULL_ANSWERS)
+FULL_TEST = dict(level="1,2,3,4,5", problems=250, max_reasoning_tokens=LONGEST)
 FULL = {
     "base": dict(tokens=24_000_000, textbook=0.5, tables=0.12, **FULL_SFT),
     "zero": dict(steps=40, **FULL_GRPO),
     "cold": dict(demos=20_000, **FULL_SFT),
     "rl": dict(steps=40, **FULL_GRPO),
-    "orm": dict(questions=2000, **FULL_ANSWERS),
-    "rejection": dict(questions=12_000, **FULL_ANSWERS),
+    "orm": FULL_ANSWERS,
+    "prm": FULL_ANSWERS,
+    "rejection": FULL_SAMPLES,
     "final": dict(epochs=3, general=0.2, **ROWS),
-    "student": dict(questions=12_000, **FULL_ANSWERS),
+    "student": FULL_SAMPLES,
     "test": FULL_TEST,
-    "best_of_n": FULL_BEST_OF_N,
+    "best_of_n": dict(max_reasoning_tokens=LONGEST),
 }
-FULL["prm"] = FULL["orm"]
 FROM_BASE = {"orm": "init", "prm": "init", "rejection": "teacher", "student": "teacher"}
 
 
 def training_stages(out):
-    """[(name, script, flags, note)] of everything that trains. All sizes and rates stand here."""
+    """[(name, script, flags, note)] of everything that trains. Sizes and rates are those of the run
+    of minutes; FULL has what differs in the other."""
     # No KL to the reference: scoring every response under it would cost half as much again.
     # Validation is flat from the twentieth step on: 30 steps are enough.
     grpo = dict(steps=30, batch_size=512, learning_rate=3e-4, kl="none")
@@ -109,7 +111,7 @@ def training_stages(out):
          "R1-Zero: reinforcement learning straight on the base"),
         ("cold", "train_sft.py",
          dict(stage="cold-start", init=out / "base", demos=5000, muon_lr=0.002, adamw_lr=0.0015),
-         "the cold start: 5,000 demonstrations that reason"),
+         "the cold start: demonstrations that reason"),
         ("rl", "train_grpo.py", dict(init=out / "cold", **grpo),
          "R1: reinforcement learning on the cold start"),
         ("orm", "train_prm.py", dict(kind="orm", **answers),
@@ -143,7 +145,7 @@ def measurements(out):
         ("cold", "best_of_n", dict(level="1,2", reward_model=reward_models, **best),
          "best-of-N in mid-training, at the training levels"),
         ("rl", "best_of_n", dict(level="3", **best),
-         "best-of-N of R1, one level above its training levels"),
+         "best-of-N of R1 at level 3"),
     ]
 
 
@@ -153,7 +155,7 @@ def plan(config):
     stages = []
     differs = FULL if config.size == "full" else {}
     for name, script, flags, note in training_stages(out):
-        flags |= differs.get(name, {})
+        flags = flags | differs.get(name, {})
         if config.quick:
             flags |= QUICK[name]
             if name in FROM_BASE:

@@ -233,7 +233,7 @@ def mask(question):
 
 # A share of a crowd: p% of n, and it is that share that is asked for.
 
-SHARE = r"(?P<p>\d+)%"
+SHARE = r"(?P<p>\d+)(?:%| percent)"
 CROWDS = compiled((
     rf"In a school, {SHARE} of students play sports\. "
     rf"If there are {N} students, how many play sports\?",
@@ -246,7 +246,14 @@ CROWDS = compiled((
     rf"Of {N} letters, {SHARE} have arrived\. How many letters have arrived\?",
     rf"A baker makes {N} rolls and sells {SHARE} of them\. How many rolls are sold\?",
     rf"In a forest of {N} trees, {SHARE} are oaks\. How many oaks are there\?",
-    rf"(?:What is|Find|Calculate) {SHARE} of {N}[.?]",
+    rf"A class has {N} students, and {SHARE} of them are absent\. How many students are absent\?",
+    rf"{SHARE} of {N} cars are blue\. How many cars are blue\?",
+    rf"A shop has {N} shirts\. It sells {SHARE} of them\. How many shirts does it sell\?",
+    rf"In a town with {N} houses, {SHARE} have a garden\. How many houses have a garden\?",
+    rf"A team plays {N} games and wins {SHARE} of them\. How many games does it win\?",
+    rf"If {SHARE} of {N} students walk to school, how many students walk\?",
+    rf"(?:What is|Find|Calculate|How much is|Work out) {SHARE} of {N}[.?]",
+    rf"{SHARE} of {N} = \?",
 ))
 
 # Instructions: the keyword says what is asked for. What is left without the words of all phrasings
@@ -320,7 +327,8 @@ def read_instruction(question):
 
 def read_prime(question):
     """'Is 17 prime?' -> Yes or No"""
-    prime = re.fullmatch(r"Is (\d+)(?: a)? prime(?: number)?\?", question)
+    asks = r"(?:Is(?: the number)?|Tell me if|Check whether)"
+    prime = re.fullmatch(rf"{asks} (\d+)(?: is)?(?: a)? prime(?: number)?[.?]", question)
     if not prime:
         return None
     n = int(prime[1])
@@ -331,7 +339,8 @@ def read_prime(question):
 def read_equation(question):
     """'Solve 4x - 3 = 9.' -> x"""
     sides = r"([-0-9x(][-+0-9x() ]*) = ([-+0-9x() ]*[0-9x])"
-    equation = re.fullmatch(rf"(?:Solve|What is x if) {sides}(?: for x)?[.?]", question)
+    asks = r"(?:Solve |What is x if |Find x: )?"
+    equation = re.fullmatch(rf"{asks}{sides}(?: for x)?[.?](?: What is x\?)?", question)
     if not equation:
         return None
     left, right = equation.groups()
@@ -352,25 +361,31 @@ def read_crowd(question):
 
 def read_pair(question):
     """'Add 2 and 3.' or 'Multiply 2 by 3.'"""
-    pair = re.fullmatch(r"(?:Add (\d+) and|Multiply (\d+) by) (\d+)\.", question)
+    sums = r"Add (\d+) and (\d+)\.|Find the sum of (\d+) and (\d+)\.|What is (\d+) plus (\d+)\?"
+    products = (r"Multiply (\d+) by (\d+)\.|Find the product of (\d+) and (\d+)\.|"
+                r"(?:What|How much) is (\d+) times (\d+)\?")
+    a_sum = re.fullmatch(sums, question)
+    pair = a_sum or re.fullmatch(products, question)
     if not pair:
         return None
-    a = int(pair[1] or pair[2])
-    b = int(pair[3])
-    kind, result = ("sum", a + b) if pair[1] else ("product", a * b)
+    a, b = (int(n) for n in pair.groups() if n)
+    kind, result = ("sum", a + b) if a_sum else ("product", a * b)
     return (kind, min(a, b), max(a, b)), Fraction(result)
 
 
 def read_arithmetic(question):
     """'What is (8 + 5) * 3?'; a sum or product of two numbers forgets their order."""
-    text = re.fullmatch(r"(?:What is|Compute|Calculate) ([-+*×0-9() ]+)[.?]", question)
+    asks = r"(?:What is|Compute|Calculate|How much is|Find the value of)"
+    forms = rf"{asks} ([-+*×0-9() ]+)[.?]|([-+*×0-9() ]+) = \?|([0-9]+ \* [0-9]+)"
+    text = re.fullmatch(forms, question)
     if not text:
         return None
+    asked = next(filter(None, text.groups()))
     numbers = [int(n) for n in re.findall(r"\d+", question)]
     if len(numbers) != 2:
-        return ("chain", text[1]), evaluate(text[1])
+        return ("chain", asked), evaluate(asked)
     kind = {"+": "sum", "*": "product", "×": "product"}[re.search("[-+*×]", question)[0]]
-    return (kind, *sorted(numbers)), evaluate(text[1])
+    return (kind, *sorted(numbers)), evaluate(asked)
 
 
 def read_color(question):

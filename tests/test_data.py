@@ -350,7 +350,9 @@ def test_the_number_of_processes_does_not_change_the_corpus():
     assert same_rows(one, two) and same_rows(one, three)
 
 
-CHAIN = re.compile(r"(?:What is|Compute|Calculate) [0-9(][-+*0-9() ]*[.?]")
+CHAIN = re.compile(
+    r"(?:What is|Compute|Calculate|How much is|Find the value of) [0-9(][-+*0-9() ]*[.?]|"
+    r"[0-9(][-+*0-9() ]* = \?")
 CONTROL = re.compile(r"What color is the|capital of|which capital|opposite of|young|symbol|"
                      r"[Hh]ome of|Where does a|lives in")
 TABLE_LINE = re.compile(r"-?[0-9]+ [-+*/] -?[0-9]+ = -?[0-9]+|[0-9]+% of [0-9]+ = [0-9]+")
@@ -1213,20 +1215,25 @@ def test_documents_that_fit_no_row_are_named_by_family_and_level():
     both = join([rows, rows])
     assert both.kinds == {"chain level 1": (2, 4), "word level 5": (2, 2)}
     words = "chain level 1: 2 of 4, word level 5: 2 of 2"
-    assert train_sft.left_out(both.kinds, 8) == words  # two documents may be chance
-    assert train_sft.left_out({"chain level 1": (0, 90)}, 8) == ""
+    assert train_sft.left_out(both.kinds) == words
+    train_sft.refuse_lost(both.kinds, 8)  # two documents may be chance
+    assert train_sft.left_out({"chain level 1": (0, 90)}) == ""
 
 
 def test_a_family_and_level_that_is_left_out_altogether_is_an_error():
     kinds = {"word level 5": (train_sft.MANY, train_sft.MANY), "chain level 1": (0, 3)}
-    with pytest.raises(UserError, match="no document about word level 5 .* --row-tokens 8"):
-        train_sft.left_out(kinds, 8)
+    with pytest.raises(UserError, match="no worked solution of word level 5 .* --row-tokens 8"):
+        train_sft.refuse_lost(kinds, 8)
+    long = pack(tokenized(base_chunk(BaseMix(recipe=Recipe(shares="even")), 0, 0)), 64)
+    with pytest.raises(UserError, match="multiplication level 5"):  # its direct answers fit
+        train_sft.refuse_lost(long.kinds, 64)
 
 
-def test_generated_documents_say_their_family_and_level():
+def test_worked_solutions_say_their_family_and_level_and_nothing_else_does():
     documents = base_chunk(BaseMix(), 0, 0)
-    worked = {d.kind for d in documents if d.kind}
-    assert {"chain level 1", "code level 2", "fact level 1"} <= worked
+    assert {"chain level 1", "code level 2"} <= {d.kind for d in documents}
+    talks = [d for d in documents if isinstance(d, Conversation)]
+    assert all(bool(d.kind) == bool(d.thinking) for d in talks)
     assert not any(d.kind for d in documents if "is the capital of" in getattr(d, "text", ""))
 
 
