@@ -81,8 +81,8 @@ FULL_TEST = dict(level="1,2,3,4,5", problems=250, max_reasoning_tokens=LONGEST)
 FULL = {
     "base": dict(tokens=24_000_000, textbook=0.5, tables=0.12, **FULL_SFT),
     "zero": dict(steps=40, **FULL_GRPO),
-    "cold": dict(demos=20_000, **FULL_SFT),
-    "rl": dict(steps=40, **FULL_GRPO),
+    "cold": dict(demos=30_000, **FULL_SFT),
+    "rl": dict(steps=60, **FULL_GRPO),
     "orm": FULL_ANSWERS,
     "prm": FULL_ANSWERS,
     "rejection": FULL_SAMPLES,
