@@ -61,9 +61,9 @@ CHUNK = 64  # questions sampled together and kept in one file: what a kill can c
 
 @dataclass
 class Config:
-    teacher: str = flag("", "checkpoint or run folder of the model that samples the solutions")
+    teacher: str = flag("", "checkpoint, run folder or pretrained:NAME that samples the solutions")
     student: str = flag("", "who learns from them: a size that starts from random weights "
-                        f"({', '.join(MODELS)}), or a checkpoint or run folder to start from")
+                        f"({', '.join(MODELS)}), or checkpoint, run folder, pretrained:NAME")
     out: str = flag("runs/distill", "folder for samples, traces, student and report; all ranks "
                     "must see it")
     resume: bool = flag(False, "continue the run in --out")
@@ -78,7 +78,7 @@ class Config:
     max_reasoning_tokens: int = flag(160, "longest response, in tokens", low=1)
     clean: str = flag("answer", "what must be right: the answer, or also every step, with the "
                       "answer following from them", ("answer", "steps"))
-    reward_model: str = flag("", "checkpoint of a reward model that scores the traces, for "
+    reward_model: str = flag("", "reward model, or pretrained:NAME, that scores the traces, for "
                              "--min-score and --select prm")
     aggregate: str = flag("last", "how its scores of a trace's steps become one", tuple(AGGREGATES))
     min_score: float = flag(0.0, "drop traces that the reward model scores lower", low=0, high=1)

@@ -22,9 +22,14 @@ makes the same model answer at once.
                          --families multiplication,percent --level 2 --problems 250
                          --ns 1,4,16,64,256 --json eval.json
                          --reward-model runs/reward-models/orm-0,runs/reward-models/prm-0
+
+JSON of a question, as --json and each line of a pipe have it: question, thinking, answer, tokens,
+method, think, n, answers, flops (`answer_figures`); in a pipe {"question", "error"} for a line that
+cannot be answered. `measure` says what --eval leaves.
 """
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +38,7 @@ from pathlib import Path
 import numpy as np
 
 from nanoreason import checkpoint, pretrained
-from nanoreason.chat import answer_text, command_flags, GREY, HELP, Screen, Stream, thinking_text
+from nanoreason.chat import command_flags, converse, GREY, in_words, make_ready, Screen, Stream
 from nanoreason.flags import check_output, flag, listed, parse_config, UserError, whole_numbers
 from nanoreason.machine import choose_bf16, complain, generator, run_script, seed_for
 from nanoreason.machine import start_machine
@@ -44,7 +49,7 @@ from nanoreason.evaluate import held_out_problems, interval_of_mean, reward_mode
 from nanoreason.generate import generate, make_sampler
 from nanoreason.pool import draw_pool, scaling
 from nanoreason.search import CHOICES, METHODS, SEARCHES, SearchConfig
-from nanoreason.tasks import answer_key, FAMILIES, HELD_OUT_LEVEL, LEVELS, SAFETY
+from nanoreason.tasks import FAMILIES, HELD_OUT_LEVEL, LEVELS, SAFETY
 from nanoreason.tasks.general import is_refusal
 from nanoreason.reward_model import AGGREGATES, load_reward_model
 
@@ -73,8 +78,8 @@ class Config:
     )
     reward_model: str = flag(
         "",
-        "checkpoint of the reward model that chooses or guides; without one the likelihood does. "
-        "With --eval several, separated by commas",
+        "checkpoint of the reward model that chooses or guides, or pretrained:NAME; without one "
+        "the likelihood does. With --eval several, separated by commas",
     )
     aggregate: str = flag(
         "last",
@@ -139,8 +144,7 @@ def load_sampler(config, machine):
     """The model of --ckpt, ready to sample; with --no-think its responses begin with an empty think
     block."""
     trained = checkpoint.load_model(config.ckpt, machine.device)
-    tokenizer = trained.tokenizer
-    opening = () if config.think else (tokenizer.think, tokenizer.end_think)
+    opening = () if config.think else trained.tokenizer.empty_thinking
     return make_sampler(trained, choose_bf16(config.precision, machine), opening)
 
 
@@ -159,7 +163,7 @@ def read_question(model, question):
 def one_reward_model(config, model):
     """The reward model that chooses or guides, or None. Raises UserError for several."""
     context = model.config.max_len
-    reward_models = load_reward_models(config, model.tokenizer, context, "of the model's context")
+    reward_models = load_reward_models(config, model, context, "of the model's context")
     if len(reward_models) > 1:
         raise UserError(
             f"--reward-model {config.reward_model}: one reward model answers a question; "
@@ -168,16 +172,25 @@ def one_reward_model(config, model):
     return next(iter(reward_models.values()), None)
 
 
+def load_models(config, machine):
+    """The sampler and the reward model, or None, that answer. Raises UserError, also where --method
+    auto has no fitting plan."""
+    model = load_sampler(config, machine)
+    reward_model = one_reward_model(config, model)
+    search_settings(config, reward_model)
+    return model, reward_model
+
+
 def solve(model, reward_model, question, config):
     """Answer one question by --method: the search.Result."""
     prompt = read_question(model, question)
     scorer = None
     if reward_model:
         scorer = reward_model_scorer(reward_model, [prompt], config.aggregate)
-    search_config = search_settings(config, reward_model.kind if reward_model else "")
     by_method = METHODS[config.method]
     random = generator(config.seed, "sample")
-    (result,) = by_method(model, [prompt], search_config, random, scorer)
+    settings = search_settings(config, reward_model)
+    (result,) = by_method(model, [prompt], settings, random, scorer)
     return result
 
 
@@ -189,7 +202,11 @@ def answer(model, config):
 
 
 def answer_figures(question, result, config):
-    """A Result as a dictionary for JSON."""
+    """A Result as a dictionary for JSON.
+
+    tokens and flops are of all responses that were sampled; n counts the candidates that were left
+    to choose from, and answers has one for each, None where it gave none.
+    """
     return dict(
         question=question,
         thinking=result.response.thinking,
@@ -203,9 +220,10 @@ def answer_figures(question, result, config):
     )
 
 
-def search_settings(config, kind):
-    """The SearchConfig that the flags ask for. kind: of the reward model, "" without one. Raises
+def search_settings(config, reward_model):
+    """The SearchConfig that the flags ask for. reward_model: the one that chooses, or None. Raises
     UserError where --method auto has no fitting plan."""
+    kind = reward_model.kind if reward_model else ""
     return SearchConfig(
         n=config.n,
         temperature=config.temperature,
@@ -220,43 +238,27 @@ def search_settings(config, kind):
 
 def show(question, result):
     """Print a Result: question, reasoning and answer, agreement of the responses, compute."""
-    say(f"\nQuestion: {question}\n{pretty(result)}")
-    if len(result.responses) > 1:
-        say(f"          {agreement(result)}")
-    say(f"\n{result.completion_tokens} tokens, {result.flops / 1e9:.2f} GFLOP")
+    screen = Screen(sys.stdout)
+    screen.say(f"\nQuestion: {question}\n")
+    screen.show(result)
+    screen.say(f"\n{result.completion_tokens} tokens, {result.flops / 1e9:.2f} GFLOP")
 
 
-def agreement(result):
-    """How many responses give the answer, and how many give none, in words.
-
-    Answers 7, 7, 8, none and 7  ->  '3 of 5 responses agree, 1 gives no answer'
-    """
-    keys = [answer_key(response.answer) for response in result.responses]
-    silent = keys.count(None)
-    if result.answer is None:
-        return f"{silent} of {len(keys)} responses give no answer"
-    agree = f"{keys.count(answer_key(result.answer))} of {len(keys)} responses agree"
-    return f"{agree}, {silent} give{'s' * (silent == 1)} no answer" if silent else agree
-
-
-def pretty(result):
-    """A response for people to read: the steps, then the answer."""
-    return f"\n{thinking_text(result.response)}\n\n{answer_text(result.response)}"
-
-
-def load_reward_models(config, tokenizer, max_len, limit):
-    """{name: reward model} of --reward-model, in its order. The name is the kind; two of one kind
-    are told apart by their folders. Raises UserError where one has another tokenizer or reads fewer
-    than max_len tokens; limit says in words what sets max_len."""
+def load_reward_models(config, model, max_len, limit):
+    """{name: reward model} of --reward-model, in its order, where `model` is. The name is the kind;
+    two of one kind are told apart by their folders. Raises UserError where one has another
+    tokenizer than `model` or reads fewer than max_len tokens; limit says in words what sets
+    max_len."""
     paths = []
     if config.reward_model:  # a path may hold a comma
-        is_one = Path(config.reward_model).exists()
+        is_one = os.path.exists(config.reward_model)
         paths = [config.reward_model] if is_one else listed(config.reward_model, "reward-model")
     found = {}
     for path in paths:
-        reward_model = load_reward_model(path)
+        reward_model = load_reward_model(path, device=model.embed.weight.device)
         checkpoint.check_tokenizers({
-            f"--ckpt {config.ckpt}": tokenizer, f"--reward-model {path}": reward_model.tokenizer
+            f"--ckpt {config.ckpt}": model.tokenizer,
+            f"--reward-model {path}": reward_model.tokenizer,
         })
         reads = reward_model.config.max_len
         if reads < max_len:
@@ -306,83 +308,52 @@ def plan_row(row):
 # Many questions: a chat on a terminal, JSON lines in a pipe
 
 
+class Session:
+    """What a chat has changed so far: the flags, as commands have set them, and who answers."""
+
+    def __init__(self, config, machine, screen):
+        self.config = config
+        self.machine = machine
+        self.screen = screen
+        self.model, self.reward_model = load_models(config, machine)
+        self.turn = 0  # questions so far
+
+    def obey(self, line):
+        """Do what a command says, and say who answers now, and how. Raises UserError, and changes
+        nothing, for a bad value, and where flags do not go together."""
+        words = ["--preset=now", *command_flags(line)]
+        changed = parse_config(Config, words, presets={"now": asdict(self.config)})
+        check_think(changed)
+        search_settings(changed, self.reward_model)
+        if (changed.ckpt, changed.think) != (self.config.ckpt, self.config.think):
+            self.model, self.reward_model = load_models(changed, self.machine)
+        self.config = changed
+        self.screen.say(in_words(changed, self.model), GREY)
+
+    def answer(self, question):
+        """Answer one question. A single response is shown as it comes; of several the chosen one,
+        once all are there. Asked again, a question gets other samples."""
+        self.turn += 1
+        screen = self.screen
+        config = replace(self.config, seed=seed_for(self.config.seed, "chat", self.turn))
+        begun = time.time()
+        if config.method in ("greedy", "sample"):
+            tokens = stream(self.model, question, config, screen)
+        else:
+            screen.say(f"  {config.method}, n = {config.n} ...", GREY)
+            result = solve(self.model, self.reward_model, question, config)
+            screen.show(result)
+            tokens = result.completion_tokens
+        screen.say(f"{tokens} tokens, {time.time() - begun:.1f} s", GREY)
+
+
 def chat(config, machine, read, screen):
-    """Answer what is typed until its end (Ctrl-D).
-
-    read: a function that returns the next line, given a prompt to show; screen: a Screen. Ctrl-C
-    stops an answer. A mistake is one line, and the chat goes on.
-    """
-    model = load_sampler(config, machine)
-    reward_model = one_reward_model(config, model)
-    screen.say(f"{in_words(config, model)}\nAsk a question; /help lists commands.")
-    turn = 0
-    while True:
-        try:
-            line = read("> ").strip()
-        except EOFError:
-            screen.say("")
-            return
-        except KeyboardInterrupt:
-            screen.say("")
-            continue
-        try:
-            if line == "/help":
-                screen.say(HELP)
-            elif line.startswith("/"):
-                changed = changed_config(config, command_flags(line))
-                if (changed.ckpt, changed.think) != (config.ckpt, config.think):
-                    model, reward_model = reload(changed, machine)
-                config = changed
-                screen.say(in_words(config, model), GREY)
-            elif line:
-                turn += 1
-                respond(model, reward_model, line, config, turn, screen)
-        except UserError as error:
-            screen.say(str(error))
-        except KeyboardInterrupt:
-            screen.say("\nstopped")
-
-
-def in_words(config, model):
-    """Who answers, and how."""
-    method = config.method
-    if method not in ("greedy", "sample", "auto"):
-        method += f" {config.n}"
-    if method != "greedy":
-        method += f" at temperature {config.temperature:g}"
-    how = "thinks" if config.think else "answers at once"
-    return f"{config.ckpt} ({model.num_params / 1e6:.2f}M parameters), {method}, {how}"
-
-
-def reload(config, machine):
-    """Sampler and reward model of changed flags."""
-    model = load_sampler(config, machine)
-    return model, one_reward_model(config, model)
-
-
-def changed_config(config, words):
-    """The Config with some flags as `words` give them. Raises UserError for a bad value, and where
-    they do not go together."""
-    changed = parse_config(Config, ["--preset=now", *words], presets={"now": asdict(config)})
-    check_think(changed)
-    return changed
-
-
-def respond(model, reward_model, question, config, turn, screen):
-    """Answer one question of the chat. A single response is shown as it comes; of several the
-    chosen one, once all are there. turn: asked again, a question gets other samples."""
-    config = replace(config, seed=seed_for(config.seed, "chat", turn))
-    begun = time.time()
-    if config.method in ("greedy", "sample"):
-        tokens = stream(model, question, config, screen)
-    else:
-        screen.say(f"  {config.method}, n = {config.n} ...", GREY)
-        result = solve(model, reward_model, question, config)
-        screen.show(result.response)
-        if len(result.responses) > 1:
-            screen.say(agreement(result))
-        tokens = result.completion_tokens
-    screen.say(f"{tokens} tokens, {time.time() - begun:.1f} s", GREY)
+    """Answer what is typed (chat.converse). read: a function that returns the next line, given a
+    prompt to show; screen: a Screen."""
+    session = Session(config, machine, screen)
+    screen.say(f"{in_words(config, session.model)}\n"
+               "Ask a question; /help lists commands, Ctrl-D or /quit ends.")
+    converse(read, screen, session.obey, session.answer)
 
 
 def stream(model, question, config, screen):
@@ -399,28 +370,37 @@ def stream(model, question, config, screen):
     return len(ids)
 
 
+def answer_line(model, reward_model, line, config):
+    """A line of stdin as its row of JSON, None where it is blank. line: bytes in UTF-8."""
+    try:
+        question = line.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        question = line.decode("utf-8", "replace").strip()
+        return dict(question=question, error="the line is no text in UTF-8")
+    if not question:
+        return None
+    try:
+        result = solve(model, reward_model, question, config)
+    except UserError as error:
+        return dict(question=question, error=str(error))
+    return answer_figures(question, result, config)
+
+
 def answer_lines(config, machine, lines, out):
     """Answer a question per line: a JSON line each, at once.
 
     lines: bytes; blank ones are skipped. A question that cannot be answered has its "error", and
     the others are answered; then UserError says how many.
     """
-    model = load_sampler(config, machine)
-    reward_model = one_reward_model(config, model)
+    model, reward_model = load_models(config, machine)
     count = 0
     failed = 0
     for line in lines:
-        question = line.decode("utf-8-sig", "replace").strip()
-        if not question:
+        row = answer_line(model, reward_model, line, config)
+        if row is None:
             continue
         count += 1
-        try:
-            line.decode("utf-8")
-            result = solve(model, reward_model, question, config)
-            row = answer_figures(question, result, config)
-        except (UserError, UnicodeDecodeError) as error:
-            failed += 1
-            row = dict(question=question, error=str(error))
+        failed += "error" in row
         out.write(json.dumps(row) + "\n")
         out.flush()
     if failed:
@@ -434,20 +414,12 @@ def answer_stdin(config, machine):
     if sys.stdin is None:  # the caller has closed it
         answer_lines(config, machine, [], sys.stdout)
     elif sys.stdin.isatty():
-        if hasattr(sys.stdin, "reconfigure"):
-            sys.stdin.reconfigure(errors="replace")  # no byte that is typed may end the chat
-        with_history()
+        make_ready(sys.stdin)
         chat(config, machine, input, Screen(sys.stdout))
     else:
+        # said aloud, as some terminals (Git Bash, consoles of editors) look like a pipe
+        complain("reading questions from stdin, one a line")
         answer_lines(config, machine, sys.stdin.buffer, sys.stdout)
-
-
-def with_history():
-    """Let `input` edit lines and remember them, where Python has readline."""
-    try:
-        import readline  # noqa: F401, imported for what it does to input
-    except ImportError:
-        pass
 
 
 # --eval
@@ -524,16 +496,29 @@ def measured(config):
 
 def measure(model, config, machine):
     """Greedy accuracy by family and level; with --ns also sampled accuracy, and what N samples give
-    by every rule. Returns the figures, a dictionary for JSON."""
+    by every rule. Returns the figures, a dictionary for JSON:
+
+        ckpt, limit, measured, think      which model, its longest response, what was asked, and
+                                          whether it may think
+        greedy, families, mean_tokens     {"acc", "n", "ci"} of all; by family, and in its "levels"
+                                          by level with "mean_tokens"; tokens per response
+        split, levels, seed, behaviours   of the problems; shares of the responses
+        refused, soundness                of safety families; of the steps and the right answers
+        sampled                           the same figures of all samples: "families" {name: acc},
+                                          "levels" {family: {level: {"acc", "n", "ci",
+                                          "mean_tokens"}}}
+        scaling                           what N samples give (pool.scaling)
+    """
     ns = wanted_ns(config)
     problems = wanted_problems(config, model)
     longest = max(len(model.tokenizer.render_prompt(p.question)) for p in problems)
     most = min(model.config.max_len, longest + config.max_reasoning_tokens) if max(ns) else 0
     reward_models = load_reward_models(
-        config, model.tokenizer, most, "that a question and its response may take"
+        config, model, most, "that a question and its response may take"
     )
     bar = progress(len(problems) * (1 + max(ns)), "evaluate")
-    figures = dict(measured=measured(config), think=config.think)
+    figures = dict(ckpt=config.ckpt, limit=config.max_reasoning_tokens,
+                   measured=measured(config), think=config.think)
     figures |= greedy_results(model, config, problems, bar)
     if max(ns) > 0:
         pool = draw_pool(
@@ -541,8 +526,7 @@ def measure(model, config, machine):
             config.seed, config.cache or None, bar.update,
         )
         for name, reward_model in reward_models.items():
-            bf16 = choose_bf16(config.precision, machine)
-            pool.add_reward_model(name, reward_model.to(machine.device), bf16)
+            pool.add_reward_model(name, reward_model, choose_bf16(config.precision, machine))
         figures["sampled"] = sampled_results(pool, config.temperature)
         figures["scaling"] = scaling(pool, ns, config.seed)
     bar.close()
@@ -679,9 +663,9 @@ def check_config(config):
     """Raise UserError for what can be seen to be wrong before any work, outputs included."""
     if not config.ckpt and not pretrained.is_shipped():
         raise UserError("--ckpt is missing: which model should answer? This checkout ships none "
-                        "(nanoreason/pretrained holds no weights)")
-    is_asked = bool(config.question.strip())
-    if config.question and is_asked == config.eval:
+                        "(nanoreason/pretrained holds no weights); python -m nanoreason.speedrun "
+                        "trains one, then --ckpt runs/speedrun/final")
+    if config.question and (config.eval or not config.question.strip()):
         raise UserError('give either a question ("What is 15% of 80?") or --eval')
     if config.json and not config.question and not config.eval:
         raise UserError("--json is for one question and for --eval; a pipe gets JSON lines on "
@@ -697,22 +681,14 @@ def check_config(config):
             raise UserError("--split all is for the rows of --data; generated problems have no end")
 
 
-def with_shipped_model(config):
-    """The Config with the shipped final model as its --ckpt; says so in one line."""
-    config = replace(config, ckpt=pretrained.DEFAULT)
-    params = checkpoint.load_model(config.ckpt).num_params
-    complain(f"using the shipped final model (nanoreason/pretrained, {params / 1e6:.2f}M "
-             "parameters); --ckpt chooses another")
-    return config
-
-
 def main():
     """Answer a question or many, or measure."""
     config = parse_config(Config, doc=__doc__, positional="question")
     check_config(config)
     machine = start_machine(config.device)
     if not config.ckpt:
-        config = with_shipped_model(config)
+        config = replace(config, ckpt=pretrained.DEFAULT)
+        complain(f"using the shipped final model ({config.ckpt}); --ckpt chooses another")
     if not config.question and not config.eval:
         answer_stdin(config, machine)
         return

@@ -50,7 +50,7 @@ from nanoreason.run import Interrupt, Metrics, StepBar
 
 @dataclass
 class Config:
-    init: str = flag("", "checkpoint or run folder to start from; also the frozen reference")
+    init: str = flag("", "checkpoint, run folder or pretrained:NAME; also the frozen reference")
     out: str = flag("runs/grpo", "folder for checkpoints, metrics, figures and report")
     resume: bool = flag(False, "continue the run in --out")
     data: str = flag("", "JSONL of questions and answers; a tenth picks best.pt, a tenth is a test")
@@ -68,7 +68,7 @@ class Config:
     refills: int = flag(3, "most rounds of new questions of --dynamic-sampling", low=1)
     reward: str = flag("outcome", "right answers; orm, prm: a reward model's score; exact-process: "
                        "steps as well; leaky-...: a faulty checker, for study", REWARDS)
-    reward_model: str = flag("", "checkpoint for --reward orm or prm")
+    reward_model: str = flag("", "checkpoint, or pretrained:NAME, for --reward orm or prm")
     format_weight: float = flag(0.0, "extra reward for a well-formed response", low=0)
     length_penalty: float = flag(0.0, "reward per token; DeepSeek-style recipes use -0.001", high=0)
     length_form: str = flag("plain", "--length-penalty for all tokens, or (calibrated) for what "

@@ -60,7 +60,7 @@ from nanoreason.run import write_json
 
 @dataclass
 class Config:
-    init: str = flag("", "the policy that answers, and whose weights the reward model starts from")
+    init: str = flag("", "policy, or pretrained:NAME, that answers and gives the first weights")
     out: str = flag("runs/reward-model", "folder for checkpoints, samples, metrics and report")
     resume: bool = flag(False, "continue the run in --out")
     kind: str = flag("orm", "what is scored: whole responses, or also their steps", KINDS)

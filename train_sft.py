@@ -60,7 +60,7 @@ class Config:
     stage: str = flag(
         "base", "which data and which loss", choices=("base", "cold-start", "final"))
     init: str = flag(
-        "", "checkpoint or run folder to start from; empty starts from random weights")
+        "", "checkpoint, run folder or pretrained:NAME to start from; empty: random weights")
     out: str = flag("runs/sft", "folder for the checkpoint, metrics and report")
     resume: bool = flag(False, "continue the run in --out")
     model: str = flag(
@@ -364,8 +364,9 @@ def validation_loss(model, rows, config, machine, bf16):
 
 
 def starting_model(name):
-    """The GPT that a run starts from: of a checkpoint or run folder, or, where name is a size of
-    MODELS, one without memory for its weights, of which only shape and tokenizer count."""
+    """The GPT that a run starts from: of a checkpoint, run folder or pretrained:NAME, or, where
+    name is a size of MODELS, one without memory for its weights, of which only shape and tokenizer
+    count."""
     if name not in MODELS:
         return checkpoint.load_model(name)
     with torch.device("meta"):

@@ -23,7 +23,7 @@ module imports what stands behind its arrow, and all of that stands above it.
     corpus -> flags machine run tokenizer tasks data
     pretrained -> flags run
     checkpoint -> flags run tokenizer model pretrained
-    chat -> flags pretrained
+    chat -> flags tasks pretrained
     generate -> model
     plots ->
     reward_model -> flags machine model data checkpoint
@@ -35,7 +35,7 @@ module imports what stands behind its arrow, and all of that stands above it.
     grpo_run -> flags machine run model optim checkpoint generate plots reward_model
         evaluate questions
     traces -> tasks corpus rewards
-    workers ->
+    workers -> flags
     pool -> machine run tasks tokenizer generate reward_model rewards evaluate workers
     labels -> flags machine run data generate reward_model rewards evaluate questions workers
         pool

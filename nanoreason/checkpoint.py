@@ -5,6 +5,8 @@ run code: format, tokenizer, model config, weights, and whatever a script needs 
 (optimizer, counters).
 """
 
+import io
+import os
 import pickle
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,10 +71,10 @@ def file_of(path):
     """
     if str(path).startswith(pretrained.PREFIX):
         return pretrained.file_of(str(path))
-    if not path or not Path(path).is_dir():
+    if not path or not os.path.isdir(path):
         return path
     best = Path(path) / "best.pt"
-    return best if best.is_file() else Path(path) / "ckpt.pt"
+    return best if os.path.isfile(best) else Path(path) / "ckpt.pt"
 
 
 def load(path, device="cpu"):
@@ -82,12 +84,18 @@ def load(path, device="cpu"):
     be the one that was shipped. Raises UserError for a missing, damaged or foreign file.
     """
     path = Path(file_of(path))
-    if path.parent.resolve() == pretrained.FOLDER:
-        pretrained.check_file(path)
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}")
+    file = path
+    real = Path(os.path.realpath(path))  # a link may lead to a shipped model, or stand for one
+    if pretrained.FOLDER in (real.parent, Path(os.path.realpath(path.parent))):
+        shipped = real if real.parent == pretrained.FOLDER else path
+        file = io.BytesIO(pretrained.read_checked(shipped))  # what was checked is what is loaded
+    elif not os.path.isfile(path):
+        where = f"no checkpoint at {path}"
+        if str(path) in pretrained.MODELS:
+            where += f"; the model that ships is {pretrained.PREFIX}{path}"
+        raise UserError(where)
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(file, map_location=device, weights_only=True)
     except UNREADABLE:
         raise UserError(f"{path} is damaged or is no checkpoint of this project") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -179,5 +187,6 @@ def readable(state):
 
 
 def load_model(path, device="cpu"):
-    """GPT from a checkpoint file or a run folder, in eval mode. Raises UserError."""
+    """GPT from a checkpoint file, a run folder or pretrained:NAME, in eval mode. Raises
+    UserError."""
     return build_model(load(path, device), device).eval()

@@ -68,7 +68,7 @@ def parse_config(cls, argv=None, presets=None, brings=None, doc="", positional=N
     given = vars(parser.parse_args(_mark_values(argv, _switches(cls), positional)))
     for name, value in given.items():
         if isinstance(value, str):
-            given[name] = _as_utf8(value) if name == positional else _with_home(value)
+            given[name] = as_utf8(value) if name == positional else _with_home(value)
     values = {}
     if preset := given.pop("preset", None):
         values |= presets[preset]
@@ -80,9 +80,10 @@ def parse_config(cls, argv=None, presets=None, brings=None, doc="", positional=N
     return config
 
 
-def _flag_of(field):
-    """max_steps  ->  --max-steps;  from_, as `from` is a word of Python  ->  --from"""
-    return "--" + field.name.rstrip("_").replace("_", "-")
+def flag_of(name):
+    """The flag of a field: max_steps  ->  --max-steps;  from_, as `from` is a word of Python  ->
+    --from"""
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 def _add_flag(parser, field, positional):
@@ -93,21 +94,22 @@ def _add_flag(parser, field, positional):
     if field.name == positional:
         parser.add_argument(field.name, nargs="?", **options)
     elif kind is bool:
-        parser.add_argument(_flag_of(field), action=argparse.BooleanOptionalAction, **options)
+        parser.add_argument(flag_of(field.name), action=argparse.BooleanOptionalAction, **options)
     else:
         choices = field.metadata["choices"]
         options |= dict(type=kind, choices=choices, dest=field.name)
-        parser.add_argument(_flag_of(field), **options)
+        parser.add_argument(flag_of(field.name), **options)
 
 
 def _switches(cls):
     """The flags of a dataclass that take no value."""
-    names = [_flag_of(field) for field in dataclasses.fields(cls) if type(field.default) is bool]
+    fields = dataclasses.fields(cls)
+    names = [flag_of(field.name) for field in fields if type(field.default) is bool]
     return {*names, *(name.replace("--", "--no-", 1) for name in names)}
 
 
-def _as_utf8(text):
-    """Text of the command line, read as UTF-8 also where the locale is plain ASCII.
+def as_utf8(text):
+    """Text that a person typed, read as UTF-8 also where the locale is plain ASCII.
 
     There Python hides each byte that it cannot read in half a character: '5 \\udcc3\\udc97 3' is
     '5 × 3'. Not for the names of files, which it has to find again. Raises UserError.
@@ -166,14 +168,15 @@ def _check_limits(config):
         too_low = low is not None and value < low
         too_high = high is not None and value > high
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{_flag_of(field)} is {value}; a finite number is wanted")
+            raise UserError(f"{flag_of(field.name)} is {value}; a finite number is wanted")
         if too_low or too_high:
             limits = []
             if low is not None:
                 limits.append(f"at least {low}")
             if high is not None:
                 limits.append(f"at most {high}")
-            raise UserError(f"{_flag_of(field)} is {value}; it must be {' and '.join(limits)}")
+            raise UserError(
+                f"{flag_of(field.name)} is {value}; it must be {' and '.join(limits)}")
 
 
 # Values that name several things, and places to write to

@@ -204,7 +204,6 @@ def generate(
     if on_token and len(prompts) * samples != 1:
         raise ValueError("on_token follows a single response")
     stop = stop or (model.tokenizer.end,)
-    opening = opening_of(model)[:limit]
     # a recorded graph runs many steps at once, and could tell of no token in between
     decoding = GraphDecoding if device.type == "cuda" and not on_token else Decoding
     parts = []
@@ -219,13 +218,12 @@ def generate(
             numbers = uniform[done : done + N, :limit]
         done += N
         ids = torch.full((N, limit), model.tokenizer.pad, device=device)
-        ids[:, : len(opening)] = torch.tensor(opening, dtype=torch.long, device=device)
         logprobs = torch.zeros(N, limit, device=device)
         turn = decoding(
             model, some, count, ids, logprobs, numbers.to(device), temperature, compile, stop,
-            opening,
+            on_token,
         )
-        turn.run(on_progress, on_token)  # fills ids and logprobs
+        turn.run(on_progress)  # fills ids and logprobs
         parts.append(finished_rollout(ids, logprobs, stop))
     return parts[0] if len(parts) == 1 else join_rollouts(parts, model.tokenizer.pad)
 
@@ -304,8 +302,8 @@ class Decoding:
     alone. Compared with a cache row for every row (1.05M parameters, one core, levels 1 to 3),
     256 samples per question take 0.56 of the time and 8 samples take 0.80.
 
-    ids, logprobs, uniform: (N, limit); the first two are filled. opening: what ids begin with, of
-    at most `limit` tokens.
+    ids, logprobs, uniform: (N, limit); the first two are filled. ids begin with the opening of a
+    sampler that has one, as far as the limit leaves room. on_token: as in `generate`.
     rows    (B,) which of the N each row in the batch is
     branch  (B,) which cache row it reads
     token   (R,) the newest token of each cache row; some cache rows may be idle
@@ -314,7 +312,7 @@ class Decoding:
 
     def __init__(
         self, model, prompts, samples, ids, logprobs, uniform, temperature, compile, stop,
-        opening=(),
+        on_token=None,
     ):
         self.pad = model.tokenizer.pad
         self.ids = ids
@@ -326,9 +324,12 @@ class Decoding:
         self.stop = torch.tensor(stop, device=self.device)
         self.decode = torch.compile(model.decode, dynamic=True) if compile else model.decode
         self.reported = 0  # rows that on_progress has been told of
+        self.on_token = on_token
         self.told = 0  # tokens that on_token has been told of
 
+        opening = opening_of(model)[: self.limit]
         self.opened = len(opening)
+        ids[:, : self.opened] = torch.tensor(opening, dtype=ids.dtype, device=self.device)
         read = [[*prompt, *opening] for prompt in prompts]
         padded, lengths = pad_prompts(read, self.pad)  # (P, T), (P,)
         self.longest = padded.size(1) - self.opened  # longest prompt, in tokens
@@ -343,7 +344,8 @@ class Decoding:
         return self.longest + self.opened
 
     def begin(self, logits, prompt):
-        """Draw the first token. logits (P, V) behind the prompts; prompt (N,): each row's prompt.
+        """Draw the first token behind the opening, unless that fills the limit. logits (P, V)
+        behind prompt and opening; prompt (N,): each row's prompt.
 
         All samples of a prompt begin as one branch, on the cache row that the prefill filled.
         """
@@ -388,12 +390,12 @@ class Decoding:
         self.branch = cache_row[pair_of_row]
         self.token = torch.zeros_like(self.cache.lengths).index_copy_(0, cache_row, pairs % V)
 
-    def run(self, on_progress, on_token=None):
+    def run(self, on_progress):
         """Decode until every row has stopped or reached the limit."""
         while True:
             n_live = len(self.rows) if self.t < self.limit else 0
             self.report(n_live, on_progress)
-            self.tell(on_token)
+            self.tell()
             if n_live == 0:
                 return
             if self.longest + self.t > self.cache.slots:
@@ -408,16 +410,16 @@ class Decoding:
             on_progress(finished - self.reported)
             self.reported = finished
 
-    def tell(self, on_token):
+    def tell(self):
         """Tell on_token the ids of the first row that are new."""
-        if on_token:
+        if self.on_token:
             for token in self.ids[0, self.told : self.t].tolist():
-                on_token(token)
+                self.on_token(token)
             self.told = self.t
 
 
 class GraphDecoding(Decoding):
-    """The same on a GPU, where each step replays one recorded CUDA graph.
+    """The same on a GPU, where each step replays one recorded CUDA graph; without on_token.
 
     A graph allows no change of shape from step to step. So every row keeps a cache row to itself,
     a row that stopped stays in the batch for a while, and the cache has room for the longest
@@ -433,7 +435,8 @@ class GraphDecoding(Decoding):
         return self.longest + self.limit
 
     def begin(self, logits, prompt):
-        """Give every row a copy of its prompt's cache row, then draw the first token."""
+        """Give every row a copy of its prompt's cache row, then draw the first token behind the
+        opening, unless that fills the limit."""
         self.cache.select(prompt)
         N = len(prompt)
         self.is_live = torch.ones(N, dtype=torch.bool, device=self.device)
@@ -479,8 +482,8 @@ class GraphDecoding(Decoding):
         self.at = self.at[keep]
         return True
 
-    def run(self, on_progress, on_token=None):
-        """Decode until every row has stopped or reached the limit. on_token is not called."""
+    def run(self, on_progress):
+        """Decode until every row has stopped or reached the limit."""
         step = RecordedStep(self.step)
         for t in range(self.opened + 1, self.limit):
             if t % GRAPH_STEPS == 0:

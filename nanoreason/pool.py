@@ -126,7 +126,7 @@ def processes(device, samples):
 
 
 def fingerprint(model):
-    """12 hex digits of a model's kind and weights."""
+    """12 hex digits of a model's kind, its weights, and the opening of a sampler that has one."""
     digest = hashlib.sha256(getattr(model, "kind", "").encode())
     for name, tensor in model.state_dict().items():
         data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

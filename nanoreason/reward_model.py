@@ -85,7 +85,7 @@ def start_reward_model(state, kind):
 
 
 def load_reward_model(path, kind=None, device="cpu"):
-    """Reward model from a checkpoint or run folder, in eval mode, frozen.
+    """Reward model from a checkpoint, run folder or pretrained:NAME, in eval mode, frozen.
 
     kind: the kind that is wanted; None: whichever it is. Raises UserError for another kind, and for
     a model that writes.

@@ -13,7 +13,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from nanoreason.flags import UserError, check_output
+from nanoreason.flags import UserError, check_output, flag_of
 
 
 def cannot_write(path, error):
@@ -355,11 +355,6 @@ class RunFolder:
         """Say that the run is finished; returns its report."""
         say(f"{self.out}: the run is finished; report.json holds its figures", machine)
         return read_json(self.out / "report.json")
-
-
-def flag_of(name):
-    """max_steps  ->  --max-steps"""
-    return "--" + name.replace("_", "-")
 
 
 def as_typed(name, value):

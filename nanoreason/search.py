@@ -35,7 +35,7 @@ from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Callable
 
-from nanoreason.generate import generate
+from nanoreason.generate import generate, opening_of
 from nanoreason.tasks import answer_key
 from nanoreason.tokenizer import Response, Tokenizer
 from nanoreason.reward_model import aggregate
@@ -199,8 +199,12 @@ def extend(model, candidates, samples, cap, temperature, generator, stop=None):
 
         cap 10, candidates of 4 and 7 tokens  ->  6 are decoded, and the second keeps 3
 
-    The FLOPs and completion tokens are added to the counts of the candidates' questions.
+    The FLOPs and completion tokens are added to the counts of the candidates' questions. Raises
+    ValueError where a model with an opening (generate.make_sampler) should go on with a response:
+    it would write its opening once more.
     """
+    if opening_of(model) and any(candidate.ids for candidate in candidates):
+        raise ValueError("a model with an opening cannot go on with a response")
     limit = cap - min(len(candidate.ids) for candidate in candidates)
     contexts = [candidate.question.prompt + candidate.ids for candidate in candidates]
     rollout = generate(model, contexts, samples, limit, temperature, generator, stop=stop).cpu()

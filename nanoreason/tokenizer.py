@@ -69,9 +69,10 @@ class Tokenizer:
     {role: [text, id]} for the roles of SPECIALS; ranks: text in tiktoken's own format, a base64
     token and its rank per line.
 
-    pad, user, assistant, think, end_think, end: ids of the special tokens; specials: all of them.
-    newline: id of the line break that ends a step. vocab_size: ids are below it. Raises ValueError
-    for ranks that leave a byte without a token, or two tokens with one id.
+    pad, user, assistant, think, end_think, end: ids of the special tokens; specials: all of them;
+    empty_thinking: those of an empty think block. newline: id of the line break that ends a step.
+    vocab_size: ids are below it. Raises ValueError for ranks that leave a byte without a token, or
+    two tokens with one id.
     """
 
     def __init__(self, name, pattern, specials, ranks):
@@ -91,6 +92,7 @@ class Tokenizer:
         )
         self.pad, self.user, self.assistant, self.think, self.end_think, self.end = ids
         self.specials = frozenset(ids)
+        self.empty_thinking = (self.think, self.end_think)
         (self.newline,) = self.encode("\n")
         self.vocab_size = self.encoding.n_vocab
 

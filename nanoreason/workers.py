@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from nanoreason.flags import flag_of
+
 ROOT = Path(__file__).resolve().parent.parent  # where the scripts are
 
 _shared = None  # in a worker: what all its jobs need, for instance a model
@@ -80,7 +82,7 @@ def flag_words(flags):
     for name, value in flags.items():
         if value is False:
             continue
-        words.append("--" + name.replace("_", "-"))
+        words.append(flag_of(name))
         if value is not True:
             words.append(str(value))
     return words

@@ -11,7 +11,7 @@ import sample
 import train_grpo
 import train_sft
 from nanoreason.flags import (
-    check_output, flag, listed, parse_config, RENAMED, UserError, whole_numbers,
+    as_utf8, check_output, flag, flag_of, listed, parse_config, RENAMED, UserError, whole_numbers,
 )
 from nanoreason.machine import run_script
 from nanoreason.studies import compute, reward_models
@@ -30,6 +30,11 @@ class Config:
 
 
 PRESETS = {"laptop": {}, "gpu": dict(num_steps=500, kind="b", quick=True)}
+
+
+def test_a_field_and_its_flag():
+    assert flag_of("max_steps") == "--max-steps"
+    assert flag_of("from_") == "--from"
 
 
 def parsed(text, **kwargs):
@@ -114,6 +119,7 @@ def test_a_question_is_read_as_utf8_where_the_locale_is_ascii(monkeypatch):
     for given in (hidden, "5 × 3"):
         assert parse_config(Config, [given], positional="question").question == "5 × 3"
     assert parse_config(Config, ["--out", hidden]).out == hidden  # so it is found again
+    assert as_utf8(hidden) == "5 × 3"
     with pytest.raises(UserError, match="no text in UTF-8"):
         parse_config(Config, [b"\xff".decode("ascii", "surrogateescape")], positional="question")
 

@@ -1,6 +1,7 @@
 """The models that ship: export, hashes, names, the card; and, where they are there, what they can
 do."""
 
+import json
 import sys
 from dataclasses import dataclass
 
@@ -16,7 +17,10 @@ from nanoreason.generate import make_sampler
 from nanoreason.machine import run_script, start_machine
 from nanoreason.pretrained import DEFAULT, MODELS
 from nanoreason.pretrained import __main__ as command
-from nanoreason.pretrained.card import CARD, WRITTEN, cells_of, model_card, written_sections
+from nanoreason.pretrained.card import (
+    CARD, WRITTEN, cells_of, mean_at, model_card, moved, run_place, trained_tokens,
+    written_sections,
+)
 from nanoreason.reward_model import load_reward_model, save_reward_model, scores
 from nanoreason.run import RunFolder, read_json, write_json
 from nanoreason.tasks import REASONING, demo_problems, problem_set
@@ -24,10 +28,15 @@ from nanoreason.tasks import REASONING, demo_problems, problem_set
 
 def save_run(run, **state):
     """A folder as the speedrun leaves it, of tiny models. state: what else the checkpoints hold."""
-    for seed, (name, place) in enumerate(MODELS.items()):
-        folder = run / place
+    for seed, (name, model) in enumerate(MODELS.items()):
+        folder = run / model.folder
         folder.mkdir(parents=True)
-        write_json(folder / "report.json", dict(params=1000 + seed))
+        report = dict(params=1000 + seed, real_share=0.5)
+        if name in ("r1-zero", "r1"):
+            report["sampled_tokens"] = 7
+        write_json(folder / "report.json", report)
+        row = dict(step=9) if name in ("orm", "prm") else dict(step=9, tokens=2000 + 200 * seed)
+        (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         if name in ("orm", "prm"):
             # as train_prm.py does: the selected weights, calibrated, and the latest
             model = make_reward_model(name)
@@ -35,6 +44,7 @@ def save_run(run, **state):
             save_reward_model(folder / "ckpt.pt", make_reward_model(name, seed=5), **state)
         else:
             checkpoint.save(folder / "ckpt.pt", make_tiny(seed=seed), step=9, **state)
+    write_json(run / "config.json", dict(seed=3, size="full", quick=False))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +70,7 @@ def shipped(run, tmp_path, monkeypatch):
 def test_matrices_are_rounded_to_bfloat16_and_the_rest_is_kept(run, shipped):
     before = checkpoint.load(run / "rl")["weights"]
     state = torch.load(shipped / "r1.pt", weights_only=True)
-    assert set(state) == {"format", "tokenizer", "model", "weights"}
+    assert set(state) == {"format", "tokenizer", "model", "weights", "trained_tokens"}
     assert set(state["weights"]) == set(before)
     for name, weight in state["weights"].items():
         assert weight.dtype == (torch.bfloat16 if weight.dim() == 2 else torch.float32)
@@ -73,7 +83,7 @@ def test_matrices_are_rounded_to_bfloat16_and_the_rest_is_kept(run, shipped):
 
 def test_a_shipped_model_is_loaded_in_float32_with_its_tokenizer_and_config(run, shipped):
     for name in ("base", "r1-zero", "cold", "r1", "final", "student"):
-        before = checkpoint.load_model(run / MODELS[name])
+        before = checkpoint.load_model(run / MODELS[name].folder)
         model = checkpoint.load_model(f"pretrained:{name}")
         assert model.config == before.config and model.tokenizer == before.tokenizer
         assert model.head.weight is model.embed.weight
@@ -115,6 +125,27 @@ def test_an_export_replaces_nothing_unasked(run, shipped, monkeypatch):
     assert {path.name: path.read_bytes() for path in shipped.iterdir()} == before
 
 
+def test_an_export_that_is_killed_leaves_no_hashes_of_other_files(run, shipped, monkeypatch):
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "whole_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        command.export(run, shipped, overwrite=True)
+    assert not pretrained.is_shipped() and (shipped / "r1.pt").exists()
+
+
+def test_a_model_knows_how_many_tokens_it_and_those_before_it_were_trained_on(run, shipped):
+    """Rows of 2,000 tokens and 200 more per model, half of them padding; RL samples 7."""
+    wanted = {"base": 1000, "r1-zero": 1007, "cold": 2200, "r1": 2207, "final": 2400,
+              "student": 1700, "orm": None, "prm": None}
+    found = {name: checkpoint.load(f"pretrained:{name}").get("trained_tokens") for name in MODELS}
+    assert found == wanted
+    (run / "cold" / "report.json").rename(run / "cold" / "kept")
+    assert trained_tokens(run, "r1") is None
+    (run / "cold" / "kept").rename(run / "cold" / "report.json")
+
+
 def test_models_that_take_too_much_are_not_written(run, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "MOST", 1 << 18)
     with pytest.raises(UserError, match=r"take 0\.\d MiB together, more than .*nothing is written"):
@@ -153,6 +184,18 @@ def test_a_name_that_none_has_says_which_there_are(shipped):
         with pytest.raises(UserError, match="there is no shipped model"):
             checkpoint.file_of(path)
     assert checkpoint.file_of("pretrained:r1") == shipped / "r1.pt"
+    with pytest.raises(UserError, match="no checkpoint at r1; .* that ships is pretrained:r1$"):
+        checkpoint.load("r1")
+    with pytest.raises(UserError, match="no checkpoint at rrr"):
+        checkpoint.load("r" * 5000)
+
+
+def test_a_link_to_a_shipped_model_is_checked_as_well(shipped, tmp_path):
+    (tmp_path / "mine.pt").symlink_to(shipped / "r1.pt")
+    assert checkpoint.load(tmp_path / "mine.pt")["trained_tokens"] == 2207
+    (shipped / "r1.pt").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="is not the file that hashes.json names"):
+        checkpoint.load(tmp_path / "mine.pt")
 
 
 @pytest.mark.parametrize("by", ["pretrained:r1", "{folder}/r1.pt"])
@@ -243,10 +286,10 @@ def cell(acc, n=200):
     return dict(acc=acc, n=n, ci=[acc / 2, (1 + acc) / 2])
 
 
-def measured(split="test", think=True, **families):
+def measured(split="test", think=True, ckpt="pretrained:final", **families):
     """What `sample.py --eval --json` leaves. families: {name: {level: cell}}."""
     own = {name: dict(levels=levels) for name, levels in families.items()}
-    return dict(split=split, think=think, families=own)
+    return dict(ckpt=ckpt, limit=800, split=split, think=think, families=own)
 
 
 def write_report(run):
@@ -268,7 +311,10 @@ def test_the_card_says_what_the_runs_own_files_say(run, tmp_path, monkeypatch, c
     write_json(run / "final" / "val.json", measured(split="val", chain={"1": cell(0.02, 900)}))
     write_json(run / "final" / "few.json", measured(chain={"1": cell(0.03, 9)}))
     write_json(run / "final" / "more.json", measured(word={"2": cell(0.8, 500)}))
-    write_json(run / "student" / "test.json", measured(chain={"4": cell(0.25)}))
+    before = measured(ckpt=f"{run}/final", chain={"1": cell(0.04, 900)})
+    write_json(run / "final" / "before.json", before)  # of the weights that were not yet rounded
+    student = measured(ckpt="pretrained:student", chain={"4": cell(0.25)})
+    write_json(run / "student" / "test.json", student)
     assert cells_of(run, "final")["chain"][1]["acc"] == 0.9
     assert cells_of(run, "student") == {"chain": {4: cell(0.25)}}
     out = tmp_path / "out"
@@ -276,14 +322,17 @@ def test_the_card_says_what_the_runs_own_files_say(run, tmp_path, monkeypatch, c
     call(monkeypatch, "--card", run, "--out", out, "--commit", "abc123")
     assert "8 models" in capsys.readouterr().out
     card = (out / CARD).read_text()
-    assert "at commit abc123, seed 3, on a laptop, torch 2.13.0: 2.5 hours" in card
+    assert "at commit abc123, on a laptop, torch 2.13.0: 2.5 hours" in card
+    assert "python -m nanoreason.speedrun --size full --seed 3 --out runs/full\n" in card
+    assert "| R1: GRPO on the cold start | 1,003 | 2,207 |" in card
+    assert "teaching material: 1,004 parameters" in card
     assert "`python train_sft.py --out runs/full/base`" in card and str(run) not in card
     for name in MODELS:
         digest = read_json(out / "hashes.json")[f"{name}.pt"]["sha256"]
         assert f"| `pretrained:{name}` |" in card and digest in card
     assert "| chain | 90.0 [45.0, 95.0] n=200 | 60.0 [30.0, 80.0] n=200 |" in card
     assert "| word | 90.0 [45.0, 95.0] n=200 | 80.0 [40.0, 90.0] n=500 |" in card
-    assert "| mean of the families that reason | 90.0 | 62.0 |" in card
+    assert "| mean of the families that reason | 90.0 [88.6, 91.2] | 62.0 [59.9, 64.1] |" in card
     under = next(line for line in card.splitlines() if line.startswith("- Under 75% at level 2"))
     assert "chain 60.0" in under and "word" not in under
     assert "n = 200 problems in each cell.\n\n| family | level 4 |" in card  # the student's
@@ -296,7 +345,8 @@ def test_what_people_wrote_in_the_card_stays_when_it_is_written_again(run, tmp_p
     call(monkeypatch, "--from", run, "--out", tmp_path)
     call(monkeypatch, "--card", run, "--out", tmp_path)
     path = tmp_path / CARD
-    assert written_sections(path) == WRITTEN
+    assert written_sections(path, 1004).keys() == WRITTEN.keys()
+    assert written_sections(path, 5) == written_sections(path, 1004)  # the card's own
     text = path.read_text().replace("Not yet written.", "It takes 1 for 7.\n\n- Often.")
     path.write_text(text)
     with pytest.raises(SystemExit):
@@ -305,6 +355,27 @@ def test_what_people_wrote_in_the_card_stays_when_it_is_written_again(run, tmp_p
     call(monkeypatch, "--card", run, "--out", tmp_path, "--overwrite", "--commit", "def456")
     assert path.read_text() == model_card(run, tmp_path, "def456")
     assert "## Known failures\n\nIt takes 1 for 7.\n\n- Often.\n\n## What" in path.read_text()
+
+
+@pytest.mark.parametrize(("out", "command", "said"), [
+    ("/me/full/base", "a.py --out /me/full/rl --json /me/full/rl/x.json", "runs/full/rl"),
+    ("/me/full/base", "a.py --reward-model /me/full/orm,/me/full/prm --t 0.7",
+     "a.py --reward-model runs/full/orm,runs/full/prm --t 0.7"),
+    ("/me/full/base", "a.py --ckpt /me/fuller 'What is 1?'", "a.py --ckpt /me/fuller 'What is 1?'"),
+    ("runs/full/base", "a.py --out runs/full/rl --t 0.7", "a.py --out runs/full/rl --t 0.7"),
+    ("base", "a.py --stage base --t 0.7 --out base", "a.py --stage base --t 0.7 --out base"),
+])
+def test_commands_of_the_card_name_no_folder_of_this_machine(out, command, said):
+    report = dict(commands={"base": f"python train_sft.py --out {out}"})
+    shown = moved(command, *run_place(report))
+    assert said in shown and "/me/full/" not in shown
+
+
+def test_a_mean_over_families_has_the_interval_of_as_many_problems_as_the_smallest_cells():
+    cells = {name: {1: cell(0.5, 10)} for name in REASONING}
+    assert mean_at(cells, 1) == "50.0 [40.4, 59.6]"  # 50 of 100
+    cells["chain"][1] = cell(0.5, 900)
+    assert mean_at(cells, 1) == "50.0 [40.4, 59.6]" and mean_at(cells, 2) == ""
 
 
 # The models themselves
@@ -327,16 +398,25 @@ def test_every_shipped_model_loads_and_together_they_are_small():
     assert (pretrained.FOLDER / CARD).exists()
 
 
+def failed_by_the_final_model(problems, bf16):
+    """Questions that the shipped final model gets wrong by greedy, as `python sample.py` asks."""
+    model = make_sampler(checkpoint.load_model(DEFAULT), bf16)
+    checked = collect(model, problems, 1, 0.0, 800, seed=0)
+    return [problem.question for problem, (own,) in zip(problems, checked) if not own.correct]
+
+
+@needs_models
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_shipped_final_model_answers_the_front_page_in_either_precision(bf16):
+    assert not failed_by_the_final_model(demo_problems(), bf16)
+
+
 @needs_models
 def test_the_shipped_final_model_solves_what_it_is_shipped_for():
-    """By greedy, as `python sample.py "What is 847 × 293?"` does: all four questions of the front
-    page, and at least 16 of 20 fixed test problems, two of each family."""
-    model = make_sampler(checkpoint.load_model(DEFAULT), False)
-    asked = demo_problems()
+    """At least 16 of 20 fixed test problems, two of each family."""
+    asked = []
     for family in REASONING:
         for level in (1, 3):
             asked += problem_set(family, level, "test", 1, 18)
-    solved = [samples[0].correct for samples in collect(model, asked, 1, 0.0, 800, seed=0)]
-    failed = [problem.question for problem, right in zip(asked, solved) if not right]
-    assert len(solved) == 24 and all(solved[:4]), failed
-    assert sum(solved[4:]) >= 16, failed
+    failed = failed_by_the_final_model(asked, False)
+    assert len(asked) == 20 and len(failed) <= 4, failed

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import make_stopping, make_tiny, tokenizer
@@ -10,10 +12,12 @@ from test_reward_model import make_reward_model
 
 import sample
 from nanoreason import checkpoint, pretrained
-from nanoreason.chat import BOLD, command_flags, GREY, PLAIN, Screen, Stream
+from nanoreason.chat import (
+    agreement, BOLD, command_flags, converse, GREY, PLAIN, printable, Screen, Stream,
+)
 from nanoreason.flags import parse_config, UserError
 from nanoreason.generate import make_sampler
-from nanoreason.machine import generator, run_script, start_machine
+from nanoreason.machine import run_script, start_machine
 from nanoreason.pool import draw_pool
 from nanoreason.reward_model import save_reward_model
 from nanoreason.run import write_json
@@ -64,11 +68,18 @@ def result_of(*answers, chosen=0):
     (result_of(None, None, None, None), "4 of 4 responses give no answer"),
 ])
 def test_agreement_counts_answers_and_says_how_many_gave_none(result, said, capsys):
-    assert sample.agreement(result) == said
+    assert agreement(result) == said
     sample.show("How many?", result)
     shown = capsys.readouterr().out
     assert said in shown
     assert ("No answer" in shown) == (result.answer is None)
+
+
+def test_a_response_is_printed_without_what_moves_a_cursor(capsys):
+    response = Response("a\x1b[2J\nb\tc\u00a0d", "\x077", True)
+    sample.show("How many?", Result("\x077", response, [response], [], 5, 2e9))
+    assert capsys.readouterr().out == (
+        "\nQuestion: How many?\n\n  a?[2J\n  b c d\n\nAnswer: ?7\n\n5 tokens, 2.00 GFLOP\n")
 
 
 @pytest.mark.parametrize("room", [1, 2, 3, 30])
@@ -117,8 +128,10 @@ def test_help_fits_a_narrow_terminal(run, monkeypatch, capsys):
 
 WRONG = [
     ("{blank} --ckpt {ckpt}", "give either a question"),
+    ("{blank} --ckpt {ckpt} --eval", "give either a question"),
     ("hello --ckpt {ckpt} --eval", "give either a question"),
     ("hello", "--ckpt is missing"),
+    ("hello", "python -m nanoreason.speedrun trains one, then --ckpt runs/speedrun/final"),
     ("", "--ckpt is missing"),
     ("--ckpt {ckpt} --json x.json", "--json is for one question and for --eval"),
     ("hello --ckpt {ckpt} --no-think --method beam", "--no-think leaves none"),
@@ -213,6 +226,7 @@ def test_blanks_in_a_list_change_nothing(run, ckpt, tmp_path, capsys):
         run(*words, "--ns", "1, 2", "--ckpt", ckpt, "--json", tmp_path / "x.json")
         tables.append(capsys.readouterr().out)
         figures = read(tmp_path / "x.json")
+        assert (figures["ckpt"], figures["limit"]) == (str(ckpt), 4)
         assert figures["greedy"]["n"] == figures["scaling"]["problems"] == 8
         assert figures["sampled"]["n"] == 16
     assert tables[0] == tables[1]
@@ -271,7 +285,7 @@ def test_a_file_without_a_row_in_the_split_says_how_to_measure_it(run, ckpt, tmp
 
 # Answering at once
 
-BLOCK = [tokenizer.think, tokenizer.end_think]
+BLOCK = [*tokenizer.empty_thinking]
 
 
 @pytest.mark.parametrize("method", ["greedy", "sample", *CHOICES])
@@ -330,7 +344,7 @@ def ship(monkeypatch, folder, **models):
     for name, model in models.items():
         path = folder / f"{name.replace('_', '-')}.pt"
         checkpoint.save(path, model)
-        hashes[path.name] = pretrained.describe(path)
+        hashes[path.name] = pretrained.describe(path.read_bytes())
     write_json(folder / "hashes.json", hashes)
 
 
@@ -341,8 +355,7 @@ def test_without_a_checkpoint_the_shipped_final_model_answers_and_one_line_says_
     run("Is 7 prime?", "--max-reasoning-tokens", 5)
     shown = capsys.readouterr()
     assert shown.err == (
-        "sample.py: using the shipped final model (nanoreason/pretrained, 0.04M parameters); "
-        "--ckpt chooses another\n"
+        "sample.py: using the shipped final model (pretrained:final); --ckpt chooses another\n"
     )
     assert "Question: Is 7 prime?" in shown.out
     run("Is 7 prime?", "--max-reasoning-tokens", 5, "--ckpt", "pretrained:final")
@@ -359,11 +372,11 @@ class Terminal(io.StringIO):
         return True
 
 
-def chatted(typed, *words, ckpt, terminal=None, environ={}):
+def chatted(typed, *words, ckpt, terminal=None, environ={}, end=EOFError()):
     """What the chat shows where these lines are typed, and then Ctrl-D. An exception among them is
     what the terminal raises at that prompt."""
     terminal = terminal or Terminal()
-    left = [*typed, EOFError()]
+    left = [*typed, end]
 
     def read(prompt):
         terminal.write(prompt)
@@ -386,10 +399,13 @@ def chatted(typed, *words, ckpt, terminal=None, environ={}):
     ("/model r1-zero", ["--ckpt=pretrained:r1-zero"]),
     ("/model pretrained:r1", ["--ckpt=pretrained:r1"]),
     ("/model '{folder}/my model'", ["--ckpt={folder}/my model"]),
+    ("/model {folder}/a\\b#c", ["--ckpt={folder}/a\\b#c"]),  # as of Windows, and no comment
+    ("/model ~", [f"--ckpt={Path.home()}"]),
     ("/temperature 0.7", ["--temperature=0.7"]),
 ])
 def test_commands_stand_for_flags(line, flags, tmp_path):
     (tmp_path / "my model").mkdir()
+    (tmp_path / "a\\b#c").touch()
     found = command_flags(line.format(folder=tmp_path))
     assert found == [flag.format(folder=tmp_path) for flag in flags]
 
@@ -397,42 +413,84 @@ def test_commands_stand_for_flags(line, flags, tmp_path):
 @pytest.mark.parametrize(("line", "complaint"), [
     ("/", "there is no command /; /help lists them"),
     ("/metod vote", "there is no command /metod"),
-    ("/method", "/method takes other words"),
+    ("/method", "use it as /method NAME [N]"),
+    ("/method auto", "--method auto needs a --plan"),
+    ("/help me", "use it as /help"),
     ("/method poetry", "invalid choice: 'poetry'"),
     ("/method vote many", "invalid int value: 'many'"),
     ("/method vote 0", "--n is 0; it must be at least 1"),
     ("/method beam", "--no-think leaves none"),
-    ("/think maybe", "/think takes other words"),
+    ("/think maybe", "use it as /think on or off"),
     ("/temperature hot", "invalid float value: 'hot'"),
     ("/temperature -1", "--temperature is -1.0; it must be at least 0.01"),
     ("/model r9", "there is no model r9"),
+    ("/model " + "r" * 300, "there is no model rrr"),  # longer than a name may be
     ("/model --help", "there is no model --help"),
     ("/model pretrained:r9", "there is no shipped model 'r9'; there are base, r1-zero"),
     ("/model 'r1", "No closing quotation"),
 ])
 def test_a_command_that_is_wrong_is_one_line_and_changes_nothing(line, complaint, ckpt):
-    shown = chatted([line, "/think off"], "--no-think", ckpt=ckpt, environ={"NO_COLOR": "1"})
+    words = [] if line == "/method auto" else ["--no-think"]
+    shown = chatted([line, "/think off"], *words, ckpt=ckpt, environ={"NO_COLOR": "1"})
     _, said, state, end = shown.split("\n> ")
     assert complaint in said and "\n" not in said
-    assert state == f"{ckpt} (0.04M parameters), greedy, answers at once" and end == "\n"
+    assert state == f"{ckpt} (0.04M parameters), greedy (no temperature), answers at once"
+    assert end == "\n"
 
 
-def test_the_chat_streams_grey_thinking_and_a_bold_answer_that_are_those_of_greedy(ckpt):
-    model = make_stopping(bias=3.0)
+@pytest.mark.parametrize("end", ["/quit", " /exit ", "\x04"])
+def test_a_word_ends_the_chat_as_well(end, ckpt):
+    shown = chatted(["/temperature 0.7"], ckpt=ckpt, environ={"NO_COLOR": "1"}, end=end)
+    assert "/help lists commands, Ctrl-D or /quit ends.\n> " in shown
+    assert shown.endswith("greedy (no temperature), thinks\n> ")
+
+
+def test_a_file_that_cannot_be_read_is_one_line_and_a_lost_terminal_ends_the_chat():
+    screen = Screen(Terminal(), {"NO_COLOR": "1"})
+    lines = ["/think off", "7?", "/think on", "/quit"]
+
+    def obey(line):
+        if line == "/think on":
+            raise BrokenPipeError
+        raise PermissionError(13, "Permission denied", "x.pt")
+
+    with pytest.raises(BrokenPipeError):
+        converse(lambda _: lines.pop(0), screen, obey, screen.say)
+    assert screen.out.getvalue() == "[Errno 13] Permission denied: 'x.pt'\n7?\n"
+    assert lines == ["/quit"]
+
+
+def test_a_question_that_is_typed_on_an_ascii_terminal_is_read_as_utf8(ckpt, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sample.Session, "answer", lambda _, question: asked.append(question))
+    monkeypatch.setattr(os, "fsencode", lambda text: text.encode("ascii", "surrogateescape"))
+    hidden = "847 × 293".encode().decode("ascii", "surrogateescape")
+    shown = chatted([hidden, "a\udcff"], ckpt=ckpt, environ={"NO_COLOR": "1"})
+    assert asked == ["847 × 293"]
+    assert "> the question is no text in UTF-8\n> " in shown
+
+
+@pytest.mark.parametrize(("opening", "bias"), [((), -9.0), (BLOCK, 3.0)])
+def test_the_chat_streams_grey_thinking_and_a_bold_answer_that_are_those_of_greedy(opening, bias):
+    model = make_sampler(make_stopping(bias=bias), False, opening)
     question = "Is 7 prime?"
     config = configured(question, "--max-reasoning-tokens", 20)
     response = sample.solve(model, None, question, config).response
     screen = Screen(Terminal(), {})
     tokens = sample.stream(model, question, config, screen)
     shown = screen.out.getvalue()
+    assert GREY in shown and (response.steps or opening)
+    assert opening == () or f"{BOLD}Answer: {PLAIN}{BOLD}" in shown and response.answer
     for code in (GREY, BOLD, PLAIN):
         shown = shown.replace(code, "")
     thinking, _, answer = shown.partition("\n\n")
+    said = response.steps or ["(answered at once, without thinking)"]
     assert [line.strip() for line in thinking.split("\n") if line.strip()] == [
-        "".join(c if c.isprintable() else "?" for c in step).strip() for step in response.steps
+        printable(step).strip() for step in said
     ]
     assert 0 < tokens <= 20
     assert ("No answer" in answer) == (response.answer is None)
+    assert response.answer is None or f"Answer: {printable(response.answer)}" in answer
 
 
 def streamed(ids, environ={}, terminal=None):
@@ -501,7 +559,7 @@ def test_a_vote_in_the_chat_says_what_it_does_and_how_many_agree(ckpt):
     assert shown.count("of 5 responses") >= 2
     assert "this model's context holds 128, answer included" in shown
     assert "(answered at once, without thinking)" in shown.split("answers at once\n")[1]
-    assert "Ctrl-C stops an answer, Ctrl-D ends the chat." in shown
+    assert "  /quit             end the chat, as Ctrl-D does; Ctrl-C stops an answer\n" in shown
 
 
 def test_another_model_answers_once_it_is_named(ckpt, tmp_path, monkeypatch):
@@ -533,9 +591,9 @@ def test_on_a_terminal_without_a_question_the_chat_begins(run, ckpt, monkeypatch
     monkeypatch.setattr(typing, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdin", typing)
     monkeypatch.setattr(sample, "chat", lambda config, *_: begun.append(config.ckpt))
-    monkeypatch.setattr(sample, "with_history", lambda: None)
+    monkeypatch.setattr("nanoreason.chat.with_history", lambda: None)
     run("--ckpt", ckpt)
-    assert begun == [str(ckpt)] and typing.errors == "replace"
+    assert begun == [str(ckpt)] and typing.errors == "surrogateescape"
 
 
 # JSON lines
@@ -553,11 +611,14 @@ def test_in_a_pipe_each_line_is_a_question_and_becomes_a_line_of_json(
         run("--ckpt", ckpt, *words)
     assert stop.value.code == 2
     shown = capsys.readouterr()
-    assert shown.err == "sample.py: 2 of 5 questions could not be answered\n"
+    assert shown.err == (
+        "sample.py: reading questions from stdin, one a line\n"
+        "sample.py: 2 of 5 questions could not be answered\n"
+    )
     rows = [json.loads(line) for line in shown.out.splitlines()]
     assert [row["question"] for row in rows] == [*asked, "what \ufffd?"]
     assert "this model's context holds 128" in rows[2]["error"]
-    assert "can't decode byte 0xff" in rows[4]["error"]
+    assert rows[4]["error"] == "the line is no text in UTF-8"
     model = make_sampler(make_tiny(), False)
     for row in (rows[0], rows[1], rows[3]):
         config = configured(row["question"], *words)
@@ -582,6 +643,8 @@ def test_each_line_is_answered_before_the_next_is_read(ckpt):
 def test_without_any_question_one_line_says_so(stdin, run, ckpt, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", stdin)
     run("--ckpt", ckpt)
-    assert capsys.readouterr() == (
-        "", "sample.py: no question: give one, or one per line on stdin\n"
-    )
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    *before, said = shown.err.splitlines()
+    assert said == "sample.py: no question: give one, or one per line on stdin"
+    assert before == ["sample.py: reading questions from stdin, one a line"] * (stdin is not None)

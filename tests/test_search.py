@@ -263,6 +263,13 @@ def test_beam_search_keeps_what_the_scorer_likes_step_by_step_and_counts_all_it_
     assert result.flops == pytest.approx(expected)
 
 
+def test_a_model_with_an_opening_goes_on_with_no_response_as_it_would_write_it_twice():
+    opened = SimpleNamespace(opening=torch.tensor([THINK, END_THINK]))
+    candidates = [SimpleNamespace(ids=[]), SimpleNamespace(ids=[THINK, END_THINK])]
+    with pytest.raises(ValueError, match="cannot go on with a response"):
+        search.extend(opened, candidates, 1, 9, 0.0, None)
+
+
 def test_a_finished_beam_keeps_its_place_until_it_is_beaten():
     short = render_response("8 + 5 = 13", "13")
     script = [(short, 0.5), (RIGHT, 0.5)]

@@ -4,15 +4,16 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from conftest import END, END_THINK, THINK, encode, make_tiny, render_prompt
+from conftest import END_THINK, THINK, make_stopping, make_tiny, parse_response, render_prompt
 from test_reward_model import make_reward_model
 
 from nanoreason import checkpoint
 from nanoreason.evaluate import interval_of_mean, wilson
 from nanoreason.flags import UserError
-from nanoreason.generate import Rollout
+from nanoreason.generate import generate, opening_of
 from nanoreason.reward_model import save_reward_model
+from nanoreason.rewards import outcome_reward
+from nanoreason.run import write_json
 from nanoreason.studies import thinking as study
 from nanoreason.studies.samples import Setup
 from nanoreason.studies.thinking import Answers, Config
@@ -24,27 +25,32 @@ SUMS = [
 ]
 
 
-def test_a_direct_answer_stands_behind_an_empty_think_block(monkeypatch):
-    asked = []
+def test_a_direct_answer_stands_behind_an_empty_think_block(config):
+    model = make_stopping()
+    prompts = [[*render_prompt(problem.question), THINK, END_THINK] for problem in SUMS]
+    alone = generate(model, prompts, 1, 64, 0.0)
+    found = study.at_once(model, SUMS, config)
+    assert found.tokens.tolist() == (alone.lengths + 2).tolist()  # the block counts
+    assert found.ended.tolist() == alone.ended.tolist()
+    assert not found.thinks.any() and not opening_of(model)
+    answers = [parse_response([THINK, END_THINK, *alone.response(row)]) for row in range(2)]
+    right = [outcome_reward(problem, answer) for problem, answer in zip(SUMS, answers)]
+    assert found.right.tolist() == right
 
-    def answer_5(model, prompts, *_, **__):
-        asked.extend(prompts)
-        ids = torch.tensor([[*encode("5"), END]] * len(prompts))
-        return Rollout(ids, torch.ones_like(ids, dtype=torch.bool), ids * 0.0, ids[:, 0] >= 0)
 
-    monkeypatch.setattr(study, "generate", answer_5)
-    found = study.at_once(make_tiny(), SUMS)
-    assert asked == [[*render_prompt(problem.question), THINK, END_THINK] for problem in SUMS]
-    assert found.right.tolist() == [True, False]
-    assert found.tokens.tolist() == [4, 4]  # the block, the answer, the end
-    assert not found.thinks.any()
+def test_a_response_that_the_limit_cuts_off_is_told_from_one_that_ends(config):
+    config.max_reasoning_tokens = 1
+    found = study.with_thinking(make_stopping(bias=-9.0), SUMS, config)
+    assert found.ended.tolist() == [False, False] and found.tokens.tolist() == [1, 1]
 
 
 def test_a_level_is_chosen_that_is_neither_too_easy_nor_too_hard():
     assert study.choose_level({1: 1.0, 2: 0.9, 3: 0.5, 4: 0.1}) == 3
     assert study.choose_level({1: 1.0, 2: 0.99}) == 2
     assert study.choose_level({1: 0.96, 2: 0.97, 3: 0.2}) == 1  # both bounds are excluded
-    assert study.choose_level({1: 0.1, 2: 0.0}) == 2
+    assert study.choose_level({1: 0.1, 2: 0.0}) == 1  # all too hard: the least so
+    assert study.choose_level({1: 1.0, 2: 0.1}) == 1
+    assert study.choose_level({1: 0.0, 2: 0.0}) == 2
 
 
 def test_a_gain_is_paired():
@@ -55,7 +61,8 @@ def test_a_gain_is_paired():
 
 def answers(right, tokens=9, thinks=True):
     n = len(right)
-    return Answers(np.array(right, bool), np.full(n, tokens), np.full(n, thinks))
+    ended = np.arange(n) > 0  # all but the first
+    return Answers(np.array(right, bool), np.full(n, tokens), np.full(n, thinks), ended)
 
 
 def problems_of(*asked):
@@ -74,7 +81,7 @@ def test_ways_to_answer_are_compared_by_family_and_by_level():
     assert report["cells"]["qa"]["all"]["gains"]["direct"]["gain"] == -1.0
     assert report["levels"][2]["n"] == 2  # the control does not count
     assert report["reasoning"]["ways"]["thinking"] == dict(
-        acc=1.0, n=3, ci=[round(end, 4) for end in wilson(3, 3)], tokens=9.0)
+        acc=1.0, n=3, ci=[round(end, 4) for end in wilson(3, 3)], tokens=9.0, cut=0.3333)
     assert report["reasoning"]["thinks"]["acc"] == 1.0
 
 
@@ -94,13 +101,17 @@ def test_types_of_task_pool_their_families_and_say_what_cannot_be_checked():
 @pytest.fixture
 def config(tmp_path):
     """The study of models of milliseconds, saved where the flags say."""
-    for name, seed in (("ckpt", 0), ("direct", 1)):
+    (tmp_path / "direct").mkdir()
+    for name, seed in (("ckpt", 0), ("direct/ckpt", 1)):
         checkpoint.save(tmp_path / f"{name}.pt", make_tiny(seed=seed, max_len=256))
+    write_json(tmp_path / "direct" / "config.json", dict(stage="base", init=""))
+    write_json(tmp_path / "direct" / "report.json", dict(real_share=0.9))
+    (tmp_path / "direct" / "metrics.jsonl").write_text('{"step": 9, "tokens": 1000}\n')
     checkpoint.save(tmp_path / "small.pt", make_tiny(n_layer=1, max_len=256))
     for kind in ("orm", "prm"):
         save_reward_model(tmp_path / f"{kind}.pt", make_reward_model(kind, max_len=256))
     return Config(
-        ckpt=str(tmp_path / "ckpt.pt"), direct=str(tmp_path / "direct.pt"),
+        ckpt=str(tmp_path / "ckpt.pt"), direct=str(tmp_path / "direct"),
         reward_model=f"{tmp_path}/orm.pt,{tmp_path}/prm.pt", out=str(tmp_path / "out"),
         cache="", problems=1, task_problems=3, samples=2, max_reasoning_tokens=3)
 
@@ -118,7 +129,10 @@ def test_the_whole_study_leaves_tables_a_figure_and_their_numbers(config, tmp_pa
     gains = report["tasks"]["multi-step reasoning"]["gains"]
     assert list(gains) == ["thinking", "sample", "vote", "orm", "prm"]
 
+    assert (report["tokens"], report["direct_tokens"]) == (None, 900)
     text = study.thinking_markdown(report)
+    assert f"{config.ckpt} was trained on an unknown number of tokens, the model" in text
+    assert "on direct answers only on 900." in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert [len({line.count("|") for line in table}) for table in tables] == [1] * 4
     assert "| creative writing | low (2) | none: no checker here |" in text

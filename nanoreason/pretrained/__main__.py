@@ -5,12 +5,12 @@
 
 Each model becomes one file, its matrices in bfloat16. Gains of norms and the head of a reward
 model, into which its calibration is folded, stay float32: they are few, and a score moves with
-every bit of the head. Tokenizer and config are inside; optimizer states are not. Equal weights
-give equal bytes. The card is written from what the run's own reports say; sections that people
-write are kept when it is written again.
+every bit of the head. Tokenizer and config are inside, and the number of tokens that were trained
+on; optimizer states are not. Equal runs give equal bytes. The card is written from what the run's
+own reports say, and from measurements of the shipped files (`--ckpt pretrained:NAME`) that stand
+beside them; sections that people write are kept when it is written again.
 """
 
-import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ import torch
 from nanoreason import checkpoint
 from nanoreason.flags import check_output, flag, parse_config, UserError
 from nanoreason.machine import run_script
-from nanoreason.pretrained import FOLDER, MODELS
-from nanoreason.pretrained.card import CARD, model_card
+from nanoreason.pretrained import describe, FOLDER, MODELS
+from nanoreason.pretrained.card import CARD, model_card, trained_tokens
 from nanoreason.reward_model import KINDS, start_reward_model
 from nanoreason.run import say, whole_file, write_json, write_text
 
@@ -58,9 +58,12 @@ def bfloat16_weights(weights):
     return converted
 
 
-def exported(state):
-    """The bytes of a loaded checkpoint dict as it ships."""
+def exported(state, tokens):
+    """The bytes of a loaded checkpoint dict as it ships. tokens: that it was trained on, or
+    None."""
     values = {key: state[key] for key in KEPT if key in state}
+    if tokens:
+        values["trained_tokens"] = tokens
     plain = dict(tokenizer=state["tokenizer"].describe(), model=state["model"], **values)
     # torch.save writes text once per object: from JSON, equal values are equal objects
     contents = json.loads(json.dumps(dict(format=checkpoint.FORMAT, **plain)))
@@ -73,7 +76,7 @@ def exported(state):
 def read_source(run, name):
     """The checkpoint dict of one model of a run. Raises UserError where the run has not finished
     it, and where it is of another kind."""
-    folder = Path(run) / MODELS[name]
+    folder = Path(run) / MODELS[name].folder
     if not (folder / "report.json").exists():
         raise UserError(f"--from {run}: the run has not made {folder}, or has not finished it")
     state = checkpoint.load(folder)
@@ -101,10 +104,13 @@ def check_free(out, names, overwrite):
 def export(run, out, overwrite=False):
     """Write all models of a run to `out`, and hashes.json behind them. Returns what that holds:
     {file: {"sha256", "bytes"}}. Raises UserError, and writes nothing, where a model is missing or
-    damaged, where all together exceed MOST bytes, and where they would replace others unasked."""
+    damaged, where all together exceed MOST bytes, and where they would replace others unasked.
+    Where an export is killed no model can be read: hashes.json goes first and comes last."""
     names = {f"{name}.pt": name for name in MODELS}
     check_free(out, [*names, "hashes.json"], overwrite)
-    files = {file: exported(read_source(run, name)) for file, name in names.items()}
+    files = {}
+    for file, name in names.items():
+        files[file] = exported(read_source(run, name), trained_tokens(run, name))
     total = sum(map(len, files.values()))
     if total > MOST:
         sizes = ", ".join(f"{file} {len(data) / 2**20:.1f}" for file, data in files.items())
@@ -112,11 +118,11 @@ def export(run, out, overwrite=False):
                         f"than {MOST >> 20} ({sizes}); nothing is written")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    hashes = {}
+    (out / "hashes.json").unlink(missing_ok=True)
     for file, data in files.items():
-        hashes[file] = dict(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
         with whole_file(out / file) as scratch:
             scratch.write_bytes(data)
+    hashes = {file: describe(data) for file, data in files.items()}
     write_json(out / "hashes.json", hashes)
     return hashes
 

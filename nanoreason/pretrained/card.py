@@ -1,32 +1,24 @@
 """The model card: what made the shipped models, how good they are, and what they are not for."""
 
+import shlex
 from pathlib import Path
 
 from nanoreason.flags import UserError
-from nanoreason.pretrained import MODELS
+from nanoreason.pretrained import MODELS, PREFIX
 from nanoreason.reward_model import KINDS
-from nanoreason.run import read_json
-from nanoreason.speedrun_report import percent, table
+from nanoreason.run import read_json, read_metrics
+from nanoreason.speedrun_report import interval, percent, table
 from nanoreason.tasks import FAMILIES, REASONING
 
 CARD = "MODEL_CARD.md"
-NOTES = {  # what each model is, in a few words
-    "base": "the base model, from random weights; most of its text answers at once",
-    "r1-zero": "R1-Zero: GRPO straight on the base",
-    "cold": "the cold start: supervised on demonstrations that reason",
-    "r1": "R1: GRPO on the cold start",
-    "final": "the final model: the base again, on R1's right solutions, general and safety data",
-    "orm": "outcome reward model of the cold start's answers",
-    "prm": "process reward model of its steps",
-    "student": "a student, distilled from R1",
-}
 WEAK = 0.75  # accuracy below which a family and level of the final model is named as weak
-# Sections that people write. Where a card is written again, it keeps its own.
+# Sections that people write. Where a card is written again, it keeps its own. params: of the final
+# model.
 WRITTEN = {
     "Known failures": "Not yet written.",
     "What the models must not be used for": (
-        "They are teaching material: about a million parameters, trained on generated exercises "
-        "in English. Do not rely on an answer that you have not checked. They know next to nothing "
+        "They are teaching material: {params:,} parameters, trained on generated exercises in "
+        "English. Do not rely on an answer that you have not checked. They know next to nothing "
         "of the world, understand no question of another kind than those above, and their "
         "refusals are an exercise in safety data, no protection: put them in front of nobody who "
         "takes them for an assistant, and let them decide nothing about people, money or health."
@@ -38,18 +30,21 @@ WRITTEN = {
 
 
 def cells_of(run, name):
-    """{family: {level: {"acc", "n", "ci"}}} of a model's greedy responses on the test split.
+    """{family: {level: {"acc", "n", "ci"}}} of a shipped model's greedy responses on the test
+    split.
 
-    From every JSON file in its folder that `sample.py --eval --json` left, but those of direct
-    answers (--no-think). Where two measured the same family and level, the one on more problems
-    counts. level: a number.
+    From every JSON file in its folder that `sample.py --eval --ckpt pretrained:NAME --json` left,
+    but those of direct answers (--no-think). Where two measured the same family and level, the one
+    on more problems counts. level: a number.
     """
-    folder = Path(run) / MODELS[name]
-    own = Path(run) / MODELS[name].split("/")[0]
+    folder = Path(run) / MODELS[name].folder
+    own = Path(run) / MODELS[name].folder.split("/")[0]
     found = {}
     for path in sorted({*folder.glob("*.json"), *own.glob("*.json")}):
         figures = read_json(path)
-        if figures.get("split") != "test" or not figures.get("think", True):
+        if figures.get("ckpt") != PREFIX + name:
+            continue
+        if figures["split"] != "test" or not figures["think"]:
             continue
         for family, measured in figures.get("families", {}).items():
             row = found.setdefault(family, {})
@@ -82,12 +77,16 @@ def accuracy_lines(cells):
 
 
 def mean_at(cells, level):
-    """Mean accuracy, in percent, of the families that reason at one level; '' where one of them was
-    not measured there."""
+    """Mean accuracy, in percent, of the families that reason at one level, with its interval; ''
+    where one of them was not measured there.
+
+    The interval counts problems, as if of one family; of so many as in the smallest cell.
+    """
     own = [cells.get(family, {}).get(level) for family in REASONING]
     if None in own:
         return ""
-    return f"{100 * sum(cell['acc'] for cell in own) / len(own):.1f}"
+    mean = sum(cell["acc"] for cell in own) / len(own)
+    return percent(interval(mean, len(own) * min(cell["n"] for cell in own)))
 
 
 def weak_lines(cells):
@@ -106,17 +105,52 @@ def weak_lines(cells):
 # The parts of the card
 
 
+def stage_tokens(folder):
+    """Tokens that one run of train_sft.py was trained on, without padding, or that one of
+    train_grpo.py sampled; None of any other run, and of one that has not ended."""
+    if not (folder / "report.json").exists():
+        return None
+    report = read_json(folder / "report.json")
+    if "sampled_tokens" in report:
+        return report["sampled_tokens"]
+    rows = read_metrics(folder / "metrics.jsonl")
+    if not rows or "tokens" not in rows[-1]:
+        return None
+    return round(rows[-1]["tokens"] * report["real_share"])
+
+
+def trained_tokens(run, name):
+    """`stage_tokens` of a model and of those that it comes from, together; None where one is not
+    known, as of reward models."""
+    model = MODELS[name]
+    own = stage_tokens(Path(run) / model.folder)
+    before = trained_tokens(run, model.began) if model.began else 0
+    return None if own is None or before is None else own + before
+
+
+def params_of(run, name):
+    """Parameters of a model of a run."""
+    return read_json(Path(run) / MODELS[name].folder / "report.json")["params"]
+
+
 def file_lines(run, hashes):
-    """A table of the files: what each holds, parameters, size and hash."""
+    """A table of the files: what each holds, parameters, tokens, size and hash."""
     rows = []
-    for name, note in NOTES.items():
+    for name, model in MODELS.items():
         entry = hashes[f"{name}.pt"]
-        params = read_json(Path(run) / MODELS[name] / "report.json")["params"]
-        size = f"{entry['bytes'] / 2**20:.2f}"
-        rows.append([f"`pretrained:{name}`", note, f"{params:,}", size, f"`{entry['sha256']}`"])
+        tokens = trained_tokens(run, name)
+        rows.append([
+            f"`{PREFIX}{name}`", model.note, f"{params_of(run, name):,}",
+            f"{tokens:,}" if tokens else "", f"{entry['bytes'] / 2**20:.2f}",
+            f"`{entry['sha256']}`",
+        ])
     total = sum(entry["bytes"] for entry in hashes.values())
+    header = ["name", "what it is", "parameters", "tokens trained on", "MiB", "SHA-256"]
     return [
-        *table(["name", "what it is", "parameters", "MiB", "SHA-256"], rows),
+        *table(header, rows),
+        "",
+        "Tokens are those of all stages that led to a model, without padding; reinforcement "
+        "learning counts what it sampled.",
         "",
         f"{total / 2**20:.1f} MiB together. Matrices are in bfloat16; gains of norms and the heads "
         "of the reward models are in float32. Tokenizer and config are in each file.",
@@ -124,21 +158,53 @@ def file_lines(run, hashes):
     ]
 
 
+def run_place(report):
+    """(the run's folder as its commands have it, the same for a reader): a path of this machine
+    becomes runs/NAME.
+
+        python train_sft.py --out /home/me/full/base   ->   /home/me/full, runs/full
+        python train_sft.py --out runs/full/base       ->   runs/full, runs/full
+    """
+    words = shlex.split(report["commands"]["base"])
+    stood = Path(words[words.index("--out") + 1]).parent
+    return stood, Path("runs") / stood.name if stood.is_absolute() else stood
+
+
+def moved(text, stood, place):
+    """A command with the run's folder `place` instead of `stood`, in whole words, and in lists of
+    them: python sample.py --reward-model /me/full/orm,/me/full/prm"""
+    words = []
+    for word in shlex.split(text):
+        items = []
+        for item in word.split(","):
+            is_inside = stood.is_absolute() and Path(item).is_relative_to(stood)
+            items.append((place / Path(item).relative_to(stood)).as_posix() if is_inside else item)
+        words.append(",".join(items))
+    return shlex.join(words)
+
+
 def making_lines(run, report, commit):
     """Where the weights come from: hardware, hours, seed, commit and commands."""
     hours = report["seconds"] / 3600
     made = f"at commit {commit}" if commit else "at a commit that was not noted"
-    # a reader's run stands in runs/, wherever this one stood
-    place = f"runs/{Path(run).name}"
+    began = read_json(Path(run) / "config.json")
+    stood, place = run_place(report)
     lines = [
-        f"One run of `python -m nanoreason.speedrun`, {made}, seed {report['seed']}, on "
-        f"{report['hardware']}, torch {report['torch']}: {hours:.1f} hours. From random weights "
-        "and generated data. Its commands:",
+        f"One run, {made}, on {report['hardware']}, torch {report['torch']}: {hours:.1f} hours. "
+        "From random weights and generated data:",
+        "",
+        "```",
+        f"python -m nanoreason.speedrun --size {began['size']} --seed {began['seed']} "
+        f"--out {place.as_posix()}",
+        f"python -m nanoreason.pretrained --from {place.as_posix()}",
+        "```",
+        "",
+        "The commands of its stages:",
         "",
     ]
     for name, text in report["commands"].items():
         seconds = report["stage_seconds"][name]
-        lines.append(f"- {name}, {seconds:.0f} s: `{text.replace(str(run), place)}`")
+        lines.append(f"- {name}, {seconds:.0f} s: `{moved(text, stood, place)}`")
     return [*lines, ""]
 
 
@@ -163,12 +229,13 @@ def quality_lines(report):
     ]
 
 
-def written_sections(path):
-    """{title of WRITTEN: its text}: of the card that is there, or the text to begin with.
+def written_sections(path, params):
+    """{title of WRITTEN: its text}: of the card that is there, or the text to begin with. params:
+    of the final model.
 
     '## Known failures\\n\\nMany.\\n\\n## Next ...'  ->  {'Known failures': 'Many.', ...}
     """
-    sections = dict(WRITTEN)
+    sections = {title: text.format(params=params) for title, text in WRITTEN.items()}
     if Path(path).exists():
         text = Path(path).read_text(encoding="utf-8")
         for part in f"\n{text}".split("\n## ")[1:]:
@@ -193,8 +260,8 @@ def model_card(run, folder, commit=""):
         "## How they were made", "", *making_lines(run, report, commit),
         "## Accuracy", "",
         "Greedy, one response, on test problems that training never saw; percent with 95% Wilson "
-        "intervals. Measured on the weights of the run, before they were rounded to bfloat16, "
-        "unless a measurement beside them says otherwise.", "",
+        "intervals. Measured on the files above by `python sample.py --eval --ckpt "
+        "pretrained:NAME ...`.", "",
     ]
     for name in ("final", "r1", "cold", "r1-zero", "base", "student"):
         cells = cells_of(run, name)
@@ -202,6 +269,7 @@ def model_card(run, folder, commit=""):
         if name == "final":
             lines += weak_lines(cells)
     lines += quality_lines(report)
-    for title, text in written_sections(Path(folder) / CARD).items():
+    written = written_sections(Path(folder) / CARD, params_of(run, "final"))
+    for title, text in written.items():
         lines += [f"## {title}", "", text, ""]
     return "\n".join(lines).rstrip() + "\n"

@@ -7,7 +7,8 @@
         makes the model that has never thought; --model and --tokens as those of --ckpt
 
 Thinking: the model answers as it likes. Direct: the think block is written for it, and is empty.
-Direct-only: a model of equal size, trained on direct answers alone, forced in the same way.
+Direct-only: a model of equal size, trained on direct answers alone, forced in the same way; the
+tokens that both were trained on stand under the table.
 
 Then the claim that compute at inference helps most where steps can be checked. For each type of
 task: greedy thinking against greedy direct answers, and among samples that think the most frequent
@@ -26,26 +27,27 @@ from pathlib import Path
 
 import numpy as np
 
+from nanoreason import checkpoint
 from nanoreason.evaluate import accuracy_of, held_out_problems, interval_of_mean
 from nanoreason.flags import UserError, check_output, flag, parse_config
-from nanoreason.generate import generate
+from nanoreason.generate import make_sampler
 from nanoreason.machine import run_script
 from nanoreason.model import PRESETS
 from nanoreason.plots import new_axes, save, styled
 from nanoreason.pool import draw_pool, estimates
+from nanoreason.pretrained.card import stage_tokens
 from nanoreason.reward_model import AGGREGATES, KINDS
-from nanoreason.rewards import outcome_reward
-from nanoreason.run import progress, say
+from nanoreason.run import progress, read_json, say
 from nanoreason.studies.reports import (
     band, mean_tokens, percent, publish, table_and_note, table_lines)
-from nanoreason.studies.samples import Setup, prompts_of
+from nanoreason.studies.samples import Setup
 from nanoreason.tasks import CONTROLS, HELD_OUT_LEVEL, LEVELS, REASONING
 from sample import load_reward_models
 
 VALIDATION = 50  # problems of each family and level; levels and the aggregate are chosen on them
 TOO_HARD = 0.20  # greedy accuracy at or below which a level is not chosen
 TOO_EASY = 0.97  # and at or above which it is not
-DIRECT_TOKENS = 64  # room for a direct answer; the longest right ones have 24 tokens
+DIRECT_TOKENS = 66  # room for a direct answer and its block; the longest right ones have 26 tokens
 COT = "Sprague et al. 2409.12183"
 O1 = "OpenAI, Learning to reason with LLMs, 2024"
 
@@ -63,7 +65,7 @@ class Config:
     task_problems: int = flag(300, "test problems of each type of task", low=3)
     samples: int = flag(16, "samples that a vote or a reward model chooses from", low=2)
     temperature: float = flag(0.7, "sampling temperature", low=0.01)
-    max_reasoning_tokens: int = flag(512, "longest response, in tokens", low=1)
+    max_reasoning_tokens: int = flag(800, "longest response, in tokens", low=1)
     seed: int = flag(0, "seed of problems and samples", low=0)
 
 
@@ -97,46 +99,42 @@ class Answers:
     """One greedy response to each of P problems.
 
     right (P,) bool, by the exact checker; tokens (P,) int, of the whole response; thinks (P,) bool,
-    whether any thinking stands in it.
+    whether any thinking stands in it; ended (P,) bool, False where the limit has cut it off.
     """
 
     right: np.ndarray
     tokens: np.ndarray
     thinks: np.ndarray
+    ended: np.ndarray
+
+
+def greedy_answers(model, problems, limit, config, what):
+    """The Answers of a sampler, each of at most `limit` tokens. what: of the progress bar."""
+    bar = progress(len(problems), what)
+    pool = draw_pool(model, problems, 1, 0.0, limit, config.seed, config.cache, bar.update)
+    bar.close()
+    responses = [pool.tokenizer.parse_response(ids) for (ids,) in pool.ids]
+    return Answers(
+        right=pool.right[:, 0],
+        tokens=pool.tokens[:, 0],
+        thinks=np.array([bool(response.thinking.strip()) for response in responses]),
+        ended=np.array([response.ended for response in responses]))
 
 
 def with_thinking(model, problems, config):
     """The Answers of a model that is given the question and nothing else."""
-    bar = progress(len(problems), "thinking")
-    pool = draw_pool(
-        model, problems, 1, 0.0, config.max_reasoning_tokens, config.seed, config.cache, bar.update)
-    bar.close()
-    thinks = []
-    for (ids,) in pool.ids:
-        thinks.append(bool(pool.tokenizer.parse_response(ids).thinking.strip()))
-    return Answers(pool.right[:, 0], pool.tokens[:, 0], np.array(thinks))
+    return greedy_answers(model, problems, config.max_reasoning_tokens, config, "thinking")
 
 
-def at_once(model, problems):
+def at_once(model, problems, config):
     """The Answers of a model for which an empty think block is written behind the question.
 
         <|user|>What is 2 + 3?<|assistant|><|think|><|/think|>   ->   5 <|end|>
 
     The two tokens of the block count as part of the response.
     """
-    tokenizer = model.tokenizer
-    block = [tokenizer.think, tokenizer.end_think]
-    prompts = [prompt + block for prompt in prompts_of(problems, tokenizer)]
-    bar = progress(len(problems), "direct answers")
-    rollout = generate(model, prompts, 1, DIRECT_TOKENS, 0.0, on_progress=bar.update).cpu()
-    bar.close()
-    right = []
-    tokens = []
-    for row, problem in enumerate(problems):
-        ids = block + rollout.response(row)
-        right.append(bool(outcome_reward(problem, tokenizer.parse_response(ids))))
-        tokens.append(len(ids))
-    return Answers(np.array(right), np.array(tokens), np.zeros(len(problems), bool))
+    direct = make_sampler(model, False, model.tokenizer.empty_thinking)
+    return greedy_answers(direct, problems, DIRECT_TOKENS, config, "direct answers")
 
 
 # Figures for reports
@@ -156,15 +154,17 @@ def compare(ways, inside):
     """What some of the problems say of all ways to answer.
 
     ways: {name: Answers} with "thinking" among them; inside: (P,) bool. Returns {"n", "thinks": the
-    share of responses that do where they may, "ways": {name: accuracy and mean tokens}, "gains":
-    {name of another way: `gain` of thinking over it}}.
+    share of responses that do where they may, "ways": {name: accuracy, mean "tokens", and "cut":
+    the share that the limit cut off}, "gains": {name of another way: `gain` of thinking over it}}.
     """
     thinking = ways["thinking"]
     figures = dict(n=int(inside.sum()), thinks=accuracy_of(thinking.thinks[inside].tolist()))
     figures |= dict(ways={}, gains={})
     for name, answers in ways.items():
         accuracy = accuracy_of(answers.right[inside].tolist())
-        figures["ways"][name] = accuracy | dict(tokens=mean_tokens(answers.tokens[inside]))
+        cut = round(float(1 - answers.ended[inside].mean()), 4)
+        figures["ways"][name] = accuracy | dict(
+            tokens=mean_tokens(answers.tokens[inside]), cut=cut)
         if name != "thinking":
             figures["gains"][name] = gain(thinking.right[inside], answers.right[inside])
     return figures
@@ -199,12 +199,17 @@ def each_level(families, levels, count, split, seed):
 
 
 def choose_level(accuracy):
-    """The highest level that is neither too easy nor too hard, else the highest.
+    """The highest level that is neither too easy nor too hard. Where none is: the highest if that
+    is too easy, else the one with the highest accuracy.
 
     {1: 1.0, 2: 0.9, 3: 0.5, 4: 0.1}  ->  3        {1: 1.0, 2: 0.99}  ->  2
+    {1: 0.1, 2: 0.0}  ->  1                        {1: 1.0, 2: 0.1}   ->  1
     """
     fitting = [level for level, acc in accuracy.items() if TOO_HARD < acc < TOO_EASY]
-    return max(fitting or accuracy)
+    highest = max(accuracy)
+    if fitting or accuracy[highest] >= TOO_EASY:
+        return max(fitting or accuracy)
+    return max(accuracy, key=lambda level: (accuracy[level], level))
 
 
 def graded_levels(model, config):
@@ -288,7 +293,7 @@ def types_of_task(model, config, setup, reward_models):
         how = best_aggregate(sampled(model, val, config, setup, prm), config.seed)
     problems = task_problems(chosen, config.task_problems, "test", config.seed)
     ways = dict(
-        thinking=with_thinking(model, problems, config), direct=at_once(model, problems))
+        thinking=with_thinking(model, problems, config), direct=at_once(model, problems, config))
     pool = sampled(model, problems, config, setup, reward_models)
     found = estimates(pool, [1, config.samples], config.seed)  # {rule: (P, 2)}
     accuracies = dict(sample=found["vote"][:, 0], vote=found["vote"][:, 1])
@@ -302,6 +307,16 @@ def types_of_task(model, config, setup, reward_models):
 # The study
 
 
+def tokens_of(path):
+    """Tokens that a model was trained on: a shipped one says so itself, a run of train_sft.py from
+    random weights leaves it in its folder. None for any other."""
+    state = checkpoint.load(path)
+    folder = Path(state["path"]).parent
+    if "trained_tokens" in state or not (folder / "config.json").exists():
+        return state.get("trained_tokens")
+    return None if read_json(folder / "config.json").get("init") else stage_tokens(folder)
+
+
 def direct_only(config, setup, model):
     """The model of --direct; None without one, and then how to make one is said.
 
@@ -312,8 +327,8 @@ def direct_only(config, setup, model):
         size = sizes[0] if sizes else "SIZE"
         say("no --direct: a model of equal size that has never thought is made by\n"
             "    python train_sft.py --stage base --styles direct --shares even "
-            f"--model {size} --tokens N --out runs/direct\n"
-            "with N the tokens that the model of --ckpt was trained on")
+            f"--model {size} --tokens {tokens_of(config.ckpt) or 'N'} --out runs/direct\n"
+            "with as many tokens as the model of --ckpt was trained on")
         return None
     other = setup.model(config.direct)
     if other.num_params != model.num_params:
@@ -326,7 +341,7 @@ def direct_only(config, setup, model):
 def choosers(config, model):
     """{kind: RewardModel} of --reward-model. Raises UserError for two of one kind."""
     context = model.config.max_len
-    found = load_reward_models(config, model.tokenizer, context, "of the model's context")
+    found = load_reward_models(config, model, context, "of the model's context")
     if set(found) - set(KINDS):
         raise UserError(
             f"--reward-model {config.reward_model}: at most one ORM and one PRM are compared")
@@ -334,20 +349,28 @@ def choosers(config, model):
 
 
 def thinking(config, setup):
-    """The report: all families and levels, then the types of task."""
+    """The report, thinking.json: what was asked of which models ("tokens", "direct_tokens": that
+    these were trained on, None where that is not known), and
+
+        cells, levels, reasoning       of `families_and_levels`: all ways to answer, compared
+        chosen, aggregate              the levels of `graded_levels`; how the PRM's scores are read
+        tasks, sampled_tokens          of `task_figures`; tokens of all samples for them
+        seconds                        of the whole
+    """
     model = setup.model(config.ckpt)
     never_thought = direct_only(config, setup, model)
     reward_models = choosers(config, model)
     began = time.time()
     problems = each_level(REASONING + CONTROLS, LEVELS, config.problems, "test", config.seed)
     ways = dict(
-        thinking=with_thinking(model, problems, config), direct=at_once(model, problems))
+        thinking=with_thinking(model, problems, config), direct=at_once(model, problems, config))
     if never_thought:
-        ways["direct-only"] = at_once(never_thought, problems)
+        ways["direct-only"] = at_once(never_thought, problems, config)
     report = dict(
         study="thinking", ckpt=config.ckpt, direct=config.direct, params=model.num_params,
         reward_models=config.reward_model, temperature=config.temperature, samples=config.samples,
-        limit=config.max_reasoning_tokens, seed=config.seed)
+        limit=config.max_reasoning_tokens, seed=config.seed, tokens=tokens_of(config.ckpt),
+        direct_tokens=config.direct and tokens_of(config.direct))
     report |= families_and_levels(ways, problems)
     report |= types_of_task(model, config, setup, reward_models)
     return report | dict(seconds=round(time.time() - began, 1))
@@ -368,26 +391,39 @@ def accuracy_text(figures):
 
 
 def way_row(name, figures):
-    """A row of the table by family: name, n, every way, gains, tokens, share that thinks."""
+    """A row of the table by family: name, n, every way, gains, tokens, shares that are cut off and
+    that think."""
     ways = figures["ways"]
     return [
         name, figures["n"], *map(accuracy_text, ways.values()),
         points(figures["gains"]["direct"]), *(f"{way['tokens']:.0f}" for way in ways.values()),
+        " / ".join(f"{100 * way['cut']:.0f}" for way in ways.values()),
         f"{100 * figures['thinks']['acc']:.0f}"]
+
+
+def trained_on(report):
+    """What the compared models were trained on, in a sentence."""
+    texts = [f"{n:,}" if n else "an unknown number of" for n in (
+        report["tokens"], report["direct_tokens"])]
+    sentence = f"{report['ckpt']} was trained on {texts[0]} tokens"
+    if report["direct"]:
+        sentence += f", the model that was trained on direct answers only on {texts[1]}"
+    return f"{sentence}."
 
 
 def families_table(report):
     """Every family over all levels, then every level over all families to reason about."""
     ways = list(report["reasoning"]["ways"])
     heads = ["", "n", *ways, "gain of thinking over direct, points"]
-    heads += [*(f"tokens, {way}" for way in ways), "share that thinks, %"]
+    heads += [*(f"tokens, {way}" for way in ways), "cut off, %", "share that thinks, %"]
     rows = [way_row(family, cells["all"]) for family, cells in report["cells"].items()]
     rows.append(way_row(f"the {len(REASONING)} to reason about", report["reasoning"]))
     rows += [way_row(f"- level {n}", figures) for n, figures in report["levels"].items()]
     return table_and_note(
         heads, rows,
-        "Greedy, test split, accuracy in percent with 95% intervals; tokens per response. "
-        f"{', '.join(CONTROLS)} are controls: nothing to reason about.")
+        "Greedy, test split, accuracy in percent with 95% intervals; tokens per response; cut off: "
+        f"{' / '.join(ways)}, at {report['limit']} tokens, or {DIRECT_TOKENS} of a direct answer. "
+        f"{', '.join(CONTROLS)} are controls: nothing to reason about. {trained_on(report)}")
 
 
 def levels_table(report):
