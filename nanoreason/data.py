@@ -89,14 +89,11 @@ def pack(examples, T, window=256):
     out and counted in `skipped`.
     """
     rows, skipped = assign_rows([len(e.ids) for e in examples], T, window)
-    kinds = collections.Counter(e.kind for e in examples if e.kind)
-    long = collections.Counter(e.kind for e in examples if e.kind and len(e.ids) > T)
-    kinds = {kind: (long[kind], count) for kind, count in kinds.items()}
     largest = max((max(e.ids, default=0) for e in examples), default=0)
-    kind = np.int16 if max(largest, T) <= np.iinfo(np.int16).max else np.int32
-    tokens = np.zeros((len(rows), T), dtype=kind)
-    targets = np.full((len(rows), T), IGNORE, dtype=kind)
-    doc_start = np.tile(np.arange(T, dtype=kind), (len(rows), 1))  # padding sees only itself
+    dtype = np.int16 if max(largest, T) <= np.iinfo(np.int16).max else np.int32
+    tokens = np.zeros((len(rows), T), dtype=dtype)
+    targets = np.full((len(rows), T), IGNORE, dtype=dtype)
+    doc_start = np.tile(np.arange(T, dtype=dtype), (len(rows), 1))  # padding sees only itself
     owner = np.full((len(rows), T), -1, dtype=np.int32)
     for r, indices in enumerate(rows):
         start = 0
@@ -110,7 +107,15 @@ def pack(examples, T, window=256):
             first = start + max(example.prompt_len - 1, 0)
             targets[r, first : end - 1] = tokens[r, first + 1 : end]
             start = end
-    return Rows(tokens, targets, doc_start, owner, int((owner >= 0).sum()), skipped, kinds)
+    real = int((owner >= 0).sum())
+    return Rows(tokens, targets, doc_start, owner, real, skipped, count_kinds(examples, T))
+
+
+def count_kinds(examples, T):
+    """{kind: (how many are longer than T, how many there are)} of the Examples that have a kind."""
+    there = collections.Counter(e.kind for e in examples if e.kind)
+    long = collections.Counter(e.kind for e in examples if e.kind and len(e.ids) > T)
+    return {kind: (long[kind], count) for kind, count in there.items()}
 
 
 def assign_rows(lengths, T, window):
@@ -150,7 +155,9 @@ def join(parts):
 
 
 def join_kinds(parts):
-    """The kinds of several Rows as those of one: [{'a': (1, 2)}, {'a': (0, 3)}] -> {'a': (1, 5)}.
+    """The kinds of several Rows as those of one.
+
+    [{'a': (1, 2)}, {'a': (0, 3)}]  ->  {'a': (1, 5)}
     """
     joined = {}
     for part in parts:

@@ -68,7 +68,7 @@ def compress(problem, lines):
         if not sound(problem, lines):
             return None
     if problem.family in FAMILIES:
-        # Pairs and triples too, such as a dead end of a search with the way back.
+        # Pairs and triples too: a sampled search may hold a dead end and the way back.
         for width in (1, 2, 3):
             lines = leave_out(problem, lines, width)
     return without_cues(problem, lines)
@@ -104,10 +104,12 @@ def without_cues(problem, lines):
 def derived(problem, line):
     """The number that a line derives, and its parts where the family works place by place.
 
+    A try derives nothing: moves go on from the given numbers.
+
     '5 * 9 = 45'  ->  {45, 40, 5} in a product
     """
     match = re.fullmatch(".*" + RESULT, line)
-    if not match:
+    if not match or strip_cue(line)[1].startswith("Try "):
         return set()
     return FAMILIES[problem.family].with_places({parse_number(match[1])} - {None})
 

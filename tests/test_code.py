@@ -615,7 +615,7 @@ class Replay:
         if self.results[result] >= self.ways[self.second_way][result]:
             return "unneeded"
         self.results[result] += 1
-        if not re.fullmatch(r"-?\d+ \* \d+ = -?\d+", text):  # 4 * 3 = 12 is no coefficient yet
+        if "*" not in text or re.search(r"[0-9)] [-+] ", text):  # 4 * 3 = 12 is no coefficient yet
             self.facts.add(result)
         return "right"
 
@@ -824,8 +824,14 @@ def test_a_product_is_no_coefficient():
     *lines, conclusion = solve(parabola, "steps", None)
     assert lines[4:6] == ["3 * 3 = 9", "18 - 9 = 9"] and audit(parabola, [*lines, conclusion]).sound
     lines.remove("18 - 9 = 9")
-    reason = check_steps(parabola, [*lines, conclusion])[-1].reason
-    assert reason == "9 is neither given nor derived"
+    for product_of_9 in (
+        "3 * 3 = 9", "3 * 3 * 1 = 9", "(3 * 3) = 9", "3 * (3) = 9", "3 * 3 / 1 = 9",
+        "3 * 3 = 3 * 3 = 9", "3 of 3 / 1 = 9", "3(3) / 1 = 9",
+    ):
+        lines[4] = product_of_9
+        *before, last_one = check_steps(parabola, [*lines, conclusion])
+        assert {judgement.verdict for judgement in before} == {Verdict.RIGHT}, product_of_9
+        assert last_one.reason == "9 is neither given nor derived", product_of_9
 
 
 def test_a_number_of_the_method_is_nothing_but_a_factor():

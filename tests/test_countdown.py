@@ -215,7 +215,9 @@ class Replay:
             at_hand.append(value)
         if self.done:
             return "unneeded"
-        again = set(said) in self.attempts
+        again = set(said) <= set().union(*self.attempts)
+        if set(said) not in self.attempts:
+            again = again and f"Try {text}" not in method(tuple(self.given), self.target)[0]
         self.attempts.append(set(said))
         return "unneeded" if again else "right"
 
@@ -814,10 +816,10 @@ TRIES = [  # statements, verdict, reason (None: not asked for)
     ("25 - 7 = 18, 18 + 7 = 25, 25 - 25 = 0, 0 * 3 = 0", "right", ""),
     ("7 + 3 = 11", "wrong", "7 + 3 is 10"),
     ("25 - 7 = 18, 18 / 3 = 7", "wrong", "18 / 3 is 6"),
-    ("25 / 7 = 3", "wrong", "25 / 7 is no whole number"),
-    ("3 - 7 = 4", "wrong", "3 - 7 is no whole number"),
+    ("25 / 7 = 3", "wrong", "25 / 7 is no whole number from 0 on"),
+    ("3 - 7 = 4", "wrong", "3 - 7 is no whole number from 0 on"),
     ("3 - 3 = 0", "wrong", "3 is neither given nor derived"),
-    ("7 - 3 = 4, 3 / 0 = 0", "wrong", "3 / 0 is no whole number"),
+    ("7 - 3 = 4, 3 / 0 = 0", "wrong", "3 / 0 is no whole number from 0 on"),
     ("21 + 25 = 46", "wrong", "21 is neither given nor derived"),
     ("7 * 7 = 49", "wrong", "7 is neither given nor derived"),
     ("7 * 2 = 14", "wrong", "2 is neither given nor derived"),
@@ -843,7 +845,9 @@ def test_a_try_is_new_and_comes_before_the_target_and_is_no_move(example):
     first = f"Try {', '.join(statements)}"
     assert last(example, first, first) == "unneeded"
     assert last(example, first, "Try 3 + 7 = 10, 25 - 7 = 18") == "unneeded"
-    assert last(example, first, f"Try {statements[0]}") == "right"
+    assert last(example, first, f"Try {statements[0]}") == "unneeded"
+    assert last(example, first, f"Try {statements[0]}, 46 + 18 = 64") == "right"
+    assert last(example, *(f"Try {part}" for part in statements), first) == "unneeded"
     assert last(example, "Try 25 - 7 = 19", "Wait, Try 25 - 7 = 18") == "right"
     assert last(example, FIRST, HIT, first) == "unneeded"
     assert last(example, FIRST, HIT, "Try 25 - 7 = 19") == "wrong"
@@ -855,6 +859,16 @@ def test_a_try_is_new_and_comes_before_the_target_and_is_no_move(example):
     found = "Try 7 * 3 = 21, 25 + 21 = 46"
     assert last(example, found) == "right" and not audit(example, [found]).concluded
     assert audit(example, [found, FIRST, HIT]).sound
+
+
+def test_a_try_of_the_method_is_new_even_where_its_statements_are_not():
+    numbers = (10, 12, 17, 44, 45)
+    lines, path = method(numbers, 102)
+    problem = make_problem("countdown", 5, (numbers, 102, path), random.Random(0))
+    again = "Try 12 * 10 = 120, 17 + 44 = 61, 17 + 45 = 62"
+    assert lines[-1] == again and "17 + 44 = 61" in lines[1] and "17 + 45 = 62" in lines[1]
+    assert audit(problem, solve(problem, "steps", None)).sound
+    assert last(problem, *lines, again) == "unneeded"
 
 
 def test_the_last_move_makes_the_target_or_says_that_it_does_not(example):

@@ -74,6 +74,8 @@ DEAD_ENDS = (
     "40 + 5 = 45, not 35 | Back to 5 40 | 40 - 5 = 35"
 )
 
+TRIES = "Try 4 + 5 + 10 = 19 | Try 5 * 4 = 20 | Wait, Try 10 * 4 = 40, 40 - 5 = 35"
+
 
 @pytest.mark.parametrize("problem, lines, short", [
     (SUM, "8 + 5 = 12 | Wait, 8 + 5 = 13 | 13 * 3 = 39 | Check: 39 / 3 = 13", SHORT),
@@ -85,6 +87,8 @@ DEAD_ENDS = (
     (SUM, "", None),
     (PRODUCT, PLACES, PLACES),  # though 45 has a 40 of its own
     (SEARCH, DEAD_ENDS, "10 * 4 = 40, left 5 40 | 40 - 5 = 35"),
+    (SEARCH, f"{TRIES} | 10 * 4 = 40, left 5 40 | 40 - 5 = 35",
+     "10 * 4 = 40, left 5 40 | 40 - 5 = 35"),
     (FACT, "", ""),
     (FACT, "it is a city", ""),
     # who knows what the last is for

@@ -815,6 +815,7 @@ ORDER_LINES = [
     ([], "Check: " + WHOLE, WRONG, None),
     ([WHOLE], "Check: Ben is second", WRONG, None),
     ([CHECK], SAME_CHECK, UNNEEDED, SAID_BEFORE),
+    (["Check: Ben > Tom"], CHECK, RIGHT, ""),
     # what is no statement
     ([], "Anna", WRONG, None),
     ([], "Anna > ", WRONG, None),

@@ -8,6 +8,7 @@ prints how many mutants of each family are caught, are flawed, or pass and why.
 """
 
 import random
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -96,6 +97,10 @@ PLANTED = [  # question, lines, and the kinds of defect that are in them
     ("What is 36 × 47?",
      ["6 * 7 = 42, write 2, carry 4", "6 * 7 = 42, write 2, carry 4", "42 + 0 = 42"],
      ["repeated", "nowhere", "loose", "not established"]),
+    # the total is known already
+    ("What is 36 × 7?",
+     ["36 * 7 = 252", "6 * 7 = 42, write 2, carry 4", "3 * 7 + 4 = 25, write 25"],
+     ["repeated", "repeated"]),
     # chains
     ("What is (8 + 5) * 3?",
      ["8 + 5 = 13", "13 * 3 = 39", "Another way: 8 * 3 = 24", "5 * 3 = 15", "24 + 15 = 39"],
@@ -150,6 +155,10 @@ PLANTED = [  # question, lines, and the kinds of defect that are in them
     ("Is 91 prime?",
      ["by 7: 9, 21, 0", "7 divides 91, so 91 is not prime"],
      []),
+    ("Is 91 prime?",
+     ["Check: by 7: 9, 21, 0", "7 divides 91, so 91 is not prime",
+      "Check: 91 = 7 * 13, so 91 is not prime"],
+     ["not established", "not established"]),
     ("Is 91 prime?",
      ["by 7: 9, 21, 1", "7 divides 91, so 91 is not prime"],
      ["false", "not established", "not established"]),
@@ -232,7 +241,8 @@ def test_in_another_order_a_solution_is_sound_exactly_when_every_number_is_there
         lines = solve(problem, "steps", rng)
         for _ in range(3):
             rng.shuffle(lines)
-            expected = not flawed(problem.question, lines)
+            kinds = {kind for _, kind, _ in defects(problem.question, lines)}
+            expected = kinds.isdisjoint((*HARD, "repeated"))
             assert audit(problem, lines).sound == expected, (problem.question, lines)
             sound[expected] += 1
     assert min(sound.values()) > 25
@@ -266,6 +276,18 @@ def test_mutants_are_damaged_in_four_ways_and_nearly_all_are_caught(family):
     caught = sum(caught for _, caught in rates.values())
     assert caught == sum(not audit(problem, damaged).sound for problem, _, _, damaged in made)
     assert caught > 110
+
+
+def test_a_truth_table_is_damaged_in_its_bits_and_letters_and_keeps_its_shape():
+    changed = Counter()
+    for _, lines, kind, damaged in mutants("logic", 300, 0):
+        pairs = [(a, b) for a, b in zip(lines, damaged) if a != b and kind == "changed number"]
+        for a, b in pairs:
+            if re.match("[A-Z] = |[01 ]+: ", a):
+                ((old, new),) = [spot for spot in zip(a, b, strict=True) if spot[0] != spot[1]]
+                assert (new in "01") == (old in "01"), (a, b)
+                changed["bit" if old in "01" else "letter"] += 1
+    assert min(changed["bit"], changed["letter"]) > 5, changed
 
 
 # The table

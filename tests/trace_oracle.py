@@ -182,6 +182,7 @@ class _Trace:
         self.by_meaning = by_meaning
         self.rng = random.Random(str(asked))
         self.known = {}
+        self.derived = []  # (number of a line, what it derives)
         self.defects = []
         # the unknown of an equation, by value and by meaning
         self.x = None
@@ -305,7 +306,6 @@ class _Trace:
 
     def read(self, cued):
         """The defects of a trace. cued: (cue, text) of each line."""
-        derived = []
         used = []
         said = Counter()
         answers = []  # what the lines that end in the answer can mean
@@ -318,12 +318,12 @@ class _Trace:
             said[cue == "Check", text] += 1
             used.append(line.used)
             if cue != "Check":
-                derived += [(i, line.value)] if line.value is not None else []
+                self.derived += [(i, line.value)] if line.value is not None else []
                 answers += [line.meanings] if line.meanings is not None else []
         if 0 < self.column < len(self.columns):
             self.defect(None, "loose", "the columns are not finished")
         self.check_answers(answers)
-        for i, value in derived:
+        for i, value in self.derived:
             if value != self.answer and not self.is_used(value, used[i + 1 :]):
                 self.defect(i, "loose", cued[i][1])
         return self.defects
@@ -413,7 +413,7 @@ class _Trace:
         return begun and value == self.in_columns and set(used) <= set(self.asked)
 
     def column_line(self, i, text):
-        """'5 + 7 = 12, write 2, carry 1': the next column of a sum or product.
+        """'5 + 7 = 12, write 2, carry 1': the next column of a sum or product not known yet.
 
         The last one ends a sum or product that is asked for. Its numbers are digits, and derive
         nothing else.
@@ -433,6 +433,8 @@ class _Trace:
         written = write + 10 * int(column[4] or 0)
         if totals != {written} or (carries and write > 9):
             self.defect(i, "false", text)
+        elif not self.column and any(value == self.in_columns for _, value in self.derived):
+            self.defect(i, "repeated", text)
         elif self.columns[self.column : self.column + 1] == [(sorted(terms), carries)]:
             self.column += 1
             if self.column == len(self.columns) and self.in_columns == self.answer:
@@ -514,6 +516,7 @@ class _Primality:
         self.tried = set()  # numbers that leave a remainder
         self.divide = set()  # numbers that leave none
         self.established = False
+        self.is_check = False  # whether this line is a check, which establishes nothing
         self.rules = (
             (r"(\d+) / (\d+) leaves (\d+)", self.remainder),
             (r"(\d+) \* (\d+) \+ (\d+) = (\d+)", self.remainder_by_product),
@@ -543,7 +546,8 @@ class _Primality:
 
     def line(self, cue, text):
         """The kind of a line's defect, by the rule for what it says."""
-        rules = self.check_rules if cue == "Check" else self.rules
+        self.is_check = cue == "Check"
+        rules = self.check_rules if self.is_check else self.rules
         for pattern, rule in rules:
             if match := re.fullmatch(pattern, text):
                 return rule(*map(int, re.findall(r"\d+", " ".join(match.groups()))))
@@ -581,12 +585,13 @@ class _Primality:
             return "false"
         if p not in self.divide:
             return "not established"
-        self.established = True
+        self.established |= not self.is_check
         return ""
 
     def trial(self, p, rest):
         """A true remainder; what is left by a number that is no prime is of no use."""
-        (self.tried if rest else self.divide).add(p)
+        if not self.is_check:
+            (self.tried if rest else self.divide).add(p)
         return "" if p in primes_up_to(p) else "loose"
 
     def not_prime(self, m, p, q, again):
@@ -594,7 +599,7 @@ class _Primality:
             return "nowhere"
         if p * q != m or 1 in (p, q):
             return "false"
-        self.established = True
+        self.established |= not self.is_check
         return ""
 
     def prime_by_square(self, p, q, square, m, again):
@@ -614,7 +619,7 @@ class _Primality:
         """A conclusion that needs remainders from some primes, where these have been shown."""
         if set(needed) - shown:
             return "not established"
-        self.established = True
+        self.established |= not self.is_check
         return ""
 
     def product(self, p, q, m):

@@ -38,8 +38,6 @@ MAX_NODES = 60  # numbers, names and operations of an expression
 MAX_EXPONENT = 6
 MAX_SIZE = 10**12  # of a value
 
-PRODUCT = re.compile(r"-?[0-9]+ *[*×] *-?[0-9]+ *= *-?[0-9]+")  # a line that is but a product
-
 # Inputs that answers are run on beside those that the question shows.
 HIDDEN = (
     -10, -9, -8, -7, -5, -4, -3, -1,
@@ -186,13 +184,15 @@ def differences(values):
     return rows
 
 
-def product_fact(n):
-    """The name under which right lines that only multiply to n are counted."""
-    return f"a product of {n}"
+def is_product(line):
+    """Does the line only multiply: '3 * 3 = 9', '3(3) / 1 = 9', and not '15 - 3 * 3 = 6'?"""
+    left = line.rpartition("=")[0]
+    multiplies = re.search(r"[*×]|of|[0-9)] *\(", left)
+    return multiplies and not re.search(r"[0-9)] *[-+]", left)
 
 
 def difference_lines(rows):
-    """The lines that give the differences of each row: [6, 11] -> '11 - 6 = 5'."""
+    """The lines that give the differences of each row: [[6, 11]] -> ['11 - 6 = 5']."""
     return [f"{b} - {a} = {b - a}" for row in rows for a, b in zip(row, row[1:])]
 
 
@@ -346,8 +346,8 @@ class Code(Family):
                 lines.append(f"{rest} / {factorial(k)} = {rest // factorial(k)}")
         return lines
 
-    def _bold_lines(self, params, start, last_row=False):
-        """The same from f(start) on, with one line for each coefficient.
+    def _terse_lines(self, params, start, last_row=False):
+        """The same from f(start) on, with one line for each coefficient that is no difference yet.
 
         last_row: with a line for the last difference, which else is part of the next line.
         """
@@ -377,14 +377,14 @@ class Code(Family):
         if params[0] == "periodic":
             lines = self._periodic_lines(params, bold=True)
         else:
-            lines = self._bold_lines(params, start=1)
+            lines = self._terse_lines(params, start=1)
         return [*lines, f"f(x) = {self.answer(params)}"]
 
     def another(self, params):
         """The coefficients again: from later values, or by the whole climb of a period."""
         if params[0] != "periodic":
             steps = self.steps(params)
-            lines = self._bold_lines(params, start=2, last_row=True)
+            lines = self._terse_lines(params, start=2, last_row=True)
             return [line for line in lines if line not in steps]
         _, a, m, b = params
         if m == 2:
@@ -454,8 +454,8 @@ class Code(Family):
         if statement and line.startswith("f("):
             return self.check_function(state, line, statement.value)
         judgement = super().check_line(state, line, statement)
-        if judgement is RIGHT and PRODUCT.fullmatch(line):
-            state.results[product_fact(statement.value)] += 1
+        if judgement is RIGHT and is_product(line):
+            state.facts["product", statement.value] += 1
         if judgement is RIGHT and not re.search(r"[0-9)] *[-+*×/]", line):  # -3 = -3
             return unneeded("this says nothing new")
         return judgement
@@ -474,9 +474,11 @@ class Code(Family):
         """Judgement of an expression that is not the function or was not derived, else None."""
         if not self.is_function(state.params, text):
             return wrong("this is not the function")
-        found = state.results
         # 4 * 3 = 12 is a part of a difference: 12 is no coefficient by that.
-        missing = [n for n in self.needed(state.params) if found[n] <= found[product_fact(n)]]
+        missing = [
+            n for n in self.needed(state.params)
+            if state.results[n] <= state.facts["product", n]
+        ]
         return wrong(f"{missing[0]} is neither given nor derived") if missing else None
 
     def _flaw_of_period(self, params, line, fact):

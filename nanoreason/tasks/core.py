@@ -222,7 +222,7 @@ def evaluate(text, stand_in=None):
 class Statement(NamedTuple):
     """What a line 'a = b' or 'a = b = c' says."""
 
-    value: Fraction  # of the last side
+    value: Fraction  # of the last side; None where the line derives no number
     used: set  # Fractions that it builds on: all but a number that is the whole last side
     true: bool  # whether all sides are equal
 
@@ -270,6 +270,7 @@ class TraceState:
     known: set  # Fractions that a step may use: given, or derived by an earlier line
     said: Counter = field(default_factory=Counter)  # line -> how often; checks as 'Check: ' + text
     results: Counter = field(default_factory=Counter)  # Fraction -> right lines that end in it
+    facts: Counter = field(default_factory=Counter)  # what a family counts besides, by tuples
     second_way: bool = False  # whether 'Another way: ' has begun
 
     def check_again(self, check):
@@ -337,7 +338,10 @@ class Family:
         return hash_split(self.identity(params))
 
     def difficulty(self, params):
-        """Characters of the full worked solution without blanks: what the levels are ordered by."""
+        """Characters of the full worked solution without blanks: what the levels are ordered by.
+
+        But for countdown's 4 and 5: five numbers are tried in fewer ways than four.
+        """
         return sum(len(line.replace(" ", "")) for line in self.steps(params))
 
     def read_answer(self, problem, text):

@@ -176,12 +176,10 @@ class Order(Puzzle):
         return f"Check: {write_clues(names, clues)}"
 
     def check_claim(self, params, line, known, is_check):
-        """(Judgement, facts that the line establishes where it is right). Raises Unreadable.
-
-        known: set of the facts of the right lines before.
-        """
+        """As in Puzzle. After a check that tests too little a full one is still of use."""
         if is_check:
-            return self._check_test(params, line), {"check"}
+            judgement = self._check_test(params, line)
+            return judgement, {"check"} if judgement is RIGHT else set()
         if " is " in line:
             return self._check_place(params, line, known)
         if "," in line:
@@ -199,33 +197,35 @@ class Order(Puzzle):
         It follows the places before it, and the answer also a chain of all people.
         """
         names, clues, asked = params
-        end = len(names) - 1
+        last = len(names) - 1
         said, colon, rest = line.partition(": ")
         name, _, place = said.partition(" is ")
         if name not in names or place not in ("last", *ORDINALS):
             raise Unreadable(line)
-        at = end if place == "last" else ORDINALS.index(place)
+        at = last if place == "last" else ORDINALS.index(place)
+        left = clues_after(clues, at)
         if names.index(name) != at:
             return wrong(f"{name} is not {place}"), set()
-        if colon:
-            left = clues_after(clues, at)
-            if flaw := self._flaw_of_clues(names, read_clues(names, rest), left):
-                return flaw, set()
+        if colon and (flaw := self._flaw_of_clues(names, read_clues(names, rest), left)):
+            return flaw, set()
+
+        # The answer from a chain of all people, which establishes every place.
         answers = at == asked and not colon
-        whole = not known.isdisjoint({(">", 0, end), ("<", 0, end)})
-        in_turn = colon or not clues_after(clues, at)  # else the clues are still to be said
-        if answers and whole:
+        chained = not known.isdisjoint({(">", 0, last), ("<", 0, last)})
+        if answers and chained:
             return RIGHT, {"conclusion"}
-        if at > asked or not (answers or in_turn):
+
+        # The next place, with the clues that it leaves.
+        if at > asked or not (answers or colon or not left):
             return unneeded("this is not what is asked"), set()
-        before = [k for k in range(at) if ("place", k) not in known]
-        if "clues" in known and not before:
+        missing = [k for k in range(at) if ("place", k) not in known]
+        if "clues" in known and not missing:
             return RIGHT, {"conclusion"} if answers else {("place", at)}
-        if whole:
+        if chained:  # it does follow, from the chain, and is no answer
             return unneeded("this is not what is asked"), set()
         if "clues" not in known:
             return wrong("the whole order has not been established"), set()
-        return wrong(f"nobody has been found to be {ORDINALS[before[0]]}"), set()
+        return wrong(f"nobody has been found to be {ORDINALS[missing[0]]}"), set()
 
     def _flaw_of_clues(self, names, said, clues):
         """Judgement of said clues (i, j) that are not exactly these; None where they are."""

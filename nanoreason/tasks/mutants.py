@@ -13,8 +13,10 @@ import re
 from nanoreason.tasks import LEVELS, STYLES, audit, draw_problem, solve
 
 KINDS = ("changed number", "dropped step", "swapped operands", "copied answer")
-ATOM = re.compile(r"[0-9]+|\b[A-Z][a-z]+\b(?! way)")  # numbers, and the names of order puzzles
-NAME = re.compile(r"\b[A-Z][a-z]+\b")
+CUES = ("Wait", "Check", "Another", "Back", "Try")
+NAME = re.compile(rf"\b(?!(?:{'|'.join(CUES)})\b)[A-Z][a-z]+\b")  # of order puzzles
+LETTER = re.compile(r"\b[A-Z]\b")  # of the columns of a truth table
+BITS = re.compile("[A-Z] = |[01 ]+: ")  # the start of a column or row
 # What may stand between operands that can change places.
 COMMUTES = re.compile(r" ?[+*] ?|% of | and | or | xor ")
 
@@ -26,10 +28,10 @@ def mutate(problem, lines, kind, rng):
         return _drop(lines, rng)
     if kind == "copied answer":
         return _copy_answer(problem, lines, i, rng)
-    words = ("Wait", "Check", "Another", "Back")
-    spots = [match for match in ATOM.finditer(lines[i]) if match[0] not in words]
+    name = LETTER if BITS.match(lines[i]) else NAME
+    spots = list(re.finditer(rf"[0-9]+|{name.pattern}", lines[i]))
     if kind == "changed number":
-        line = _change(lines, i, spots, rng)
+        line = _change(lines, i, spots, name, rng)
     else:
         line = _swap(lines[i], spots, rng)
     return None if line is None else [*lines[:i], line, *lines[i + 1 :]]
@@ -53,33 +55,38 @@ def _copy_answer(problem, lines, i, rng):
     return [*lines[:i], copied]
 
 
-def _change(lines, i, spots, rng):
+def _change(lines, i, spots, name, rng):
     """Line i with one number moved a little, or one name replaced by another of the trace.
 
-    None where nothing changes. spots: matches of ATOM in the line.
+    Of a truth table one bit is flipped. None where nothing changes. spots: matches of a number or
+    of `name`, a pattern, in the line.
     """
     if not spots:
         return None
     spot = rng.choice(spots)
-    if spot[0].isdigit():
-        other = str(max(0, int(spot[0]) + rng.choice((-10, -2, -1, 1, 2, 10))))
+    if not spot[0].isdigit():
+        other = rng.choice(name.findall(" ".join(lines)))
+    elif BITS.match(lines[i]):
+        at = rng.randrange(len(spot[0]))
+        other = f"{spot[0][:at]}{1 - int(spot[0][at])}{spot[0][at + 1 :]}"
     else:
-        names = NAME.findall(" ".join(lines))
-        other = rng.choice([name for name in names if name not in ("Check", "Another", "Back")])
+        other = str(max(0, int(spot[0]) + rng.choice((-10, -2, -1, 1, 2, 10))))
     if other == spot[0]:
         return None
     return lines[i][: spot.start()] + other + lines[i][spot.end() :]
 
 
 def _swap(line, spots, rng):
-    """The line with two neighbouring atoms in each other's place; None without such a pair.
+    """The line with two neighbouring spots in each other's place; None without such a pair.
 
-    Not two that are alike, nor two whose order does not matter.
+    Not two that are alike, nor two whose order does not matter, nor a letter and a column.
     """
     pairs = [
         (a, b)
         for a, b in zip(spots, spots[1:])
-        if a[0] != b[0] and not COMMUTES.fullmatch(line, a.end(), b.start())
+        if a[0] != b[0]
+        and a[0].isdigit() == b[0].isdigit()
+        and not COMMUTES.fullmatch(line, a.end(), b.start())
     ]
     if not pairs:
         return None

@@ -12,6 +12,7 @@ from nanoreason.tasks.core import (
     UNREADABLE,
     Family,
     Statement,
+    Unreadable,
     Verdict,
     chain_lines,
     format_number,
@@ -24,7 +25,7 @@ from nanoreason.tasks.core import (
     wrong,
 )
 
-COLUMN = "a column"  # what stands in the place of a value for '5 + 7 = 12, write 2, carry 1'
+WHOLE = "(0|[1-9][0-9]{0,6})"  # a whole number as it is written, in a trial division
 
 
 def plus(terms):
@@ -71,11 +72,23 @@ def sum_columns(a, b):
     return lines
 
 
+def crosswise_pairs(a_digits, b_digits, column):
+    """The digits whose places make a column, from the left digit of a on. Digits: from the right.
+
+    crosswise_pairs([6, 3], [7, 4], 1)  ->  [(3, 7), (6, 4)]
+    """
+    return [
+        (a_digits[left], b_digits[column - left])
+        for left in reversed(range(len(a_digits)))
+        if 0 <= column - left < len(b_digits)
+    ]
+
+
 def product_columns(a, b):
     """Lines of a product worked crosswise, column by column from the right.
 
-    A column adds up, from the left digit of a to the right one, the products of two digits whose
-    places make this column, and what was carried; two numbers at a time.
+    A column adds up the products of its crosswise_pairs and what was carried: two numbers at a
+    time, so that no line asks for a sum that a small model cannot do in one go.
 
     product_columns(36, 47)  ->  ['6 * 7 = 42, write 2, carry 4',
                                   '3 * 7 + 6 * 4 + 4 = 21 + 24 + 4 = 45 + 4 = 49, write 9, carry 4',
@@ -87,11 +100,7 @@ def product_columns(a, b):
     lines = []
     carry = 0
     for column in range(last + 1):
-        pairs = [
-            (a_digits[i], b_digits[column - i])
-            for i in range(len(a_digits) - 1, -1, -1)
-            if 0 <= column - i < len(b_digits)
-        ]
+        pairs = crosswise_pairs(a_digits, b_digits, column)
         carried = [carry] if carry else []
         terms = [f"{x} * {y}" for x, y in pairs] + carried
         numbers = [x * y for x, y in pairs] + carried
@@ -102,12 +111,33 @@ def product_columns(a, b):
     return lines
 
 
+def read_column(line):
+    """(its terms in order, its ending) of a true column; None of any other line.
+
+    Two columns are the same where these are: in which order the terms stand, and how many sides
+    come between, is wording.
+
+    '6 * 4 + 7 * 3 + 4 = 49, write 9, carry 4'  ->  (['3 * 7', '4', '4 * 6'], 'write 9, carry 4')
+    """
+    sum_, _, ending = line.replace("×", "*").partition(", ")
+    if not re.fullmatch("[0-9+*= ]+", sum_) or re.search(r"\b0[0-9]", sum_):
+        return None
+    try:
+        total, _, true = read_statement(sum_)
+    except Unreadable:
+        return None
+    if not true or ending not in (written(int(total)), written(int(total), carries=False)):
+        return None
+    terms = sum_.split(" = ")[0].split(" + ")
+    return sorted(" * ".join(sorted(term.split(" * "))) for term in terms), ending
+
+
 class Columns(Family):
     """A family that works two numbers in columns, here to their product.
 
-    A line with ', write ' is a column. It is right where it is the next one of these two numbers,
-    in either order. Its numbers are digits: it makes no number known, and builds on none. The last
-    column reaches the total as other lines reach their result.
+    A line with ', write ' is a column. It is right where it is the next one, by value. Its numbers
+    are digits: it makes no number known, and builds on none. Where the total of the columns is the
+    answer, the last one reaches it as other lines reach their result.
     """
 
     def total(self, params):
@@ -115,11 +145,18 @@ class Columns(Family):
         a, b = params
         return a * b
 
+    def column_lines(self, params):
+        """The lines of all columns."""
+        return product_columns(*params)
+
     @lru_cache(maxsize=4096)
     def columns(self, params):
-        """The lines of all columns, of a and b and of b and a: two lists of the same length."""
-        a, b = params
-        return product_columns(a, b), product_columns(b, a)
+        """All columns, as from read_column."""
+        return [read_column(line) for line in self.column_lines(params)]
+
+    def ends_in_answer(self, params):
+        """Is the last column the answer, and not the product that a percentage is made from?"""
+        return self.answer(params) == str(self.total(params))
 
     def slip(self, line, rng):
         """A column added up wrong, and then written and carried as it was added."""
@@ -132,53 +169,71 @@ class Columns(Family):
         return f"{column[1]}{slipped}, {written(slipped, carries=bool(column[3]))}"
 
     def read(self, params, line):
-        """Statement of a line. A column has a fact in the place of a value."""
+        """Statement of a line. A column has no value that would be known from then on."""
         if ", write " in line:
-            return Statement(COLUMN, set(), False)
+            return Statement(None, set(), False)
         return super().read(params, line)
 
     def way(self, params, lines):
+        """The Way of a solution. In columns it says the total once, with the last of them.
+
+        So the total, said once more, is known already.
+        """
         way = super().way(params, lines)
-        if way.results[COLUMN]:
+        if way.results.pop(None, 0) and self.ends_in_answer(params):
             way.results[self.total(params)] += 1
         return way
 
     def check_line(self, state, line, statement):
-        """A column is right where it is the next one; other lines as everywhere.
+        """Columns as in check_column, other lines as everywhere.
 
-        Once the columns have begun, 'a * b = ...' rests on all of them.
+        Once the columns have begun, 'a * b = ...' is of no use before they are finished.
         """
+        if ", write " in line:
+            return self.check_column(state, line)
+        judgement = super().check_line(state, line, statement)
+        if judgement is RIGHT and 0 < state.facts["column",] < len(self.columns(state.params)):
+            at_once = statement.used <= set(map(Fraction, state.params))
+            if at_once and statement.value == self.total(state.params):
+                return unneeded("the columns are not finished")
+        return judgement
+
+    def check_column(self, state, line):
+        """A column is right where it is the next one and leads to a total that is not known."""
         columns = self.columns(state.params)
         total = self.total(state.params)
-        done = state.results[COLUMN]
-        if ", write " in line:
-            if any(line in lines[done : done + 1] for lines in columns):
-                if done + 1 == len(columns[0]):
-                    state.results[total] += 1
-                return RIGHT
-            if any(line in lines[:done] for lines in columns):
-                return unneeded("this was said before")
+        done = state.facts["column",]
+        column = read_column(line)
+        if column not in columns:
+            return wrong("this is no column of these numbers")
+        is_next = column in columns[done : done + 1]
+        if column in columns[:done] and not is_next:
+            return unneeded("this was said before")
+        way = self.reference(state.params)[state.second_way]
+        if state.results[total] >= way.results[total]:
+            return unneeded(f"{total} is known already")
+        if not is_next:
             return wrong("this is not the next column")
-        judgement = super().check_line(state, line, statement)
-        if judgement is RIGHT and 0 < done < len(columns[0]):
-            if statement.value == total and statement.used <= set(map(Fraction, state.params)):
-                return wrong("the columns are not finished")
-        return judgement
+        state.facts["column",] += 1
+        if done + 1 == len(columns) and self.ends_in_answer(state.params):
+            state.results[total] += 1
+        return RIGHT
 
     def flaw_of_check(self, state, line, statement):
         """A column tests nothing; other checks as everywhere."""
         if ", write " not in line:
             return super().flaw_of_check(state, line, statement)
-        if any(line in lines for lines in self.columns(state.params)):
+        if read_column(line) in self.columns(state.params):
             return unneeded("this does not test the answer")
         return wrong("this is no column of these numbers")
 
     def concludes(self, params, lines):
-        """Do these right lines establish the answer? All columns do where it is their total."""
+        """Do these right lines establish the answer? Not where columns are left unfinished."""
         said = sum(", write " in line for line in lines)
-        if said == len(self.columns(params)[0]) and self.answer(params) == str(self.total(params)):
+        missing = len(self.columns(params)) - said
+        if not missing and self.ends_in_answer(params):
             return True
-        return super().concludes(params, lines)
+        return not (said and missing) and super().concludes(params, lines)
 
 
 class Addition(Columns):
@@ -205,16 +260,14 @@ class Addition(Columns):
     def total(self, params):
         return sum(params)
 
-    @lru_cache(maxsize=4096)
-    def columns(self, params):
-        a, b = params
-        return sum_columns(a, b), sum_columns(b, a)
+    def column_lines(self, params):
+        return sum_columns(*params)
 
     def answer(self, params):
         return str(sum(params))
 
     def steps(self, params):
-        return sum_columns(*params)
+        return self.column_lines(params)
 
     def terse(self, params):
         a, b = params
@@ -265,7 +318,7 @@ class Multiplication(Columns):
         return str(params[0] * params[1])
 
     def steps(self, params):
-        return product_columns(*params)
+        return self.column_lines(params)
 
     def terse(self, params):
         return self._rows(*params)
@@ -833,7 +886,7 @@ class Primality(Family):
         needs the trial of p.
         """
         n = params[0]
-        tried = set()  # divisors of the trials that were not wrong
+        tried = set()  # divisors of the trials that were not wrong; a check establishes nothing
         said = set()  # lines, and what right ones establish: a trial's divisor or None, per way
         second_way = False
         judgements = []
@@ -843,7 +896,7 @@ class Primality(Family):
             divisor, judgement = self._check_trial(n, line)
             if divisor is None:
                 judgement = self._check_conclusion(n, line, tried, is_check)
-            elif judgement.verdict is not Verdict.WRONG:
+            elif judgement.verdict is not Verdict.WRONG and not is_check:
                 tried.add(divisor)
             fact = (is_check, second_way, divisor)
             if judgement is RIGHT:
@@ -859,14 +912,13 @@ class Primality(Family):
 
         (None, None) for any other line.
         """
-        number = "([0-9]{1,6})"
-        if match := re.fullmatch(rf"by {number}: ([0-9]{{1,7}}(?:, [0-9]{{1,7}})*)", line):
+        if match := re.fullmatch(rf"by {WHOLE}: ({WHOLE}(?:, {WHOLE})*)", line):
             p = int(match[1])
             flaw = self._flaw_of_division(n, p, list(map(int, match[2].split(", "))))
             return p, flaw or self._check_remainder(n, p, n % p)
-        if match := re.fullmatch(rf"{n} / {number} leaves {number}", line):
+        if match := re.fullmatch(rf"{n} / {WHOLE} leaves {WHOLE}", line):
             p, remainder = map(int, match.groups())
-        elif match := re.fullmatch(rf"{number} \* {number} \+ {number} = {n}", line):
+        elif match := re.fullmatch(rf"{WHOLE} \* {WHOLE} \+ {WHOLE} = {n}", line):
             p, quotient, remainder = map(int, match.groups())
             value = p * quotient + remainder
             if value != n:
@@ -905,13 +957,12 @@ class Primality(Family):
 
     def _check_conclusion(self, n, line, tried, is_check):
         """Judgement of a line that says prime or not, or of a product that a check shows."""
-        number = "([0-9]{1,6})"
-        if match := re.fullmatch(rf"{n} = {number} \* {number}, so {n} is not prime", line):
+        if match := re.fullmatch(rf"{n} = {WHOLE} \* {WHOLE}, so {n} is not prime", line):
             p, q = map(int, match.groups())
             if p * q != n:
                 return wrong(f"{p} * {q} is {p * q}")
             return RIGHT if p > 1 and q > 1 else wrong("1 divides every number")
-        if match := re.fullmatch(rf"{number} divides {n}, so {n} is not prime", line):
+        if match := re.fullmatch(rf"{WHOLE} divides {n}, so {n} is not prime", line):
             return self._check_divisor(n, int(match[1]), tried)
         if is_check and f"Check: {line}" == self.check((n,)):
             return RIGHT
