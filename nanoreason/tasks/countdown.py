@@ -17,6 +17,7 @@ from nanoreason.tasks.core import (
     UNREADABLE,
     Family,
     Unreadable,
+    chain_lines,
     evaluate,
     miscalculate,
     read_statement,
@@ -179,14 +180,16 @@ def by_signs(state, target):
     which has to be added.
 
     by_signs((12, 14, 20), 6)
-        '12 + 14 + 20 = 46', '46 - 6 = 40', '40 / 2 = 20', '46 - 20 = 26': 20 has to be subtracted
+        '12 + 14 = 26', '26 + 20 = 46', '46 - 6 = 40', '40 / 2 = 20', '46 - 20 = 26': 20 has to be
+        subtracted
     """
     if len(state) == 2:
         yield by_sum_or_difference(state, target)
         return
     total = sum(state)
     over = total - target
-    statements = [f"{' + '.join(map(str, state))} = {total}"]
+    # two numbers at a time: a sum of three at once is what small models get wrong
+    statements = chain_lines(state[0], [("+", n) for n in state[1:]])
     if over >= 0:
         statements.append(f"{total} - {target} = {over}")
     if over < 0 or over % 2:

@@ -312,15 +312,17 @@ class Truth(Puzzle):
     """The true rows of a truth table. Params: (expression,).
 
     It is worked by columns: the variables, in the order of their letters, are A, B and so on, and
-    every operator on columns makes the next one, until one is that of the whole expression.
+    every operator on columns makes the next one, until one is that of the whole expression. Before
+    each of them the expression is written anew, with the letters of the columns that there are.
 
-    'A = 0011', 'B = 0101', 'C = A or B = 0111', 'D = not A = 1100', 'E = C and D = 0100'
+    'A = 0011', 'B = 0101', '(A or B) and not A', 'C = A or B = 0111', 'C and not A',
+    'D = not A = 1100', 'C and D', 'E = C and D = 0100'
 
     A row worked out, '0 1: (0 or 1) and not 0 = 1 and 1 = 1', is another way to say it.
 
     Facts are (letter, part, bits) of each column, the part being in_order, and None where it is no
     part of the expression; the bits of a row that was worked out, '0 1'; the text of a line that
-    counts rows; 'difference' and 'check'.
+    counts rows, and of one that writes the expression anew; 'difference' and 'check'.
     """
 
     # level -> (variables, operators)
@@ -365,20 +367,18 @@ class Truth(Puzzle):
     def steps(self, params):
         """The column of every variable, then of every operator from inside out, then the count.
 
-        '(p or q) and not p'  ->  'A = 0011', 'B = 0101', 'C = A or B = 0111', 'D = not A = 1100',
-                                  'E = C and D = 0100', 'true in 1 of 4 rows'
+        Of '(p or q) and not p' these are the lines above and 'true in 1 of 4 rows'.
         """
         n = variables(params[0])
-        parts = parts_of(params[0])
-        letters = dict(zip(parts, LETTERS))
+        numbers = {}  # of the columns so far: {in_order(part): 0 for A, 1 for B, ...}
         lines = []
-        for known_as, part in parts.items():
-            sides = [letters[known_as], bits_of(part, n)]
+        for known_as, part in parts_of(params[0]).items():
+            sides = [LETTERS[len(numbers)], bits_of(part, n)]
             if not isinstance(part, int):
-                op, *operands = part
-                names = [letters[in_order(operand)] for operand in operands]
-                sides.insert(1, f"not {names[0]}" if op == "not" else f" {op} ".join(names))
+                lines.append(write(with_columns(params[0], numbers), LETTERS))
+                sides.insert(1, write(with_columns(part, numbers), LETTERS))
             lines.append(" = ".join(sides))
+            numbers[known_as] = len(numbers)
         return [*lines, self.conclusions(params)[0]]
 
     def terse(self, params):
@@ -412,6 +412,9 @@ class Truth(Puzzle):
         elif count := re.fullmatch("(true|false) in [0-9]+ of [0-9]+ rows", line):
             fact = line
             judgement = self._check_count(params, line, count[1], known)
+        elif re.fullmatch("[A-Zadnortx() ]+", line):
+            fact = line
+            judgement = self._check_rewritten(params[0], line, known)
         else:
             fact = "difference"
             judgement = self._check_difference(params, line, known)
@@ -449,6 +452,16 @@ class Truth(Puzzle):
         if fact[1] is None:
             return unneeded("this is no part of the expression"), {fact}
         return unneeded("this was said before") if part in found else RIGHT, {fact}
+
+    def _check_rewritten(self, expression, text, known):
+        """Judgement of the expression with the letters of columns: 'C and not A'."""
+        parts = {fact[0]: fact[1] for fact in known if isinstance(fact, tuple)}
+        if missing := [letter for letter in re.findall("[A-Z]", text) if letter not in parts]:
+            return wrong(f"{missing[0]} has not been worked out")
+        stands_for = {letter: part for letter, part in parts.items() if part is not None}
+        if in_order(read_boolean(text, stands_for)) != in_order(expression):
+            return wrong("this is not the expression")
+        return RIGHT
 
     def _check_row(self, expression, bits, text):
         """Judgement of the row '0 1: (0 or 1) and not 0 = 1 and 1 = 1'."""
@@ -669,6 +682,18 @@ def parts_of(expression):
     return parts
 
 
+def with_columns(tree, numbers):
+    """The expression with the numbers of columns in the places of the parts that have one.
+
+    numbers: {in_order(part): number}. ('and', ('or', 1, 0), ('not', 0)) with {0: 0, 1: 1,
+    ('or', 0, 1): 2}  ->  ('and', 2, ('not', 0))
+    """
+    if in_order(tree) in numbers:
+        return numbers[in_order(tree)]
+    op, *parts = tree
+    return (op, *(with_columns(part, numbers) for part in parts))
+
+
 def put_in(tree, bits):
     """The expression with the values of a row, '0 1', in the places of its variables."""
     if isinstance(tree, int):
@@ -718,10 +743,14 @@ def row_line(expression, bits):
 
 
 class _BooleanReader:
-    """Recursive descent over an expression of 0, 1, not, and, or, xor and brackets."""
+    """Recursive descent over an expression of leaves, not, and, or, xor and brackets.
 
-    def __init__(self, text):
+    leaves: {text: the tree that stands for it}.
+    """
+
+    def __init__(self, text, leaves):
         self.text = text
+        self.leaves = leaves
         self.tokens = ["", *reversed(re.findall(r"[a-z]+|\S", text))]  # the next one is the last
 
     def read(self):
@@ -739,10 +768,10 @@ class _BooleanReader:
         return op, left, self.single(depth)
 
     def single(self, depth):
-        """A constant, a negation or a bracket."""
+        """A leaf, a negation or a bracket."""
         token = self.tokens.pop()
-        if token in ("0", "1"):
-            return int(token)
+        if token in self.leaves:
+            return self.leaves[token]
         if token == "not" and depth < MAX_DEPTH:
             return token, self.single(depth + 1)
         if token == "(" and depth < MAX_DEPTH:
@@ -752,11 +781,14 @@ class _BooleanReader:
         raise Unreadable(self.text)
 
 
-def read_boolean(text):
-    """Tree of an expression of constants.
+CONSTANTS = {"0": 0, "1": 1}
+
+
+def read_boolean(text, leaves=CONSTANTS):
+    """Tree of an expression of constants, or of other leaves {text: tree}.
 
     '(1 or 0) and not 1'  ->  ('and', ('or', 1, 0), ('not', 1))
 
     Raises Unreadable, also where brackets have to say what comes first.
     """
-    return _BooleanReader(text).read()
+    return _BooleanReader(text, leaves).read()

@@ -17,6 +17,8 @@ CUES = ("Wait", "Check", "Another", "Back", "Try")
 NAME = re.compile(rf"\b(?!(?:{'|'.join(CUES)})\b)[A-Z][a-z]+\b")  # of order puzzles
 LETTER = re.compile(r"\b[A-Z]\b")  # of the columns of a truth table
 BITS = re.compile("[A-Z] = |[01 ]+: ")  # the start of a column or row
+# Lines that a solution stands without: tries, and the expression of a truth table written anew.
+SPARE = re.compile(r"Try |(?=.*\b(?:and|or|xor|not)\b)[A-Za-z() ]+$")
 # What may stand between operands that can change places.
 COMMUTES = re.compile(r" ?[+*] ?|% of | and | or | xor ")
 
@@ -40,11 +42,11 @@ def mutate(problem, lines, kind, rng):
 def _drop(lines, rng):
     """The trace without one of its steps; None where it has only one.
 
-    Not without a check, a try or a part of the second way: the first way stands without them.
+    Not without a check, a SPARE line or a part of the second way: the first way stands without.
     """
     extra = [n for n, line in enumerate(lines) if line.startswith(("Check", "Another"))]
     end = extra[0] if extra else len(lines)
-    steps = [n for n in range(end) if not lines[n].startswith("Try ")]
+    steps = [n for n in range(end) if not SPARE.match(lines[n])]
     i = rng.choice(steps)
     return [*lines[:i], *lines[i + 1 :]] if len(steps) > 1 else None
 
