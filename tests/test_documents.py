@@ -66,7 +66,7 @@ def commands_of(document):
     for line in code:
         match = COMMAND.search(line)
         if match:
-            words = shlex.split(match[1])
+            words = shlex.split(re.sub(r" < \S+", "", match[1]))  # less the shell's input
             if words[0] == "-m":
                 found.append((words[2:], words[1]))
             else:
@@ -81,8 +81,8 @@ class Parsed(Exception):
 def parsed(module, words, monkeypatch):
     """The config that a command's main() would run with; it is stopped there."""
     name = "nanoreason.bench.speed" if module == "nanoreason.bench" else module
-    if name == "nanoreason.tasks":
-        name = "nanoreason.tasks.__main__"
+    if name in ("nanoreason.tasks", "nanoreason.pretrained"):
+        name += ".__main__"
     script = importlib.import_module(name)
 
     def stop(*args, **options):

@@ -306,8 +306,31 @@ def sound_column(line, meant, question):
     return new in parts(text) - known and bits == column(means, letters)
 
 
+def has_brackets(text):
+    """Is there at most one and, or, xor in every bracket, and outside of them?"""
+    pieces = [text]
+    while inner := re.search(r"\(([^()]*)\)", pieces[0]):
+        pieces[0] = pieces[0].replace(inner[0], "p", 1)
+        pieces.append(inner[1])
+    return all(len(re.findall(r"\b(?:and|or|xor)\b", piece)) <= 1 for piece in pieces)
+
+
+def sound_expression(line, meant, question):
+    """Is 'C and not A' the expression of the question? meant: {'A': 'p', ...}."""
+    if not set(re.findall("[A-Z]", line)) <= set(meant) or not has_brackets(line):
+        return False
+    try:
+        said = turned(parsed(re.sub("[A-Z]", lambda m: f"({meant[m[0]]})", line)))
+    except SyntaxError:
+        return False
+    return said == turned(parsed(read_truth(question)[0]))
+
+
 def sound_truth(question, lines):
-    """Does a trace work out every row or column once, and only then count the rows?"""
+    """Does a trace work out every row or column once, and only then count the rows?
+
+    The expression may be written anew where it has become shorter, until its column is there.
+    """
     values = table(question)
     whole = turned(parsed(read_truth(question)[0]))
     meant = {}  # letter of a column -> what it stands for
@@ -316,8 +339,16 @@ def sound_truth(question, lines):
     false = n - true
     done = set()
     said = []
+    shortest = 99  # operators of the expression where it was written last
     for line in lines:
         line = re.sub(CUE, "", line)
+        if re.fullmatch("(and|or|xor|not|[A-Z() ])+", line):
+            operators = len(re.findall("and|x?or|not", line))
+            known = whole in {turned(parsed(m)) for m in meant.values()}
+            if known or operators >= shortest or not sound_expression(line, meant, question):
+                return False
+            shortest = operators
+            continue
         if re.match("[01 ]+: ", line):
             bits, sides = line.split(": ")
             bits = tuple(int(b) for b in bits.split(" "))
@@ -583,6 +614,8 @@ TABLE = ["0 0: 0", "0 1: 1", "1 0: 0", "1 1: 0"]
 COLUMNS = [
     "A = 0011", "B = 0101", "C = A or B = 0111", "D = not A = 1100", "E = C and D = 0100",
 ]
+ANEW = ["(A or B) and not A", "C and not A", "C and D"]  # before the third column, the fourth, ...
+WORK = [*COLUMNS[:2], ANEW[0], COLUMNS[2], ANEW[1], COLUMNS[3], ANEW[2], COLUMNS[4]]
 
 
 def test_the_worked_examples_of_an_order():
@@ -605,30 +638,45 @@ def test_the_worked_examples_of_an_order():
 
 def test_the_worked_examples_of_a_truth_table():
     rng = random.Random(0)
-    assert solve(COUNT, "steps", rng) == [*COLUMNS, "true in 1 of 4 rows"]
+    assert solve(COUNT, "steps", rng) == [*WORK, "true in 1 of 4 rows"]
     assert solve(COUNT, "terse", rng) == [*TABLE, "true in 1 of 4 rows"]
     other_way = ["Another way: false in 3 of 4 rows", "4 - 3 = 1"]
-    assert solve(COUNT, "another", rng)[6:] == other_way
-    assert solve(COUNT, "check", rng)[6:] == ["Check: 1 + 3 = 4"]
+    assert solve(COUNT, "another", rng)[9:] == other_way
+    assert solve(COUNT, "check", rng)[9:] == ["Check: 1 + 3 = 4"]
     # a part that comes again, and one that comes again the other way round, are said once
     expression = ("xor", ("or", ("not", ("and", 0, 1)), ("and", 1, 0)), ("not", ("and", 0, 1)))
     nested = make_problem("logic", 1, ("truth", expression), rng)
     assert solve(nested, "steps", rng) == [
-        "A = 0011", "B = 0101", "C = A and B = 0001", "D = not C = 1110", "E = D or C = 1111",
-        "F = E xor D = 0001", "true in 1 of 4 rows",
+        "A = 0011", "B = 0101",
+        "(not (A and B) or (B and A)) xor not (A and B)", "C = A and B = 0001",
+        "(not C or C) xor not C", "D = not C = 1110",
+        "(D or C) xor D", "E = D or C = 1111",
+        "E xor D", "F = E xor D = 0001",
+        "true in 1 of 4 rows",
     ]
 
 
-@pytest.mark.parametrize("kind", ["order", "truth", None])
-def test_difficulty_grows_with_the_level(kind):
-    means = []
+@pytest.mark.parametrize("kind, in_order", [
+    ("order", [ALL_LEVELS]),
+    ("truth", [(1, 2, 4, 5), (1, 3, 4, 6)]),
+    (None, [ALL_LEVELS]),
+])
+def test_difficulty_grows_with_the_level(kind, in_order):
+    """Of both kinds together, and of orders.
+
+    A truth table takes more with every operator, before each of which the expression is written,
+    and with every variable. Two operators on three variables take less than three on two, and
+    three on four less than five on three.
+    """
+    means = {}
     for level in ALL_LEVELS:
         if kind:
             problems = draws(kind, level, 150)
         else:
             problems = [draw_problem("logic", level, random.Random(i)) for i in range(300)]
-        means.append(sum(FAMILY.difficulty(p.params) for p in problems) / len(problems))
-    assert all(a * 1.1 < b for a, b in zip(means, means[1:])), means
+        means[level] = sum(FAMILY.difficulty(p.params) for p in problems) / len(problems)
+    for levels in in_order:
+        assert all(means[a] * 1.1 < means[b] for a, b in itertools.pairwise(levels)), means
 
 
 # The checker of lines
@@ -655,10 +703,11 @@ def mutants_of_order(lines, i, names, rng):
 
 
 def mutants_of_truth(lines, i, rng):
-    """Line i of a trace about a truth table, changed in five ways."""
-    spot = rng.choice(list(re.finditer("[0-9]", lines[i])))
-    digit = rng.choice("0123" if spot[0] not in "01" else "01")
-    yield with_line(lines, i, lines[i][: spot.start()] + digit + lines[i][spot.end() :])
+    """Line i of a trace about a truth table, changed in eight ways."""
+    if spots := list(re.finditer("[0-9]", lines[i])):
+        spot = rng.choice(spots)
+        digit = rng.choice("0123" if spot[0] not in "01" else "01")
+        yield with_line(lines, i, lines[i][: spot.start()] + digit + lines[i][spot.end() :])
     letter = re.search("[A-Z](?! *[a-z]*way)", lines[i])
     if letter:
         name = rng.choice("ABCDE")
@@ -669,6 +718,7 @@ def mutants_of_truth(lines, i, rng):
     yield with_line(lines, i, re.sub(" = [^=]*$", "", lines[i]))
     yield with_line(lines, i, re.sub(r"=.*(?==)", "", lines[i]))
     yield with_line(lines, i, lines[i].replace("not ", "", 1))
+    yield with_line(lines, i, re.sub(r"\(([^()]*)\)", r"\1", lines[i], count=1))
 
 
 def mutants(problem, rng):
@@ -717,7 +767,10 @@ def test_a_flipped_bit_in_a_row_or_column_is_always_wrong():
             columns = FAMILY.steps(problem.params)[:-1]
             for lines in ([], columns), (columns, []):
                 assert set(verdicts(problem, [*lines[0], *rows, *lines[1]])) == {RIGHT}
-            for i, line in enumerate(rows + columns):
+            with_bits = [i for i, line in enumerate(rows + columns) if re.search("[01]", line)]
+            assert len(with_bits) > len(rows + columns) / 2
+            for i in with_bits:
+                line = (rows + columns)[i]
                 before = line.index(":") if ":" in line else 0
                 bits = [m for m in re.finditer("[01]", line) if m.start() > before]
                 spot = rng.choice(bits)
@@ -845,6 +898,8 @@ NO_FOLLOW = "a side does not follow from the one before"
 OTHER_EXPRESSION = "this is not the expression"
 NO_COLUMN = "the column of the whole expression has not been worked out"
 NO_PART = "this is no part of the expression"
+NO_SHORTER = "this is no shorter than before"
+COLUMN_THERE = "the column of the whole expression is there"
 ROW = "1 0: (1 or 0) and not 1"
 TRUE_ROWS = "true in 1 of 4 rows"
 FALSE_ROWS = "false in 3 of 4 rows"
@@ -933,6 +988,61 @@ TRUTH_LINES = [
     (COLUMNS[:2], "c = A or B = 0111", WRONG, UNREADABLE),
     (COLUMNS[:2], "C = A or B = 0 1 1 1", WRONG, UNREADABLE),
     ([], "Check: A = 0011", WRONG, UNREADABLE),
+    # the expression written anew
+    (COLUMNS[:2], ANEW[0], RIGHT, ""),
+    (COLUMNS[:2], "not A and (B or A)", RIGHT, ""),
+    (COLUMNS[:3], ANEW[1], RIGHT, ""),
+    (COLUMNS[:3], "not A and C", RIGHT, ""),
+    (COLUMNS[:3], " (C)  and not A", RIGHT, ""),
+    (COLUMNS[:3], ANEW[0], RIGHT, ""),
+    (COLUMNS[:4], ANEW[2], RIGHT, ""),
+    (COLUMNS[:4], "(A or B) and D", RIGHT, ""),
+    ([*COLUMNS[:2], "C = not A = 1100"], "(A or B) and C", RIGHT, ""),
+    ([*COLUMNS[:3], "D = C or C = 0111"], ANEW[1], RIGHT, ""),
+    # before its letters, with others, with another operator, without brackets
+    ([], ANEW[0], WRONG, "A has not been worked out"),
+    (COLUMNS[:1], ANEW[0], WRONG, "B has not been worked out"),
+    (TABLE, ANEW[0], WRONG, "A has not been worked out"),
+    (COLUMNS[:2], ANEW[1], WRONG, "C has not been worked out"),
+    ([*COLUMNS[:2], "C = A or B = 0110"], ANEW[1], WRONG, "C has not been worked out"),
+    ([*COLUMNS[:2], "C = A and B = 0001"], ANEW[1], WRONG, OTHER_EXPRESSION),
+    (COLUMNS[:3], "C and not F", WRONG, "F has not been worked out"),
+    (COLUMNS[:3], "C and not B", WRONG, OTHER_EXPRESSION),
+    (COLUMNS[:3], "C or not A", WRONG, OTHER_EXPRESSION),
+    (COLUMNS[:3], "C and A", WRONG, OTHER_EXPRESSION),
+    (COLUMNS[:3], "not (C and A)", WRONG, OTHER_EXPRESSION),
+    (COLUMNS[:3], "not C and not A", WRONG, OTHER_EXPRESSION),
+    (COLUMNS[:3], "not not C and not A", WRONG, OTHER_EXPRESSION),
+    (COLUMNS[:3], "C", WRONG, OTHER_EXPRESSION),
+    (COLUMNS[:4], "D", WRONG, OTHER_EXPRESSION),
+    (COLUMNS[:2], "A or B and not A", WRONG, UNREADABLE),
+    (COLUMNS[:2], "A or (B and not A)", WRONG, OTHER_EXPRESSION),
+    (COLUMNS[:2], "(A or B and not A", WRONG, UNREADABLE),
+    (COLUMNS[:2], "(A or B) and not A)", WRONG, UNREADABLE),
+    (COLUMNS[:3], "C and", WRONG, UNREADABLE),
+    (COLUMNS[:3], "and C not A", WRONG, UNREADABLE),
+    (COLUMNS[:3], "C A", WRONG, UNREADABLE),
+    (COLUMNS[:3], "C nand A", WRONG, UNREADABLE),
+    (COLUMNS[:3], "(p or q) and not p", WRONG, UNREADABLE),
+    (COLUMNS[:3], f"{ANEW[1]} = 0100", WRONG, UNREADABLE),
+    (COLUMNS[:3], f"{ANEW[1]}.", WRONG, UNREADABLE),
+    (COLUMNS[:3], f"Check: {ANEW[1]}", WRONG, UNREADABLE),
+    ([], " ", WRONG, UNREADABLE),
+    # again, or of no more use
+    ([*COLUMNS[:3], ANEW[1]], ANEW[1], UNNEEDED, NO_SHORTER),
+    ([*COLUMNS[:3], ANEW[1]], "not A and C", UNNEEDED, NO_SHORTER),
+    ([*COLUMNS[:3], ANEW[1]], "(C) and not A", UNNEEDED, NO_SHORTER),
+    ([*COLUMNS[:3], ANEW[1]], ANEW[0], UNNEEDED, NO_SHORTER),
+    ([*COLUMNS[:3], ANEW[1]], "C or not A", WRONG, OTHER_EXPRESSION),
+    ([*COLUMNS[:3], ANEW[0]], ANEW[1], RIGHT, ""),
+    ([*COLUMNS[:3], "C or not A"], ANEW[1], RIGHT, ""),
+    ([*COLUMNS[:4], ANEW[2]], "(A or B) and D", UNNEEDED, NO_SHORTER),
+    (COLUMNS, ANEW[2], UNNEEDED, COLUMN_THERE),
+    (COLUMNS, "E", UNNEEDED, COLUMN_THERE),
+    (COLUMNS, "C or D", WRONG, OTHER_EXPRESSION),
+    ([*COLUMNS, TRUE_ROWS], ANEW[2], UNNEEDED, COLUMN_THERE),
+    ([*COLUMNS[:4], ANEW[2]], TRUE_ROWS, WRONG, NO_COLUMN),
+    # columns, and the count
     (COLUMNS, TRUE_ROWS, RIGHT, ""),
     (COLUMNS, FALSE_ROWS, RIGHT, ""),
     (COLUMNS, "Check: 1 + 3 = 4", RIGHT, ""),
@@ -1020,7 +1130,7 @@ def test_concludes_names_the_asked_place_only():
     assert not concludes(last, "Tom is second")
     assert concludes(COUNT.params, TRUE_ROWS)
     assert concludes(COUNT.params, "4 - 3 = 1")
-    for line in (FALSE_ROWS, "true in 3 of 4 rows", "4 - 1 = 3", "0 1: 1"):
+    for line in (FALSE_ROWS, "true in 3 of 4 rows", "4 - 1 = 3", "0 1: 1", ANEW[2]):
         assert not concludes(COUNT.params, line), line
 
 
@@ -1037,7 +1147,7 @@ def test_slips_are_made_in_clues_places_and_columns_alone():
     }
     assert slips("A = 0011") == {"A = 1011", "A = 0111", "A = 0001", "A = 0010"}
     assert slips("E = C and D = 01") == {"E = C and D = 11", "E = C and D = 00"}
-    for line in ("Ben is second", TRUE_ROWS, WHOLE, ROW, "4 - 3 = 1"):
+    for line in ("Ben is second", TRUE_ROWS, WHOLE, ROW, ANEW[0], "4 - 3 = 1"):
         assert slips(line) == {""}, line
 
 
@@ -1058,6 +1168,7 @@ HARD_LINES = [
     "Check: " + "Anna > Ben, " * 16, " is " * 50, "Anna is " + "x" * 190,
     "0 " * 99 + ": 0", "0" * 199 + ":", f"true in {'9' * 180} of 4 rows", "9" * 190 + " - 1 = 1",
     "Anna > Ben" * 10_000, " " * 1_000_000,
+    "(A and " * 27 + "B", "not " * 48 + "A", "A xor " * 32 + "B", "(" * 195, "A" * 195,
     "A = " + "01" * 98, "C = " * 49, "C = A and B = " * 14 + "1", "Ben > Tom, " * 18,
     "Anna is first: " + "Ben > Tom, " * 16, "Anna is first: " * 13,
 ]
@@ -1102,6 +1213,18 @@ def test_columns_of_columns_of_columns_are_checked_at_once():
     found = verdicts(COUNT, [*lines, "A = Z and Z = 0011", "Z = Y and Y = 0011"])
     assert time.perf_counter() - start < 0.1
     assert found == [RIGHT] * 2 + [UNNEEDED] * 24 + [WRONG, UNNEEDED]
+
+
+def test_an_expression_of_long_columns_is_read_at_once():
+    """Every letter of the line stands for the largest part but one, or for the whole."""
+    problem = draws("truth", 5, 1)[0]
+    columns = [line for line in FAMILY.steps(problem.params)[:-1] if "=" in line]
+    for letter in (columns[-2][0], columns[-1][0]):
+        line = f"({letter} xor " * 19 + letter + ")" * 19
+        start = time.perf_counter()
+        *before, judgement = verdicts(problem, [*columns, line])
+        assert time.perf_counter() - start < 0.05
+        assert (set(before), judgement) == ({RIGHT}, WRONG)
 
 
 def test_sides_are_read_to_a_depth_of_20():

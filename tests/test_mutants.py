@@ -283,11 +283,15 @@ def test_a_truth_table_is_damaged_in_its_bits_and_letters_and_keeps_its_shape():
     for _, lines, kind, damaged in mutants("logic", 300, 0):
         pairs = [(a, b) for a, b in zip(lines, damaged) if a != b and kind == "changed number"]
         for a, b in pairs:
-            if re.match("[A-Z] = |[01 ]+: ", a):
+            if re.fullmatch("(and|or|xor|not|[A-Z() ])+", a):
+                ((old, new),) = [spot for spot in zip(a, b, strict=True) if spot[0] != spot[1]]
+                assert (old + new).isupper(), (a, b)
+                changed["letter of an expression"] += 1
+            elif re.match("[A-Z] = |[01 ]+: ", a):
                 ((old, new),) = [spot for spot in zip(a, b, strict=True) if spot[0] != spot[1]]
                 assert (new in "01") == (old in "01"), (a, b)
                 changed["bit" if old in "01" else "letter"] += 1
-    assert min(changed["bit"], changed["letter"]) > 5, changed
+    assert len(changed) == 3 and min(changed.values()) > 5, changed
 
 
 # The table

@@ -131,7 +131,7 @@ def method(numbers, target):
     The path is None where none does. numbers: sorted.
 
     method((6, 9, 18), 54)
-        'Try 6 + 9 + 18 = 33'                         signs: the sum is too small
+        'Try 6 + 9 = 15, 15 + 18 = 33'                signs: the sum is too small
         'Try 9 * 6 = 54, 54 + 18 = 72, 54 - 18 = 36'  a product, and signs on what is left
         'Try 54 / 6 = 9, 18 - 9 = 9'                  factors: the path is (18 - 9) * 6
     """
@@ -274,7 +274,7 @@ def by_last_factor(numbers, target):
     """The last move multiplies or divides by one of the numbers; signs do the rest.
 
     by_last_factor((5, 11, 17, 19), 51)
-        '51 / 17 = 3', '5 + 11 + 19 = 35', '35 - 3 = 32', '32 / 2 = 16', '35 - 16 = 19'
+        '51 / 17 = 3', '5 + 11 = 16', '16 + 19 = 35', '35 - 3 = 32', '32 / 2 = 16', '35 - 16 = 19'
     """
     for i, c in enumerate(numbers):
         if c > 1 and target % c == 0:

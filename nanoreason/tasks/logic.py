@@ -321,8 +321,9 @@ class Truth(Puzzle):
     A row worked out, '0 1: (0 or 1) and not 0 = 1 and 1 = 1', is another way to say it.
 
     Facts are (letter, part, bits) of each column, the part being in_order, and None where it is no
-    part of the expression; the bits of a row that was worked out, '0 1'; the text of a line that
-    counts rows, and of one that writes the expression anew; 'difference' and 'check'.
+    part of the expression; how many operators the expression has where it is written anew; the
+    bits of a row that was worked out, '0 1'; the text of a line that counts rows; 'difference' and
+    'check'.
     """
 
     # level -> (variables, operators)
@@ -413,8 +414,8 @@ class Truth(Puzzle):
             fact = line
             judgement = self._check_count(params, line, count[1], known)
         elif re.fullmatch("[A-Zadnortx() ]+", line):
-            fact = line
-            judgement = self._check_rewritten(params[0], line, known)
+            fact = len(re.findall("[a-z]+", line))
+            judgement = self._check_rewritten(params[0], line, fact, known)
         else:
             fact = "difference"
             judgement = self._check_difference(params, line, known)
@@ -453,14 +454,24 @@ class Truth(Puzzle):
             return unneeded("this is no part of the expression"), {fact}
         return unneeded("this was said before") if part in found else RIGHT, {fact}
 
-    def _check_rewritten(self, expression, text, known):
-        """Judgement of the expression with the letters of columns: 'C and not A'."""
+    def _check_rewritten(self, expression, text, operators, known):
+        """Judgement of the expression with the letters of columns: 'C and not A'.
+
+        It has fewer operators than before: else it could be said in every order, again and again.
+        """
         parts = {fact[0]: fact[1] for fact in known if isinstance(fact, tuple)}
-        if missing := [letter for letter in re.findall("[A-Z]", text) if letter not in parts]:
+        letters = re.findall("[A-Z]", text)
+        if missing := [letter for letter in letters if letter not in parts]:
             return wrong(f"{missing[0]} has not been worked out")
-        stands_for = {letter: part for letter, part in parts.items() if part is not None}
-        if in_order(read_boolean(text, stands_for)) != in_order(expression):
+        if None in map(parts.get, letters):
             return wrong("this is not the expression")
+        whole = in_order(expression)
+        if in_order(read_boolean(text, parts)) != whole:
+            return wrong("this is not the expression")
+        if whole in parts.values():
+            return unneeded("the column of the whole expression is there")
+        if any(isinstance(fact, int) and fact <= operators for fact in known):
+            return unneeded("this is no shorter than before")
         return RIGHT
 
     def _check_row(self, expression, bits, text):

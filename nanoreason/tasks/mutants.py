@@ -17,8 +17,8 @@ CUES = ("Wait", "Check", "Another", "Back", "Try")
 NAME = re.compile(rf"\b(?!(?:{'|'.join(CUES)})\b)[A-Z][a-z]+\b")  # of order puzzles
 LETTER = re.compile(r"\b[A-Z]\b")  # of the columns of a truth table
 BITS = re.compile("[A-Z] = |[01 ]+: ")  # the start of a column or row
-# Lines that a solution stands without: tries, and the expression of a truth table written anew.
-SPARE = re.compile(r"Try |(?=.*\b(?:and|or|xor|not)\b)[A-Za-z() ]+$")
+# the expression of a truth table written anew, '(A or B) and not A'
+EXPRESSION = re.compile(r"(?=.*\b(?:and|or|xor|not)\b)[A-Za-z() ]+$")
 # What may stand between operands that can change places.
 COMMUTES = re.compile(r" ?[+*] ?|% of | and | or | xor ")
 
@@ -30,7 +30,7 @@ def mutate(problem, lines, kind, rng):
         return _drop(lines, rng)
     if kind == "copied answer":
         return _copy_answer(problem, lines, i, rng)
-    name = LETTER if BITS.match(lines[i]) else NAME
+    name = LETTER if BITS.match(lines[i]) or EXPRESSION.match(lines[i]) else NAME
     spots = list(re.finditer(rf"[0-9]+|{name.pattern}", lines[i]))
     if kind == "changed number":
         line = _change(lines, i, spots, name, rng)
@@ -42,11 +42,13 @@ def mutate(problem, lines, kind, rng):
 def _drop(lines, rng):
     """The trace without one of its steps; None where it has only one.
 
-    Not without a check, a SPARE line or a part of the second way: the first way stands without.
+    Not without a check, a try, an expression written anew or a part of the second way: the first
+    way stands without them.
     """
     extra = [n for n, line in enumerate(lines) if line.startswith(("Check", "Another"))]
     end = extra[0] if extra else len(lines)
-    steps = [n for n in range(end) if not SPARE.match(lines[n])]
+    spare = [line.startswith("Try ") or EXPRESSION.match(line) for line in lines]
+    steps = [n for n in range(end) if not spare[n]]
     i = rng.choice(steps)
     return [*lines[:i], *lines[i + 1 :]] if len(steps) > 1 else None
 
