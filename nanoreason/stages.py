@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,37 +110,33 @@ def finished(config, stage, log):
 
 def run_stages(config, stages, log):
     """Run what is not done: in order on a GPU, else as many at once as there are cores, each as
-    soon as what it reads is there. The first failure, Ctrl-C among them, ends what has yet to
-    begin.
+    soon as what it reads is there; of several that could begin the first. The first failure, Ctrl-C
+    among them, ends what has yet to begin.
 
-    stages: in an order in which each reads earlier ones only, so that never all workers wait.
+    stages: in an order in which each reads earlier ones only.
     """
-    futures = {}
-    stopped = threading.Event()
+    waiting = {}  # number of a stage that has yet to begin: the stage
+    for number, stage in enumerate(stages, 1):
+        if not finished(config, stage, log):
+            waiting[number] = stage
     workers = at_once()
-
-    def work(number, stage, needs):
-        for name in needs:
-            futures[name].result()
-        if stopped.is_set():
-            return
-        threads = 0 if stage.alone or workers == 1 else 1
-        try:
-            run_stage(config, stage, f"{number}/{len(stages)}", threads, log)
-        except BaseException:
-            stopped.set()
-            raise
-
+    running = {}  # future: name of its stage
     with ThreadPoolExecutor(workers) as pool:
-        try:
-            for number, stage in enumerate(stages, 1):
-                if not finished(config, stage, log):
-                    needs = [name for name in inputs(config, stage, stages) if name in futures]
-                    futures[stage.name] = pool.submit(work, number, stage, needs)
-            for future in futures.values():
+        while waiting or running:
+            unfinished = {stage.name for stage in waiting.values()} | set(running.values())
+            ready = [
+                number for number, stage in waiting.items()
+                if unfinished.isdisjoint(inputs(config, stage, stages))
+            ]
+            for number in ready[: workers - len(running)]:
+                stage = waiting.pop(number)
+                threads = 0 if stage.alone or workers == 1 else 1
+                position = f"{number}/{len(stages)}"
+                future = pool.submit(run_stage, config, stage, position, threads, log)
+                running[future] = stage.name
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[future]
                 future.result()
-        finally:
-            stopped.set()
 
 
 def wall(log):
