@@ -43,12 +43,12 @@ STYLE_RATES = {
 }
 # {--shares: how often a level is worked}; questions answered at once come from all levels alike
 LEVEL_RATES = {
-    "easy": {1: 0.38, 2: 0.38, 3: 0.08, 4: 0.12, 5: 0.04},
+    "easy": {1: 0.41, 2: 0.41, 3: 0.06, 4: 0.09, 5: 0.03},
     "even": dict.fromkeys(LEVELS, 0.2),
 }
 # {--shares: how often a family is worked or asked}, 1 where not named
 FAMILY_RATES = {
-    "easy": {"addition": 0.5, "primality": 0.4, "logic": 0.15, "countdown": 0.15, "code": 0.2},
+    "easy": {"addition": 0.5, "primality": 0.4, "logic": 0.1, "countdown": 0.1, "code": 0.15},
     "even": {},
 }
 MOST_TEXT = 0.8  # share of the base corpus that text outside conversations may take

@@ -104,7 +104,7 @@ def training_stages(out):
     answers = dict(init=out / "cold", temperature=0.7, questions=1000, val_questions=40,
                    epochs=3, eval_every=30)
     samples = dict(teacher=out / "rl", cache=out / "samples", families=ALL, level="1,2",
-                   questions=6000, samples=2, keep=2)
+                   questions=8000, samples=2, keep=2)
     return [
         ("base", "train_sft.py", dict(stage="base", tokens=3_300_000),
          "a base model from random weights; most of its text answers at once"),
