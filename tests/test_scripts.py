@@ -328,7 +328,7 @@ def test_the_held_out_level_can_be_measured(tiny_checkpoint, tmp_path):
 
 
 def test_training_from_a_corpus_file_is_training_on_the_text_it_was_made_of(tmp_path, capsys):
-    same = "--tokens 1000 --row-tokens 64 --families chain,word".split()
+    same = "--tokens 1000 --row-tokens 64 --families chain,equation".split()
     write = ["--write", tmp_path / "corpus", "--workers", 1, *same]
     call(corpus, *write)
     flags = """
