@@ -92,6 +92,7 @@ FULL = {
     "test": FULL_TEST,
     "best_of_n": dict(max_reasoning_tokens=LONGEST),
 }
+FULL_TIMES = 10  # as long as the run of minutes: 80 minutes where that one was said to take 8
 FROM_BASE = {"orm": "init", "prm": "init", "rejection": "teacher", "student": "teacher"}
 
 
@@ -217,8 +218,8 @@ def main():
     stages, log = prepare(config)
     missing = [stage for stage in stages if not finished(config, stage, log)]
     if missing and not config.quick:
-        say(f"{len(missing)} of {len(stages)} stages to run: about {estimate(missing):.0f} minutes "
-            "here")
+        minutes = estimate(missing) * (FULL_TIMES if config.size == "full" else 1)
+        say(f"{len(missing)} of {len(stages)} stages to run: about {minutes:.0f} minutes here")
     run_stages(config, stages, log)
     commands = {stage.name: command(stage) for stage in stages}
     report = build_report(config, log, demo_questions(config), commands)

@@ -207,7 +207,7 @@ def final_lines(report):
     rl, final = (s for s in report["stages"] if s["name"] in ("rl", "final"))
     kept = report["rejection"]
     fate = [f"{n} {cause}" for cause, n in kept["fate"].items() if n and cause != "kept"]
-    rows = [["RL families, greedy", *(percent(s["greedy_accuracy"]) for s in (rl, final))]]
+    rows = [["these five families, greedy", *(percent(s["greedy_accuracy"]) for s in (rl, final))]]
     families = [("small instructions", "instruct"), ("factual recall", "fact"),
                 ("harmful requests refused", "harmful"),
                 ("harmless look-alikes answered", "harmless")]
@@ -265,7 +265,7 @@ def markdown(report):
         f"{report['torch']}, {memory}. Test problems were never trained on. Accuracy in percent "
         "with 95% Wilson intervals.",
         "",
-        f"RL families ({', '.join(RL_FAMILIES)}), {levels_in_words(base['levels'])}, mean over "
+        f"Five families that RL trains ({', '.join(RL_FAMILIES)}), {levels_in_words(base['levels'])}, mean over "
         f"families, n = {base['greedy_accuracy']['n']}:",
         "",
         *stage_lines(report),
