@@ -265,7 +265,8 @@ def markdown(report):
         f"{report['torch']}, {memory}. Test problems were never trained on. Accuracy in percent "
         "with 95% Wilson intervals.",
         "",
-        f"Five families that RL trains ({', '.join(RL_FAMILIES)}), {levels_in_words(base['levels'])}, mean over "
+        f"Five families that RL trains ({', '.join(RL_FAMILIES)}), "
+        f"{levels_in_words(base['levels'])}, mean over "
         f"families, n = {base['greedy_accuracy']['n']}:",
         "",
         *stage_lines(report),
